@@ -1,0 +1,50 @@
+# Two commands do everything, each from nothing: `make repro` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup repro test test-slow lint preset ui clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv and install the pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	@touch $@
+
+repro: setup ## run the pipeline (dvc repro) and say where the report is
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
+	$(BIN)/dvc repro
+	@echo; echo "report: $(CURDIR)/reports/index.html"
+
+test: setup ## ruff and pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## ruff alone, mending what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+preset: setup ## edit params.yaml: make preset NAME=digits|cifar10|cifar10-jpeg|imagenet64|imagefolder
+	$(BIN)/python -m pipeline.preset $(NAME)
+
+ui: setup ## MLflow on this machine's loopback, with the project's store
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+clean: ## remove the environment and caches of tools (not data, models or runs)
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

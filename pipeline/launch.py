@@ -1,0 +1,56 @@
+"""One process or many: hardware is environment, never part of the graph.
+
+A stage that can share its work runs in this process, unless the machine or IFM_LAUNCH says otherwise:
+- IFM_LAUNCH, e.g. "accelerate launch --num_processes 8" or "torchrun --nproc_per_node 2", is put before the stage;
+- without it, a machine with several GPUs is used whole (IFM_LAUNCH=none keeps to one process).
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+
+def launcher() -> list[str] | None:
+    """The words to put before "-m module", or None to stay in this process."""
+    if "LOCAL_RANK" in os.environ or "RANK" in os.environ:
+        return None  # already launched
+    asked = os.environ.get("IFM_LAUNCH")
+    if asked:
+        return None if asked == "none" else shlex.split(asked)
+    gpus = _gpu_count()
+    if gpus > 1:
+        return [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            str(gpus),
+        ]
+    return None
+
+
+def _gpu_count() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and len([d for d in visible.split(",") if d.strip()]) < 2:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def relaunch(module: str, arguments: list[str]) -> int | None:
+    """Runs the stage under a launcher and returns its exit status, or None where this process is to do the work."""
+    words = launcher()
+    if words is None:
+        return None
+    try:
+        process = subprocess.Popen([*words, "-m", module, *arguments])
+    except FileNotFoundError:
+        print(f"IFM_LAUNCH: no such command {words[0]!r}", file=sys.stderr)
+        return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: process.send_signal(n))
+    return process.wait()

@@ -1,0 +1,38 @@
+"""Where the stages' outputs stand, relative to the project's folder."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+RAW = Path("data/raw")
+PROCESSED = Path("data/processed")
+REFERENCE = Path("data/reference")
+REPORTS = Path("reports")
+METRICS = REPORTS / "metrics"
+CURVES = REPORTS / "curves"
+RUNS = REPORTS / "runs"  # every stage's run.json: cached by DVC, not in Git
+
+
+def trajectories(dynamics: str) -> Path:
+    return Path("data/trajectories") / dynamics
+
+
+def samples(dynamics: str) -> Path:
+    return Path("data/samples") / dynamics
+
+
+def teacher(dynamics: str) -> Path:
+    return Path("models/teacher") / dynamics
+
+
+def flow(dynamics: str) -> Path:
+    return Path("models/flow") / dynamics
+
+
+def curve(stage: str) -> Path:
+    """The training curve of a stage called e.g. teacher-ve."""
+    return CURVES / f"{stage}.csv"
+
+
+def run_record(stage: str) -> Path:
+    """What ties a stage's outputs to its MLflow run. The report reads the others' folder, so its own is outside."""
+    return REPORTS / "report-run.json" if stage == "report" else RUNS / f"{stage}.json"

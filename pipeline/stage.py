@@ -1,0 +1,134 @@
+"""What every stage shares: arguments, checked params, tracking, signals, one clear message for what a user can mend."""
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ifm import tracking
+from ifm.config import DYNAMICS_NAMES, Config, ConfigError, load, read_params
+from ifm.errors import UserError
+from ifm.tracking import StageRun
+from pipeline import launch, paths
+
+
+@dataclass
+class Stage:
+    """What a stage's work gets: the whole checked config, its dynamics (if any), and its MLflow run."""
+
+    name: str  # e.g. "teacher-ve": also the names of its run, curve and record
+    module: str
+    config: Config
+    values: dict[str, Any]  # params.yaml as plain values
+    dynamics: str | None
+    run: StageRun = field(default_factory=lambda: StageRun("untracked"))
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The plain values of some params, by dotted name, e.g. ``sections("seed", "ode.ve")``."""
+        return {name: _lookup(self.values, name) for name in names}
+
+    def work_folder(self, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+        """Where this very computation keeps what a kill must not lose: .ifm/checkpoints/<stage>-<hash>.
+
+        The hash is over parameters, the stage's code and its inputs' checksums, so that a changed one never meets an
+        old checkpoint. In the main checkout, so that a queued experiment finds it too.
+        """
+        code = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in declared_code(self.module)}
+        key = tracking.digest({"params": dict(params), "code": code, "inputs": dict(inputs)})
+        return tracking.project_root() / ".ifm" / "checkpoints" / f"{self.name}-{key}"
+
+
+def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
+    for part in dotted.split("."):
+        values = values[part]
+    return values
+
+
+def declared_code(stage: str) -> list[Path]:
+    """The Python files among the deps of a stage in dvc.yaml."""
+    graph = read_params(Path("dvc.yaml"))
+    return [Path(d) for d in graph["stages"][stage]["deps"] if str(d).endswith(".py")]
+
+
+def main(
+    work: Callable[[Stage], None],
+    *,
+    module: str,
+    params: Callable[[Stage], Mapping[str, Any]],
+    per_dynamics: bool = False,
+    parallel: bool = False,
+    tracked: bool = True,
+) -> None:
+    """Runs a stage from the command line and exits with its status.
+
+    `params` says which values are logged with the run; `parallel` stages may be launched as several processes;
+    `tracked=False` is for the stage that does the tracking itself.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m pipeline.stages.{module}", description=work.__doc__)
+    if per_dynamics:
+        parser.add_argument("dynamics", choices=DYNAMICS_NAMES)
+    arguments = parser.parse_args()
+    try:
+        config = load(paths.PARAMS)
+    except ConfigError as error:
+        sys.exit(f"{error}")
+    if parallel:
+        status = launch.relaunch(f"pipeline.stages.{module}", sys.argv[1:])
+        if status is not None:
+            sys.exit(status)
+    dynamics = getattr(arguments, "dynamics", None)
+    name = f"{module}-{dynamics}" if dynamics else module
+    stage = Stage(name, module, config, read_params(paths.PARAMS), dynamics)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with _tracked(stage, params(stage), tracked=tracked):
+            work(stage)
+    except UserError as error:
+        if os.environ.get("IFM_DEBUG"):
+            raise
+        sys.exit(f"{name}: {error}")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the stage by an exception, so that its run is closed and its temporary files go."""
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _tracked(stage: Stage, params: Mapping[str, Any], *, tracked: bool) -> Iterator[None]:
+    """Opens the stage's run on the main process; the others work untracked."""
+    if not tracked or int(os.environ.get("RANK", "0")) != 0:
+        yield
+        return
+    tags = {"ifm.dynamics": stage.dynamics} if stage.dynamics else {}
+    tags |= {"data": data_name(stage.config)} | _input_tags(stage)
+    with tracking.stage_run(stage.name, params=params, record=paths.run_record(stage.name), tags=tags) as run:
+        stage.run = run
+        yield
+
+
+def data_name(config: Config) -> str:
+    """What the data set is called in reports: its hub name, its folder's name, or "digits"."""
+    data = config.data
+    return data.name or (Path(data.path).resolve().name if data.path else data.source)
+
+
+def _input_tags(stage: Stage) -> dict[str, str]:
+    """md5 of each data input, as dvc.lock holds it from the stages before."""
+    lock, graph = Path("dvc.lock"), read_params(Path("dvc.yaml"))
+    if not lock.is_file():
+        return {}
+    made = {
+        out["path"]: out.get("md5")
+        for entry in (read_params(lock).get("stages") or {}).values()
+        for out in entry.get("outs", [])
+    }
+    deps = [str(d).replace("${item.dynamics}", stage.dynamics or "") for d in graph["stages"][stage.module]["deps"]]
+    return {f"input.{d}": made[d] for d in deps if made.get(d)}

@@ -1,0 +1,37 @@
+"""evaluate@d: the figures of every sampler."""
+
+import torch
+
+from ifm.files import write_json
+from ifm.metrics.evaluation import evaluate_samples
+from ifm.metrics.reference import load_reference
+from ifm.progress import progress
+from pipeline import paths
+from pipeline.stage import Stage, main
+
+
+def params(stage: Stage) -> dict:
+    return stage.sections("seed", "evaluate")
+
+
+def work(stage: Stage) -> None:
+    """FID, KID, end-point error and class shares of data/samples/{dynamics}, into reports/metrics."""
+    config, d = stage.config, stage.dynamics
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reference = load_reference(paths.REFERENCE, config.evaluate, device=device)
+    figures = evaluate_samples(
+        paths.samples(d),
+        reference,
+        kid_subsets=config.evaluate.kid_subsets,
+        kid_subset_size=config.evaluate.kid_subset_size,
+        seed=config.seed,
+        progress=lambda items: progress(items, label=f"evaluate {d}", unit="sampler"),
+    )
+    write_json(paths.METRICS / f"{d}.json", figures)
+    stage.run.log_metrics(
+        {f"{name}.{key}": v for name, row in figures.items() for key, v in row.items() if isinstance(v, int | float)}
+    )
+
+
+if __name__ == "__main__":
+    main(work, module="evaluate", params=params, per_dynamics=True)

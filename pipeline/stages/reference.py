@@ -1,0 +1,33 @@
+"""reference: the evaluation extractor and its statistics of the real data."""
+
+import torch
+
+from ifm.data.arrays import ImageSet
+from ifm.files import write_json
+from ifm.metrics.reference import build_reference
+from pipeline import paths
+from pipeline.stage import Stage, main
+
+
+def work(stage: Stage) -> None:
+    """Builds (for `classifier`: trains) the extractor and writes its features of the real images."""
+    figures = build_reference(
+        stage.config.evaluate,
+        train=ImageSet.open(paths.PROCESSED, "train"),
+        test=ImageSet.open(paths.PROCESSED, "test"),
+        out=paths.REFERENCE,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        on_log=stage.run.log_row,
+    )
+    write_json(paths.METRICS / "reference.json", figures)
+    stage.run.log_metrics({key: value for key, value in figures.items() if isinstance(value, int | float)})
+
+
+if __name__ == "__main__":
+    main(
+        work,
+        module="reference",
+        params=lambda s: s.sections(
+            "evaluate.extractor", "evaluate.inception_path", "evaluate.classifier", "evaluate.reference_split"
+        ),
+    )

@@ -1,0 +1,95 @@
+"""report: one page, and the figures in long form."""
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from ifm.config import Config
+from ifm.files import read_json, write_text
+from ifm.report import SUMMARY_COLUMNS, Report, render, summary_csv, summary_json
+from ifm.tracking import git_commit
+from pipeline import paths
+from pipeline.stage import Stage, data_name, main
+
+SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "numpy", "dvc", "mlflow")
+
+
+def work(stage: Stage) -> None:
+    """Writes reports/index.html, summary.csv and summary.json from the metrics, curves and samples."""
+    config = stage.config
+    metrics = {d: read_json(paths.METRICS / f"{d}.json") for d in config.dynamics}
+    summary = pd.DataFrame([row for d in config.dynamics for row in _rows(config, d, metrics[d])])
+    summary = summary.reindex(columns=list(SUMMARY_COLUMNS))
+    reference = read_json(paths.METRICS / "reference.json")
+    one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
+    shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
+    page = render(
+        Report(
+            summary=summary,
+            params_text=paths.PARAMS.read_text(encoding="utf-8"),
+            data=data_name(config),
+            seed=config.seed,
+            git_commit=git_commit() or "unknown",
+            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
+            grids={d: _grids(d) for d in config.dynamics},
+            class_shares=shares or None,
+            real_shares=reference["class_shares"] if shares else None,
+            classes=reference["classes"] if shares else None,
+            reference=reference,
+            versions=_versions(),
+        )
+    )
+    write_text(paths.REPORTS / "summary.csv", summary_csv(summary))
+    write_text(paths.REPORTS / "summary.json", summary_json(summary))
+    write_text(paths.REPORTS / "index.html", page)
+    stage.run.log_artifact(paths.REPORTS / "index.html")
+    stage.run.log_artifact(paths.REPORTS / "summary.csv")
+
+
+def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The long form: one row for each sampler of one dynamics."""
+    timings = read_json(paths.run_record(f"sample-{d}"))["timings"]
+    reference = read_json(paths.METRICS / "reference.json")
+    models = {}
+    for kind, folder in (("teacher", paths.teacher(d)), ("flow", paths.flow(d))):
+        described = read_json(folder / "ifm.json")
+        models[kind] = {
+            "objective": described.get("objective", "denoising"),
+            "anchor": described.get("anchor", ""),
+            "parameters": described["parameters"],
+            "train_images": described["train_images"],
+            "train_seconds": read_json(paths.run_record(f"{kind}-{d}"))["timings"]["train_seconds"],
+        }
+    common = {
+        "data": data_name(config),
+        "extractor": reference["extractor"],
+        "dynamics": d,
+        "seed": config.seed,
+    }
+    return [
+        common | models[row["model"]] | row | {"seconds_per_image": timings[f"seconds_per_image.{name}"]}
+        for name, row in metrics.items()
+    ]
+
+
+def _grids(d: str) -> list[tuple[str, bytes]]:
+    folder = paths.samples(d) / "grids"
+    return [("Flow and teacher from the same prior draws", (folder / "side_by_side.png").read_bytes())]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in SHOWN_VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+if __name__ == "__main__":
+    main(work, module="report", params=lambda stage: stage.sections("dynamics", "seed", "data"))

@@ -1,0 +1,71 @@
+"""sample@d: images from flow and teacher, all from the same prior draws."""
+
+import numpy as np
+import torch
+
+from ifm import pretrained
+from ifm.files import fresh_folder, write_json
+from ifm.pictures import save_grid, side_by_side
+from ifm.progress import progress
+from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
+from pipeline import paths
+from pipeline.stage import Stage, main
+
+COLUMNS = 8
+
+
+def params(stage: Stage) -> dict:
+    return stage.sections("seed", "sample", "evaluate.teacher_nfe")
+
+
+def work(stage: Stage) -> None:
+    """Draws sample.count images with every sampler, times them, and lays some out as grids."""
+    config, d = stage.config, stage.dynamics
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last
+    teacher = pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=layout)
+    flow = pretrained.load_flow(paths.flow(d)).to(device, memory_format=layout)
+    shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
+
+    samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe)]
+    for steps in sorted(config.sample.flow_steps):
+        kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers
+        samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
+
+    with fresh_folder(paths.samples(d)) as out:
+        pictures: dict[str, np.ndarray] = {}
+        for sampler in progress(samplers, label=f"sample {d}", unit="sampler"):
+            drawn = draw_samples(
+                sampler,
+                dynamics=flow.dynamics,
+                shape=shape,
+                count=config.sample.count,
+                batch_size=config.sample.batch_size,
+                seed=config.seed,
+                device=device,
+            )
+            np.save(out / f"{sampler.name}.npy", drawn.images, allow_pickle=False)
+            stage.run.timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
+            pictures[sampler.name] = drawn.images[: config.sample.grid_images]
+            save_grid(pictures[sampler.name], out / "grids" / f"{sampler.name}.png", columns=COLUMNS)
+        best, first = samplers[len(config.evaluate.teacher_nfe) - 1], samplers[0]
+        one_step = next((s for s in samplers if s.model == "flow"), None)
+        panels = [(s.title, pictures[s.name]) for s in (one_step, best, first)]
+        side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
+        write_json(
+            out / "metadata.json",
+            {
+                "dynamics": d,
+                "seed": config.seed,
+                "count": config.sample.count,
+                "image_shape": list(shape),
+                "samplers": [s.describe() for s in samplers],
+                "teacher": pretrained.describe(paths.teacher(d))["sha256"],
+                "flow": pretrained.describe(paths.flow(d))["sha256"],
+            },
+        )
+    stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
+
+
+if __name__ == "__main__":
+    main(work, module="sample", params=params, per_dynamics=True)

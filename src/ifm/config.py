@@ -1,0 +1,306 @@
+"""params.yaml as typed, frozen sections. Unknown and missing keys are errors; nothing has a silent default.
+
+This module only checks: what a stage does with the values is in the stage, and DVC tracks the values themselves.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ifm.errors import UserError
+
+DynamicsName = Literal["ve", "rf", "pfgmpp"]
+DYNAMICS_NAMES: tuple[str, ...] = get_args(DynamicsName)
+Precision = Literal["no", "bf16", "fp16"]
+
+
+class ConfigError(UserError, ValueError):
+    """params.yaml cannot be used; the message names file, key, value and what is allowed."""
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) != len(values):
+        raise ValueError("the entries must differ from each other")
+    return values
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Distinct = AfterValidator(_distinct)
+
+
+class Section(BaseModel):
+    """Frozen and strict: "3" is no number, an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """`data`: where the images come from and what is made of them."""
+
+    source: Literal["digits", "hub", "parquet", "imagefolder"]
+    name: str | None
+    revision: str | None
+    path: str | None
+    image_column: str
+    label_column: str | None
+    train_split: str
+    test_split: str | None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)]
+    max_images: Annotated[int, Field(ge=2)] | None
+    on_bad_image: Literal["error", "skip"]
+    image_size: Annotated[int, Field(ge=4, le=1024)]
+    channels: Literal[1, 3]
+    resample: Literal["lanczos", "bicubic", "box"]
+    random_flip: bool
+
+    @model_validator(mode="after")
+    def _source_is_named(self) -> Self:
+        needed = {"hub": "name", "parquet": "path", "imagefolder": "path"}.get(self.source)
+        if needed and not getattr(self, needed):
+            raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
+        return self
+
+
+class VarianceExplodingConfig(Section):
+    """`ode.ve`."""
+
+    t_min: Positive
+    t_max: Positive
+    rho: Positive
+    log_time_mean: float
+    log_time_std: Positive
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min must be below t_max, got {self.t_min} and {self.t_max}")
+        return self
+
+
+class RectifiedFlowConfig(Section):
+    """`ode.rf`."""
+
+    logit_time_mean: float
+    logit_time_std: Positive
+
+
+class PFGMPlusPlusConfig(VarianceExplodingConfig):
+    """`ode.pfgmpp`."""
+
+    augmented_dimensions: Positive
+
+
+class OdeConfig(Section):
+    """`ode`: the dynamics' constants."""
+
+    sigma_data: Positive
+    ve: VarianceExplodingConfig
+    rf: RectifiedFlowConfig
+    pfgmpp: PFGMPlusPlusConfig
+
+    def options(self, dynamics: str) -> dict[str, float]:
+        """The arguments of `ifm.dynamics.build` for one dynamics."""
+        return getattr(self, dynamics).model_dump() | {"sigma_data": self.sigma_data}
+
+
+class NetworkConfig(Section):
+    """`network`: the U-Net of teacher and flow."""
+
+    channels: Annotated[list[Count], Field(min_length=1)]
+    layers_per_block: Count
+    attention: Annotated[list[bool], Field(min_length=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    norm_groups: Count
+
+    @model_validator(mode="after")
+    def _lists_fit(self) -> Self:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"attention needs {len(self.channels)} entries, one for each of channels")
+        bad = [c for c in self.channels if c % self.norm_groups]
+        if bad:
+            raise ValueError(f"channels must be multiples of norm_groups = {self.norm_groups}, got {bad}")
+        return self
+
+
+class TrainConfig(Section):
+    """What `teacher` and `flow` share."""
+
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    lr_decay: Literal["none", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    clip_grad_norm: Positive
+    precision: Precision
+    log_every: Count
+    checkpoint_every: Count
+
+    @model_validator(mode="after")
+    def _checkpoints_close_a_log_window(self) -> Self:
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})"
+            )
+        return self
+
+
+class TeacherConfig(TrainConfig):
+    """`teacher`."""
+
+
+class TrajectoriesConfig(Section):
+    """`trajectories`."""
+
+    count: Count
+    stored_times: Annotated[int, Field(ge=2)]
+    solver_steps: Count
+    batch_size: Count
+    shard_size: Count
+
+    @model_validator(mode="after")
+    def _times_exist(self) -> Self:
+        if self.stored_times > self.solver_steps + 1:
+            raise ValueError(f"stored_times must be at most solver_steps + 1 = {self.solver_steps + 1}")
+        return self
+
+
+class FlowConfig(TrainConfig):
+    """`flow`."""
+
+    objective: Literal["trajectory"]
+    scheme: Literal["edm", "paper"]
+    init: Literal["teacher", "scratch"]
+    distance: Literal["pseudo_huber", "l2"]
+    huber_c: Positive | None
+    t_max_share: Annotated[float, Field(gt=0, le=1)]
+
+
+class AnchorConfig(Section):
+    """`anchor`."""
+
+    policy: Literal["none", "noise", "self"]
+    self_probability: Annotated[float, Field(gt=0, le=1)]
+
+
+class SampleConfig(Section):
+    """`sample`."""
+
+    count: Annotated[int, Field(ge=2)]
+    batch_size: Count
+    flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
+    flow_samplers: Annotated[list[Literal["anchor", "renoise"]], Distinct]
+    grid_images: Count
+
+
+class ClassifierConfig(Section):
+    """`evaluate.classifier`."""
+
+    width: Count
+    steps: Annotated[int, Field(ge=10)]
+    batch_size: Count
+    lr: Positive
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class EvaluateConfig(Section):
+    """`evaluate`."""
+
+    extractor: Literal["classifier", "inception", "pixels"]
+    inception_path: str | None
+    classifier: ClassifierConfig
+    reference_split: Literal["train", "test"]
+    kid_subsets: Count
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    teacher_nfe: Annotated[list[Count], Field(min_length=1), Distinct]
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        even = [n for n in self.teacher_nfe if n % 2 == 0]
+        if even:
+            raise ValueError(f"teacher_nfe must be odd (Heun with a last Euler step), got {even}")
+        return self
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**62)]
+    dynamics: Annotated[list[DynamicsName], Field(min_length=1), Distinct]
+    data: DataConfig
+    ode: OdeConfig
+    network: NetworkConfig
+    teacher: TeacherConfig
+    trajectories: TrajectoriesConfig
+    flow: FlowConfig
+    anchor: AnchorConfig
+    sample: SampleConfig
+    evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        halvings = len(self.network.channels) - 1
+        if self.data.image_size % 2**halvings:
+            raise ValueError(
+                f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
+                f"asks; use a multiple of {2**halvings}"
+            )
+        if self.evaluate.extractor == "classifier" and not self.has_labels:
+            raise ValueError(
+                "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels"
+            )
+        return self
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the data set has classes to learn."""
+        return self.data.source == "digits" or self.data.label_column is not None
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """params.yaml as plain values. Raises ConfigError where it is missing or no YAML mapping."""
+    try:
+        # ruamel in safe mode reads YAML 1.2 as DVC does: 1e-4 is a number, no is a word, a repeated key an error.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: not found; run from the project's folder, or `git checkout {path}`") from error
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def load(path: Path = Path("params.yaml")) -> Config:
+    """Reads and checks the whole file. Raises ConfigError with one line for each thing that is wrong."""
+    return parse(read_params(path), source=str(path))
+
+
+def parse(values: dict[str, Any], *, source: str = "params.yaml") -> Config:
+    """Checks plain values. Raises ConfigError."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(e)}" for e in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(error: Any) -> str:
+    """One line: key, value, what is allowed."""
+    key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    kind, context, given = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "extra_forbidden":
+        return f"{key} is not a known key (value {given!r}); is it misspelt?"
+    if kind == "literal_error":
+        return f"{key} = {given!r} is not allowed; allowed: {context['expected'].replace(' or ', ', ')}"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(given, dict | BaseModel):
+        return f"{key}: {message}"
+    return f"{key} = {given!r}: {message[0].lower()}{message[1:]}"

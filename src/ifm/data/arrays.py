@@ -1,0 +1,244 @@
+"""The processed form and its reading side: uint8 shards that are memory-mapped, never loaded whole.
+
+A folder holds:
+    {split}-{00000}.npy   uint8 [n, C, S, S]
+    {split}-labels.npy    int64 [n], where there are classes
+    metadata.json         ProcessedMetadata
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ifm.errors import UserError
+from ifm.files import read_json, write_json
+
+METADATA = "metadata.json"
+_STAGE = "preprocess"
+
+
+class DataError(UserError, ValueError):
+    """Stored data cannot be used; the message names the file and the command that makes it again."""
+
+
+@dataclass(frozen=True)
+class ProcessedSplit:
+    """One split: `sha256` is over the image bytes in order, then the labels as little-endian int64."""
+
+    count: int
+    shards: list[str]
+    class_counts: list[int] | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ProcessedMetadata:
+    """metadata.json of the processed form. mean, std: one per channel, of the train split in [-1, 1]."""
+
+    source: str
+    name: str | None
+    image_size: int
+    channels: int
+    classes: list[str] | None
+    random_flip: bool
+    splits: dict[str, ProcessedSplit]
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, S, S)."""
+        return self.channels, self.image_size, self.image_size
+
+    def write(self, folder: Path) -> None:
+        """Writes metadata.json."""
+        write_json(folder / METADATA, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads metadata.json. Raises ValueError where it is missing or has another form."""
+        path = folder / METADATA
+        try:
+            values = read_json(path)
+            values["splits"] = {name: ProcessedSplit(**split) for name, split in values["splits"].items()}
+            return cls(**values)
+        except FileNotFoundError as error:
+            raise _broken(path, "is missing", _STAGE) from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise _broken(path, f"does not describe a processed data set ({error})", _STAGE) from error
+
+
+class ShardedArray:
+    """Rows of one array kept in several .npy files: memory-mapped, gathered by row number across the files.
+
+    Pickling keeps the paths alone, so that a worker process maps the files itself.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        stage: str,
+        row_shape: tuple[int, ...] | None = None,
+        dtype: np.dtype | type | str | None = None,
+    ) -> None:
+        """Maps the shards, in the given order.
+
+        stage: the DVC stage that wrote them, for the messages. row_shape, dtype: what each shard must hold;
+        those of the first shard where None. Raises ValueError that names a shard which is missing, damaged
+        or different.
+        """
+        if not paths:
+            raise DataError(f"no shards were given; run `dvc repro {stage}` again")
+        self.paths = tuple(Path(path) for path in paths)
+        self._stage = stage
+        self._shards = [_map(path, stage) for path in self.paths]
+        first = self._shards[0]
+        self.dtype = first.dtype if dtype is None else np.dtype(dtype)
+        self._row_shape = tuple(first.shape[1:] if row_shape is None else row_shape)
+        for path, shard in zip(self.paths, self._shards, strict=True):
+            if shard.dtype != self.dtype or shard.shape[1:] != self._row_shape:
+                wanted = f"{self.dtype} [n, {', '.join(map(str, self._row_shape))}]"
+                raise _broken(path, f"holds {shard.dtype} {list(shard.shape)}, not {wanted}", stage)
+        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])  # [shards + 1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.paths, self._stage, self._row_shape, self.dtype)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, *row shape)."""
+        return len(self), *self._row_shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, on disk and when loaded."""
+        return sum(shard.nbytes for shard in self._shards)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of rows int [m], repeats allowed: [m, *row shape].
+
+        Raises IndexError for a row outside 0..n-1 (a negative one too), TypeError for fractions.
+        """
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise TypeError(f"rows must be whole numbers of shape [m], got {rows.dtype} {list(rows.shape)}")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows must be in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+        rows = rows.astype(np.int64, copy=False)
+        out = np.empty((len(rows), *self._row_shape), self.dtype)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1  # [m]
+        for i in np.unique(shard_of):
+            here = shard_of == i
+            out[here] = self._shards[i][rows[here] - self._starts[i]]
+        return out
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """All rows in order, `size` at a time, the last batch shorter: [<= size, *row shape]."""
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        for start in range(0, len(self), size):
+            yield self[np.arange(start, min(start + size, len(self)))]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split of the processed images."""
+
+    images: ShardedArray  # uint8 [n, C, S, S]
+    labels: np.ndarray | None  # int64 [n]
+    metadata: ProcessedMetadata
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Self:
+        """Maps the split and checks it against metadata.json.
+
+        Raises ValueError that names the file at fault and the command that makes it again.
+        """
+        metadata = ProcessedMetadata.read(folder)
+        if split not in metadata.splits:
+            raise DataError(f"{folder / METADATA}: has no split {split!r}; it has {sorted(metadata.splits)}")
+        known = metadata.splits[split]
+        images = ShardedArray(
+            [folder / name for name in known.shards],
+            stage=_STAGE,
+            row_shape=metadata.image_shape,
+            dtype=np.uint8,
+        )
+        if len(images) != known.count:
+            what = f"counts {known.count} {split} images, the shards hold {len(images)}"
+            raise _broken(folder / METADATA, what, _STAGE)
+        labels = None
+        if metadata.classes is not None:
+            labels = _labels(folder / f"{split}-labels.npy", known.count, len(metadata.classes))
+        return cls(images, labels, metadata)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.metadata.image_shape
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names by label, or None."""
+        return self.metadata.classes
+
+    @property
+    def random_flip(self) -> bool:
+        """Whether training mirrors images left-right half of the time."""
+        return self.metadata.random_flip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return self.images.nbytes
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 [len(rows), C, H, W]; see ShardedArray."""
+        return self.images[rows]
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """All images in order: uint8 [<= size, C, H, W]."""
+        return self.images.batches(size)
+
+
+def _broken(path: Path, what: str, stage: str) -> DataError:
+    return DataError(f"{path}: {what}; run `dvc repro {stage}` again")
+
+
+def _open_again(paths: tuple[Path, ...], stage: str, row_shape: tuple[int, ...], dtype: np.dtype) -> ShardedArray:
+    return ShardedArray(paths, stage=stage, row_shape=row_shape, dtype=dtype)
+
+
+def _map(path: Path, stage: str) -> np.memmap:
+    """One .npy file, mapped read-only. Raises ValueError where it is missing or not as long as it says."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise _broken(path, "is missing", stage) from error
+    except (ValueError, EOFError, OSError) as error:
+        raise _broken(path, f"is damaged ({error})", stage) from error
+    if not isinstance(array, np.memmap) or array.ndim < 1:
+        raise _broken(path, "is not an array of rows in a .npy file", stage)
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise _broken(path, "is longer than its header says", stage)
+    return array
+
+
+def _labels(path: Path, count: int, classes: int) -> np.ndarray:
+    """int64 [count], each in 0..classes-1, loaded."""
+    labels = np.array(_map(path, _STAGE))
+    if labels.dtype != np.int64 or labels.shape != (count,):
+        raise _broken(path, f"holds {labels.dtype} {list(labels.shape)}, not int64 [{count}]", _STAGE)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise _broken(path, f"holds labels {labels.min()}..{labels.max()}, not 0..{classes - 1}", _STAGE)
+    return labels

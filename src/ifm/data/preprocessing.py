@@ -1,0 +1,319 @@
+"""From encoded images to arrays of one size: decode, orient, flatten, crop, resize, split."""
+
+import hashlib
+import io
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from ifm.config import DataConfig
+from ifm.data.arrays import METADATA, DataError, ProcessedMetadata, ProcessedSplit
+from ifm.files import fresh_folder, read_json
+from ifm.progress import progress
+from ifm.random import stream
+
+SHARD_BYTES = 2**30
+WORKERS = min(8, os.cpu_count() or 1)
+# Named, because Pillow has openers that start other programs (EPS) or that nobody's image files need.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+}
+_GREY, _DEEP_GREY = ("1", "L"), ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_COLOUR = ("P", "RGB", "RGBX", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV")
+_BLOCK_BYTES = 2**24
+
+
+# One image
+
+
+def decode(data: bytes) -> Image.Image:
+    """Encoded bytes -> the first frame, fully loaded. Raises ValueError with the reason where that fails."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pixels = image.width * image.height
+        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{pixels} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
+        image.load()
+    # Pillow's decoders answer damaged bytes with nearly any exception.
+    except Exception as error:
+        # Pillow names the in-memory file by its address, which says nothing and differs from run to run.
+        reason = "no known image format" if "cannot identify" in str(error) else str(error)
+        raise ValueError(reason or type(error).__name__) from error
+    return image
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Upright, 8 bits, no palette, what is transparent on white: mode L or RGB.
+
+    Raises ValueError for a pixel mode with no such meaning, as floating point.
+    """
+    image = _upright(image)
+    if image.mode in _DEEP_GREY:
+        return _eight_bits(image)
+    if image.mode not in _GREY + _COLOUR:
+        allowed = ", ".join(_GREY + _DEEP_GREY + _COLOUR)
+        raise ValueError(f"pixel mode {image.mode} is not supported; allowed: {allowed}")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if image.mode in _GREY else "RGB")
+
+
+def to_array(image: Image.Image, *, size: int, channels: int, resample: str) -> np.ndarray:
+    """Any image -> uint8 [C, S, S]: flatten, grey or RGB, largest centred square, antialiased resize.
+
+    An image that has the right size and channels already keeps its pixels. Raises ValueError as `flatten`.
+    """
+    image = flatten(image).convert({1: "L", 3: "RGB"}[channels])
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), _FILTERS[resample])
+    array = np.asarray(image)  # [S, S] or [S, S, 3]
+    return np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says. EXIF that cannot be read has no orientation: the pixels stand."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey [0, 65535] -> L by round(v / 257): white stays white, a transparent grey becomes white."""
+    values = np.asarray(image).astype(np.int64)  # [H, W]
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"pixel mode {image.mode} holds {values.min()}..{values.max()}, outside 16 bits")
+    grey = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+# The whole data set
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where the rows of one raw split go: row i to `position[i]` of test or train."""
+
+    is_test: np.ndarray  # bool [n]
+    position: np.ndarray  # int64 [n]
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Of one written split. histogram: int64 [C, 256]."""
+
+    histogram: np.ndarray
+    sha256: str
+
+
+def preprocess(config: DataConfig, raw: Path, out: Path) -> ProcessedMetadata:
+    """Makes the processed form (see ifm.data.arrays) in `out` of the raw form in `raw`.
+
+    The same input gives the same bytes. Raises ValueError where `raw` is missing, damaged or too small;
+    `out` stays as it was then.
+    """
+    source = _raw_metadata(raw)
+    placements = _place(source["splits"], config)
+    with fresh_folder(out) as folder:
+        writers = {
+            name: _SplitWriter(folder, name, count, config, labelled=source["classes"] is not None)
+            for name, count in _counts(placements).items()
+        }
+        total = sum(source["splits"].values())
+        with (
+            ThreadPoolExecutor(WORKERS) as pool,
+            progress(total=total, label="preprocess", unit="img") as bar,
+        ):
+            for split, placement in placements.items():
+                start = 0
+                for part in _parts(raw, split, len(placement.position), config):
+                    rows = slice(start, start + len(part))
+                    start += len(part)
+                    _spread(part, placement.is_test[rows], placement.position[rows], writers, pool, config)
+                    bar.update(len(part))
+        statistics = {name: writer.finish() for name, writer in writers.items()}
+        mean, std = _moments(statistics["train"].histogram)
+        metadata = ProcessedMetadata(
+            source=source["source"],
+            name=source["name"],
+            image_size=config.image_size,
+            channels=config.channels,
+            classes=source["classes"],
+            random_flip=config.random_flip,
+            splits={
+                name: writer.described(statistics[name].sha256, source["classes"]) for name, writer in writers.items()
+            },
+            mean=mean,
+            std=std,
+        )
+        metadata.write(folder)
+    return metadata
+
+
+def _spread(
+    part: pa.Table,
+    is_test: np.ndarray,
+    position: np.ndarray,
+    writers: dict[str, "_SplitWriter"],
+    pool: ThreadPoolExecutor,
+    config: DataConfig,
+) -> None:
+    """Decodes raw rows for the writer of their split. is_test bool [m], position int64 [m]."""
+    to_row = partial(_to_row, size=config.image_size, channels=config.channels, resample=config.resample)
+    images = np.stack(list(pool.map(to_row, part.column("image").to_pylist())))  # [m, C, S, S]
+    labels = part.column("label").to_numpy() if "label" in part.column_names else None
+    for name, writer in writers.items():
+        here = is_test == (name == "test")
+        writer.write(position[here], images[here], None if labels is None else labels[here])
+
+
+def _raw_metadata(raw: Path) -> dict[str, Any]:
+    try:
+        return read_json(raw / METADATA)
+    except FileNotFoundError as error:
+        raise DataError(f"{raw / METADATA}: is missing; run `dvc repro fetch`") from error
+
+
+def _place(splits: dict[str, int], config: DataConfig) -> dict[str, _Placement]:
+    """The source's own test split where it has one, else the first part of a seeded shuffle."""
+    if "test" in splits:
+        return {name: _Placement(np.full(n, name == "test"), np.arange(n)) for name, n in splits.items()}
+    n = splits["train"]
+    if n < 2:
+        raise DataError(f"a train and a test split need at least 2 images, the data set has {n}")
+    tests = min(max(round(config.test_fraction * n), 1), n - 1)
+    order = stream(config.split_seed, "split").permutation(n)
+    is_test, position = np.zeros(n, bool), np.empty(n, np.int64)
+    is_test[order[:tests]] = True
+    position[order[:tests]] = np.arange(tests)
+    position[order[tests:]] = np.arange(n - tests)
+    return {"train": _Placement(is_test, position)}
+
+
+def _counts(placements: dict[str, _Placement]) -> dict[str, int]:
+    tests = sum(int(p.is_test.sum()) for p in placements.values())
+    return {"train": sum(len(p.is_test) for p in placements.values()) - tests, "test": tests}
+
+
+def _parts(raw: Path, split: str, count: int, config: DataConfig) -> Iterator[pa.Table]:
+    """The raw rows of a split in order, few enough at a time to hold: `fetch` keeps the row groups small."""
+    rows = max(WORKERS, _BLOCK_BYTES // int(np.prod(_row_shape(config))))
+    seen = 0
+    for path in sorted(raw.glob(f"{split}-*.parquet")):
+        try:
+            with pq.ParquetFile(path) as file:
+                for i in range(file.num_row_groups):
+                    group = file.read_row_group(i)
+                    seen += len(group)
+                    if seen <= count:
+                        yield from (group.slice(start, rows) for start in range(0, len(group), rows))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: is damaged ({error}); run `dvc repro fetch` again") from error
+    if seen != count:
+        raise DataError(
+            f"{raw / METADATA}: counts {count} {split} images, the files hold {seen}; run `dvc repro fetch` again"
+        )
+
+
+def _row_shape(config: DataConfig) -> tuple[int, int, int]:
+    return config.channels, config.image_size, config.image_size
+
+
+def _to_row(cell: dict[str, Any], *, size: int, channels: int, resample: str) -> np.ndarray:
+    """One cell of the raw image column -> uint8 [C, S, S]."""
+    try:
+        return to_array(decode(cell["bytes"]), size=size, channels=channels, resample=resample)
+    except ValueError as error:
+        raise DataError(f"image {cell['path']!r}: {error}; run `dvc repro fetch` again") from error
+
+
+class _SplitWriter:
+    """The shards and labels of one split, filled in any order. The shards are mapped: they need no memory."""
+
+    def __init__(self, folder: Path, split: str, count: int, config: DataConfig, *, labelled: bool) -> None:
+        row_shape = _row_shape(config)
+        self._per_shard = max(1, SHARD_BYTES // int(np.prod(row_shape)))
+        self._count = count
+        starts = range(0, count, self._per_shard)
+        self._names = [f"{split}-{i:05d}.npy" for i in range(len(starts))]
+        self._shards = [
+            _new_shard(folder / name, (min(self._per_shard, count - start), *row_shape))
+            for name, start in zip(self._names, starts, strict=True)
+        ]
+        self._labels = np.empty(count, np.int64) if labelled else None
+        self._labels_path = folder / f"{split}-labels.npy"
+
+    def write(self, positions: np.ndarray, images: np.ndarray, labels: np.ndarray | None) -> None:
+        """images uint8 [m, C, S, S] and labels int64 [m] to rows positions int64 [m]."""
+        shard_of, row = np.divmod(positions, self._per_shard)
+        for i in np.unique(shard_of):
+            self._shards[i][row[shard_of == i]] = images[shard_of == i]
+        if self._labels is not None:
+            self._labels[positions] = labels
+
+    def finish(self) -> _Statistics:
+        """Writes what is left, and reads the split once for its statistics."""
+        channels, *rest = self._shards[0].shape[1:]
+        rows = max(1, _BLOCK_BYTES // int(np.prod([channels, *rest])))
+        histogram, digest = np.zeros((channels, 256), np.int64), hashlib.sha256()
+        for shard in self._shards:
+            shard.flush()
+            for start in range(0, len(shard), rows):
+                block = np.ascontiguousarray(shard[start : start + rows])
+                digest.update(block)
+                for c in range(channels):
+                    histogram[c] += np.bincount(block[:, c].ravel(), minlength=256)
+        if self._labels is not None:
+            np.save(self._labels_path, self._labels, allow_pickle=False)
+            digest.update(self._labels.astype("<i8"))
+        return _Statistics(histogram, digest.hexdigest())
+
+    def described(self, sha256: str, classes: list[str] | None) -> ProcessedSplit:
+        """The split's entry in metadata.json."""
+        counts = None if classes is None else np.bincount(self._labels, minlength=len(classes)).tolist()
+        return ProcessedSplit(count=self._count, shards=self._names, class_counts=counts, sha256=sha256)
+
+
+def _new_shard(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A .npy file of zeros, uint8, mapped for writing. Raises OSError where the disk has no room for it."""
+    shard = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    # A full disk met while writing through the map would kill the process without a word.
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, shard.offset + shard.nbytes)
+    return shard
+
+
+def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel in [-1, 1] from counts int64 [C, 256].
+
+    In whole numbers up to the last division, so that every machine writes the same digits.
+    """
+    mean, std = [], []
+    for counts in histogram.tolist():
+        n = sum(counts)
+        first = sum(value * count for value, count in enumerate(counts))
+        second = sum(value * value * count for value, count in enumerate(counts))
+        mean.append(first / n / 127.5 - 1)
+        std.append(math.sqrt((n * second - first * first) / (n * n)) / 127.5)
+    return mean, std

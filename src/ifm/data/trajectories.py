@@ -1,0 +1,45 @@
+"""What stands beside stored trajectories: float16 [n, K, C, H, W] in shards, and their times."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from ifm.errors import UserError
+from ifm.files import file_sha256, read_json, write_json
+
+
+@dataclass(frozen=True)
+class TrajectoryMetadata:
+    """metadata.json beside the shards."""
+
+    dynamics: str
+    count: int
+    times: list[float]  # [K], falling from t_max to 0
+    solver_steps: int
+    nfe: int  # evaluations of the teacher for each path
+    seed: int
+    teacher: str  # sha256 of the teacher's weights
+    shards: list[str]
+    image_shape: list[int]  # [C, H, W]
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "metadata.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises UserError where the file has another form."""
+        try:
+            return cls(**read_json(folder / "metadata.json"))
+        except (FileNotFoundError, TypeError, ValueError) as error:
+            raise UserError(f"{folder}: no usable trajectories ({error}); run `dvc repro trajectories`") from error
+
+    def paths(self, folder: Path) -> list[Path]:
+        return [folder / name for name in self.shards]
+
+    def digest(self, folder: Path) -> str:
+        """sha256 over the shards' bytes."""
+        whole = hashlib.sha256()
+        for path in self.paths(folder):
+            whole.update(file_sha256(path).encode())
+        return whole.hexdigest()

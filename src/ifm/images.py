@@ -1,0 +1,28 @@
+"""The two forms an image has here: uint8 arrays at rest, float tensors in [-1, 1] at work."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_unit(images: np.ndarray) -> Tensor:
+    """uint8 [..., C, H, W] -> float32 in [-1, 1]."""
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])).float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """[-1, 1] -> uint8, rounded to the nearest and clipped. Raises ValueError at a value that is not finite."""
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("samples hold NaN or infinity; the model has diverged")
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def grid(images: np.ndarray, *, columns: int, pad: int = 1) -> np.ndarray:
+    """Tiles uint8 [n, C, H, W] into one picture, row by row: uint8 [H', W', 3]. Unused tiles stay white."""
+    n, _, h, w = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + (i // columns) * (h + pad), pad + (i % columns) * (w + pad)
+        canvas[top : top + h, left : left + w] = np.broadcast_to(image.transpose(1, 2, 0), (h, w, 3))
+    return canvas

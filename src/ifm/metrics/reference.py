@@ -1,0 +1,150 @@
+"""The real data's side of every figure: the extractor, its features of the real images, their moments."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from ifm.config import EvaluateConfig
+from ifm.errors import UserError
+from ifm.files import fresh_folder, read_json, write_json
+from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, load_classifier, train_classifier
+from ifm.metrics.distances import Moments, fid, moments
+from ifm.metrics.extractors import (
+    ClassifierExtractor,
+    Extractor,
+    InceptionExtractor,
+    PixelExtractor,
+    features,
+    find_inception,
+)
+
+WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
+BATCH = 256
+
+
+class LabelledImages(Protocol):
+    """A split of the data set: uint8 images [n, C, H, W] and labels int64 [n] or None."""
+
+    shape: tuple[int, int, int]
+    labels: np.ndarray | None
+    classes: list[str] | None
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+    def batches(self, size: int) -> Iterator[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are measured against."""
+
+    extractor: Extractor
+    features: np.ndarray  # float32 [n, d], of the reference split
+    moments: Moments
+    classifier: Classifier | None
+    class_shares: list[float] | None  # of the reference split
+    metadata: dict[str, Any]
+
+
+def build_reference(
+    config: EvaluateConfig,
+    *,
+    train: LabelledImages,
+    test: LabelledImages,
+    out: Path,
+    device: torch.device,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the folder `out` and returns its metadata: extractor, checksum, dimension, accuracy, floor FID.
+
+    The floor is the FID of the split that is not the reference: what real images themselves reach.
+    """
+    with fresh_folder(out) as folder:
+        classifier = _classifier(config, train, device=device, on_log=on_log)
+        if classifier is not None:
+            save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, folder / WEIGHTS)
+        extractor = _extractor(config, classifier, device=device)
+        splits = {"train": train, "test": test}
+        found = {name: features(extractor, split.batches(BATCH)) for name, split in splits.items()}
+        other = "test" if config.reference_split == "train" else "train"
+        for name in splits:
+            np.save(folder / f"features-{name}.npy", found[name], allow_pickle=False)
+        metadata = {
+            "extractor": extractor.name,
+            "checksum": extractor.checksum,
+            "dimension": int(found["train"].shape[1]),
+            "split": config.reference_split,
+            "n_train": len(train),
+            "n_test": len(test),
+            "image_shape": list(train.shape),
+            "classes": train.classes,
+            "class_shares": _shares(splits[config.reference_split]),
+            "accuracy": accuracy(classifier, test[np.arange(len(test))], test.labels) if classifier else None,
+            "floor_fid": fid(moments(found[other]), moments(found[config.reference_split])) if len(test) > 1 else None,
+        }
+        write_json(folder / METADATA, metadata)
+    return metadata
+
+
+def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device) -> Reference:
+    """Reads what `build_reference` wrote. Raises UserError where it belongs to another extractor."""
+    metadata = read_json(folder / METADATA)
+    if metadata["extractor"] != config.extractor:
+        raise UserError(
+            f"{folder} was made with evaluate.extractor = {metadata['extractor']}, params.yaml asks for "
+            f"{config.extractor}; run `dvc repro reference`"
+        )
+    classifier = None
+    if (folder / WEIGHTS).is_file():
+        channels, image_size, _ = metadata["image_shape"]
+        classifier = load_classifier(
+            folder / WEIGHTS,
+            channels=channels,
+            image_size=image_size,
+            classes=len(metadata["classes"]),
+            width=config.classifier.width,
+        ).to(device)
+    extractor = _extractor(config, classifier, device=device)
+    if extractor.checksum != metadata["checksum"]:
+        raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")
+    found = np.load(folder / f"features-{metadata['split']}.npy", mmap_mode="r", allow_pickle=False)
+    return Reference(extractor, found, moments(found), classifier, metadata["class_shares"], metadata)
+
+
+def _classifier(
+    config: EvaluateConfig,
+    train: LabelledImages,
+    *,
+    device: torch.device,
+    on_log: Callable[[dict[str, float]], None] | None,
+) -> Classifier | None:
+    if config.extractor != "classifier":
+        return None
+    if train.labels is None or train.classes is None:
+        raise UserError("evaluate.extractor: classifier needs labels, and data/processed has none")
+    settings = ClassifierSettings(**config.classifier.model_dump())
+    images = train[np.arange(len(train))]
+    return train_classifier(
+        images, train.labels, classes=len(train.classes), settings=settings, device=device, on_log=on_log
+    )
+
+
+def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device: torch.device) -> Extractor:
+    if config.extractor == "inception":
+        return InceptionExtractor(find_inception(config.inception_path), device=device)
+    if config.extractor == "pixels":
+        return PixelExtractor(device=device)
+    if classifier is None:
+        raise UserError("the classifier's weights are missing; run `dvc repro --force reference`")
+    return ClassifierExtractor(classifier, device=device)
+
+
+def _shares(images: LabelledImages) -> list[float] | None:
+    if images.labels is None or images.classes is None:
+        return None
+    return (np.bincount(images.labels, minlength=len(images.classes)) / len(images)).tolist()

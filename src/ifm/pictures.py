@@ -1,0 +1,88 @@
+"""Grids of images as PNG files."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ifm.files import atomic_path
+from ifm.images import grid
+
+
+def grid_png(images: np.ndarray, *, columns: int, scale: int | None = None) -> bytes:
+    """uint8 [n, C, H, W] as a PNG of tiles, each pixel `scale` wide; None: tiles of 32 pixels or a little more."""
+    return _png(_tiles(images, columns=columns, scale=scale))
+
+
+def save_grid(images: np.ndarray, path: Path, *, columns: int, scale: int | None = None) -> None:
+    """Writes `grid_png` to a file, atomically."""
+    _write(path, grid_png(images, columns=columns, scale=scale))
+
+
+def side_by_side(
+    pairs: Sequence[tuple[str, np.ndarray]], path: Path, *, columns: int, scale: int | None = None
+) -> None:
+    """Writes one PNG: for each (title, uint8 [n, C, H, W]) a panel of tiles under its title, left to right."""
+    if not pairs:
+        raise ValueError("side_by_side needs at least one panel")
+    panels = [_titled(title, _tiles(images, columns=columns, scale=scale)) for title, images in pairs]
+    gap, lead = 24, max(title.height for title, _ in panels)
+    width = sum(picture.width for _, picture in panels) + gap * (len(panels) + 1)
+    canvas = Image.new("RGB", (width, lead + max(picture.height for _, picture in panels) + gap), "white")
+    left = gap
+    for title, picture in panels:
+        canvas.paste(title, (left, lead - title.height))
+        canvas.paste(picture, (left, lead))
+        left += picture.width + gap
+    _write(path, _png(canvas))
+
+
+def shrink_png(png: bytes, factor: float) -> bytes:
+    """The picture at `factor` times its width and height, each new pixel a mean of the old ones it covers."""
+    with Image.open(io.BytesIO(png)) as picture:
+        size = tuple(max(1, round(side * factor)) for side in picture.size)
+        return _png(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+
+
+def _tiles(images: np.ndarray, *, columns: int, scale: int | None) -> Image.Image:
+    if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"images must be uint8 [n, C, H, W] with n > 0, got {images.dtype} {images.shape}")
+    scale = scale or max(1, -(-32 // max(images.shape[2:])))
+    enlarged = images.repeat(scale, axis=2).repeat(scale, axis=3)
+    picture = grid(enlarged, columns=columns, pad=2)
+    return Image.fromarray(picture[2:-2, 2:-2])  # no frame: the tiles align with what surrounds them
+
+
+def _titled(title: str, picture: Image.Image, *, size: int = 17) -> tuple[Image.Image, Image.Image]:
+    """The title as a picture, wrapped to the tiles' width; tiles narrower than a word get white on their right."""
+    font = ImageFont.load_default(size)
+    words = title.split()
+    width = max([picture.width, *(math.ceil(font.getlength(word)) for word in words)])
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    step = round(size * 1.35)
+    band = Image.new("RGB", (width, step * len(lines) + 22), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(band).text((0, 14 + i * step), line, fill="#1a1a1a", font=font)
+    widened = Image.new("RGB", (width, picture.height), "white")
+    widened.paste(picture)
+    return band, widened
+
+
+def _png(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, format="PNG", optimize=True)
+    return data.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)

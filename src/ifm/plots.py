@@ -1,0 +1,452 @@
+"""Figures as SVG text and pictures as PNG; the only module that imports matplotlib.
+
+A figure is the same text for the same input. It has no background, and its axes and lettering take
+`currentColor`, so one figure serves a light and a dark page. Text stays text, in the page's own font. Figures are
+drawn without pyplot: matplotlib is imported at the first figure, and no state is shared.
+"""
+
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DYNAMICS = {"ve": "VE diffusion", "rf": "Rectified flow", "pfgmpp": "PFGM++"}
+SAMPLERS = {
+    "heun": "Teacher, Heun",
+    "one_step": "Flow, one step",
+    "anchor": "Flow, anchor refined",
+    "renoise": "Flow, re-noised",
+}
+STAGES = {"teacher": "Teacher", "flow": "Flow"}
+
+OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
+OTHER_COLOURS = ("#CC79A7", "#E69F00")
+MARKERS = {"heun": "o", "one_step": "o", "anchor": "s", "renoise": "^"}
+VARIANT_LINES = ("-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+INK, PAPER = "#010203", "#040506"  # drawn in the SVG, then replaced
+PAINT = {
+    INK: "currentColor",
+    PAPER: "var(--paper, #fff)",
+    "#0072b2": "var(--blue, #0072b2)",  # the one colour of the set that is dim on a dark page
+}
+WIDE, SIZE = (5.4, 3.7), 10.0  # inches (of 72 units), text height in units
+CURVE_POINTS = 300
+
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class name may hold a dollar sign
+    "font.size": SIZE,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": SIZE - 0.5,
+    "ytick.labelsize": SIZE - 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": SIZE - 0.5,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 6.0,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a quality plot: the mean over seeds, and the least and largest FID among them."""
+
+    dynamics: str
+    variant: int  # index into the (objective, anchor) pairs shown
+    line: pd.DataFrame  # columns x, fid, low, high, sampler; in the order of nfe
+    sampler: str  # its marker
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def quality_against_nfe(summary: pd.DataFrame, *, floor_fid: float | None = None) -> str:
+    """FID against the number of network evaluations, as SVG. See `_quality`."""
+    largest = max(_usable(summary, "nfe")["nfe"], default=1)
+    ticks = [2**k for k in range(math.floor(math.log2(largest)) + 1)]
+
+    def axis(ax: "Axes") -> None:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel("Network evaluations per image (NFE)")
+
+    return _quality(summary, "nfe", axis, floor_fid=floor_fid, name="nfe", label="FID against NFE")
+
+
+def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = None) -> str:
+    """FID against seconds per image, both logarithmic, as SVG. See `_quality`."""
+
+    def axis(ax: "Axes") -> None:
+        ax.set_xscale("log")
+        low, high = ax.get_xlim()
+        ticks = _log_ticks(low, high, most=6)
+        ax.set_xticks(ticks, [_duration(tick) for tick in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_xlim(low, high)
+        ax.set_xlabel("Time per image")
+
+    return _quality(
+        summary,
+        "seconds_per_image",
+        axis,
+        floor_fid=floor_fid,
+        name="seconds",
+        label="FID against time per image",
+    )
+
+
+def training_curves(curves: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, str]:
+    """Loss against step: an SVG for each stage ("teacher", then "flow"), a colour for each dynamics.
+
+    `curves` maps (stage, dynamics) to a frame with the columns step and loss. Long curves are averaged over
+    stretches of equal length, `CURVE_POINTS` at the most. A stage without a finite positive loss is left out.
+    """
+    stages = [stage for stage in STAGES if any(key[0] == stage for key in curves)]
+    panels = {}
+    for stage in stages:
+        mine = {dynamics: thinned(curve) for (of, dynamics), curve in curves.items() if of == stage}
+        mine = {dynamics: curve for dynamics, curve in mine.items() if len(curve)}
+        if mine:
+            panels[stage] = _curve_panel(stage, mine)
+    return panels
+
+
+def class_histogram(
+    shares: Mapping[str, Sequence[float]], *, real_shares: Sequence[float], classes: Sequence[str]
+) -> str:
+    """The share of each class among samples (a dot for each dynamics) and among real images (a bar), as SVG.
+
+    Raises ValueError where a list of shares is not as long as `classes`.
+    """
+    for name, values in {"real_shares": real_shares, **shares}.items():
+        if len(values) != len(classes):
+            raise ValueError(f"{name}: {len(values)} shares for {len(classes)} classes")
+    dynamics = ordered(shares)
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.add_subplot()
+        positions = np.arange(len(classes))
+        bars = ax.bar(positions, np.multiply(real_shares, 100), width=0.72, color=INK, alpha=0.17, linewidth=0)
+        dots = []
+        for i, key in enumerate(dynamics):
+            beside = positions + 0.18 * (i - (len(dynamics) - 1) / 2)
+            rim = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
+            dots += ax.plot(beside, np.multiply(shares[key], 100), "o", ms=5.5, color=colour(key), **rim)
+        shown = positions[:: -(-len(classes) // 24)]
+        slanted = max(len(classes[i]) for i in shown) * len(shown) > 50
+        slant = {"rotation": 45, "ha": "right"} if slanted else {}
+        ax.set_xticks(shown, [classes[i] for i in shown], **slant)
+        ax.tick_params(axis="x", length=0)
+        ax.grid(axis="x", visible=False)
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel("Share (%)")
+        ax.set_xlabel("Class")
+        names = ["Real images", *(DYNAMICS.get(key, key) for key in dynamics)]
+        figure.legend([bars, *dots], names, loc="outside lower center", ncols=4)
+
+    return _svg(draw, name="classes", label="Share of each class among samples and among real images")
+
+
+def colour(dynamics: str) -> str:
+    """The colour of a dynamics: of the Okabe-Ito set, distinguishable with any colour vision."""
+    return OKABE_ITO.get(dynamics) or OTHER_COLOURS[sum(dynamics.encode()) % len(OTHER_COLOURS)]
+
+
+def css_colour(dynamics: str) -> str:
+    """`colour` as the figures paint it: where a page may set another shade, a CSS variable."""
+    shade = colour(dynamics).lower()
+    return PAINT.get(shade, shade)
+
+
+def ordered(dynamics: Mapping[str, object] | Sequence[str]) -> list[str]:
+    """Each name once: those of `DYNAMICS` first, in its order, then the others by alphabet."""
+    names = set(dynamics)
+    return [key for key in DYNAMICS if key in names] + sorted(names - set(DYNAMICS))
+
+
+def thinned(curve: pd.DataFrame, *, points: int = CURVE_POINTS) -> pd.DataFrame:
+    """step and loss, means over stretches of equal length where the curve has more than `points` rows.
+
+    Rows a logarithmic axis cannot show (NaN, infinite, not positive) are left out first.
+    """
+    kept = curve.loc[np.isfinite(curve["loss"]) & (curve["loss"] > 0), ["step", "loss"]].reset_index(drop=True)
+    stretch = -(-len(kept) // points) or 1
+    return kept.groupby(kept.index // stretch).mean()
+
+
+# --- inside a figure ----------------------------------------------------------------------------------------
+
+
+def _quality(
+    summary: pd.DataFrame,
+    x: str,
+    axis: Callable[["Axes"], None],
+    *,
+    floor_fid: float | None,
+    name: str,
+    label: str,
+) -> str:
+    """FID, logarithmic, against column `x`: teacher dashed and hollow, flow filled, a marker for each sampler.
+
+    Several seeds become their mean with a bar from the least to the largest; several (objective, anchor) pairs
+    get a dash pattern each. Raises ValueError where the rows span several data sets or extractors: their FIDs
+    don't compare.
+    """
+    for column in ("data", "extractor"):
+        if summary[column].nunique() > 1:
+            raise ValueError(f"one plot, one {column}; got {sorted(summary[column].unique())}")
+    variants = flow_variants(summary)
+    lines = _series(_usable(summary, x), x, variants)
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.add_subplot()
+        for series in lines:
+            _draw_series(ax, series)
+        if _positive(floor_fid):
+            ax.axhline(floor_fid, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
+        ax.set_yscale("log")
+        axis(ax)
+        _log_y(ax)
+        ax.set_ylabel("FID")
+        _quality_legend(figure, lines, variants, floor=_positive(floor_fid))
+
+    return _svg(draw, name=name, label=label)
+
+
+def flow_variants(summary: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (objective, anchor policy) pairs of the flow's rows, in order of appearance; "" where not given."""
+    flow = summary.loc[summary["model"] == "flow", ["objective", "anchor"]].astype(object)
+    flow = flow.where(flow.notna(), "")
+    return list(dict.fromkeys(flow.itertuples(index=False, name=None)))
+
+
+def variant_title(objective: str, anchor: str) -> str:
+    """An (objective, anchor policy) pair in words."""
+    return ", ".join([objective] * bool(objective) + [f"anchor {anchor}"] * bool(anchor))
+
+
+def _usable(summary: pd.DataFrame, x: str) -> pd.DataFrame:
+    """The rows two logarithmic axes can show."""
+    values = summary[[x, "fid"]].astype(float)
+    return summary[(np.isfinite(values) & (values > 0)).all(axis=1)]
+
+
+def _positive(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value > 0
+
+
+def _series(rows: pd.DataFrame, x: str, variants: Sequence[tuple[str, str]]) -> list[Series]:
+    """Teachers first, so that the flow's markers lie on top. Multi-step samplers' lines start at the one step."""
+    found = []
+    for dynamics in ordered(list(rows["dynamics"])):
+        mine = rows[rows["dynamics"] == dynamics]
+        found.append(Series(dynamics, 0, _over_seeds(mine[mine["model"] == "teacher"], x), "heun"))
+    for dynamics in ordered(list(rows["dynamics"])):
+        flow = rows[(rows["dynamics"] == dynamics) & (rows["model"] == "flow")]
+        for i, (objective, anchor) in enumerate(variants):
+            of_variant = (flow["objective"].fillna("") == objective) & (flow["anchor"].fillna("") == anchor)
+            for sampler in ("anchor", "renoise", "one_step"):
+                wanted = flow[of_variant & flow["sampler"].isin(["one_step", sampler])]
+                if (wanted["sampler"] == sampler).any():
+                    found.append(Series(dynamics, i, _over_seeds(wanted, x), sampler))
+    return [series for series in found if len(series.line)]
+
+
+def _over_seeds(rows: pd.DataFrame, x: str) -> pd.DataFrame:
+    grouped = rows.groupby(["nfe", "sampler"], as_index=False)
+    return grouped.agg(x=(x, "mean"), low=("fid", "min"), high=("fid", "max"), fid=("fid", "mean"))
+
+
+def _draw_series(ax: "Axes", series: Series) -> None:
+    teacher = series.sampler == "heun"
+    line, shade = series.line, colour(series.dynamics)
+    style = "--" if teacher else VARIANT_LINES[series.variant % len(VARIANT_LINES)]
+    ax.plot(line["x"], line["fid"], linestyle=style, color=shade, linewidth=1.3 if teacher else 1.7, zorder=2)
+    own = line[line["sampler"] == series.sampler]
+    spread = own[own["high"] > own["low"]]
+    ax.vlines(spread["x"], spread["low"], spread["high"], color=shade, linewidth=1, zorder=2)
+    marker = _marker(series.sampler, shade)
+    ax.plot(own["x"], own["fid"], linestyle="none", zorder=3 if teacher else 4, color=shade, **marker)
+
+
+def _marker(sampler: str, shade: str) -> dict:
+    """Hollow for the teacher; filled, with a rim in the page's colour, for the flow."""
+    if sampler == "heun":
+        return {
+            "marker": "o",
+            "markerfacecolor": PAPER,
+            "markeredgecolor": shade,
+            "markeredgewidth": 1.4,
+            "ms": 5.5,
+        }
+    size = 8.0 if sampler == "one_step" else 6.5
+    return {"marker": MARKERS.get(sampler, "D"), "markeredgecolor": PAPER, "markeredgewidth": 0.8, "ms": size}
+
+
+def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequence, *, floor: bool) -> None:
+    """Two columns: colours of the dynamics and the floor; markers of the samplers and dashes of the variants."""
+    from matplotlib.lines import Line2D
+
+    def entry(title: str, **style) -> tuple[Line2D, str]:
+        return Line2D([], [], **{"color": INK, "linewidth": 1.3, **style}), title
+
+    left = [
+        entry(DYNAMICS.get(key, key), color=colour(key), linewidth=4)
+        for key in ordered([series.dynamics for series in lines])
+    ]
+    if floor:
+        left.append(entry("Floor: real test images", linewidth=0.9, alpha=0.75))
+    dashes = {"heun": "--", "one_step": "none"}
+    right = [
+        entry(title, linestyle=dashes.get(key, "-"), **_marker(key, INK))
+        for key, title in SAMPLERS.items()
+        if any(series.sampler == key for series in lines)
+    ]
+    if len(variants) > 1:
+        right += [
+            entry(variant_title(*pair), linestyle=VARIANT_LINES[i % len(VARIANT_LINES)])
+            for i, pair in enumerate(variants)
+        ]
+    blank = entry("", linestyle="none")
+    rows = max(len(left), len(right))
+    entries = left + [blank] * (rows - len(left)) + right + [blank] * (rows - len(right))
+    if entries:
+        handles, titles = zip(*entries, strict=True)
+        figure.legend(handles, titles, loc="outside lower center", ncols=2)
+
+
+def _curve_panel(stage: str, curves: Mapping[str, pd.DataFrame]) -> str:
+    def draw(figure: "Figure") -> None:
+        ax = figure.add_subplot()
+        for dynamics in ordered(curves):
+            step, loss = curves[dynamics]["step"], curves[dynamics]["loss"]
+            title = DYNAMICS.get(dynamics, dynamics)
+            ax.plot(step, loss, color=colour(dynamics), linewidth=1.4, label=title)
+        ax.set_yscale("log")
+        _log_y(ax)
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        ax.xaxis.get_major_locator().set_params(nbins=5, integer=True)
+        ax.set_xlabel("Step")
+        ax.set_ylabel("Loss")
+        figure.legend(loc="outside lower center", ncols=3)
+
+    title = f"{STAGES[stage]}: training loss against step"
+    return _svg(draw, name=f"curves-{stage}", label=title, size=(5.4, 3.2))
+
+
+def _log_y(ax: "Axes") -> None:
+    low, high = ax.get_ylim()
+    ticks = _log_ticks(low, high, most=7)
+    ax.set_yticks(ticks, [_number(tick) for tick in ticks])
+    ax.set_yticks([], minor=True)
+    ax.set_ylim(low, high)
+
+
+def _log_ticks(low: float, high: float, *, most: int) -> list[float]:
+    """At most `most` round numbers in [low, high]: several of each decade, or one, or one of each second, ...
+
+    A range too narrow for three of those gets evenly spaced numbers.
+    """
+    several = [((1, 1.5, 2, 3, 5, 7), 1), ((1, 2, 5), 1), ((1, 3), 1)]
+    choices = several + [((1,), stride) for stride in (1, 2, 4, 8)]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for mantissas, stride in choices:
+        ticks = [float(f"{m}e{k}") for k in decades if k % stride == 0 for m in mantissas]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            break
+    return ticks if len(ticks) >= 3 or high / low > 10 else _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
+    return [round(float(tick), 12) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+
+
+def _number(value: float) -> str:
+    """A tick in plain digits, or as a power of ten beyond five of them."""
+    if 1e-4 <= value < 1e6:
+        return f"{value:,.10g}"
+    power = math.floor(math.log10(value) + 1e-9)
+    digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    mantissa = f"{value / 10.0**power:.3g}"
+    return f"10{digits}" if mantissa == "1" else f"{mantissa}·10{digits}"
+
+
+def _duration(seconds: float) -> str:
+    """0.002 -> 2 ms; 0.00002 -> 20 µs."""
+    units = {"s": 1.0, "ms": 1e3, "µs": 1e6}
+    unit = next((unit for unit, factor in units.items() if seconds * factor >= 0.9995), "µs")
+    return f"{seconds * units[unit]:,.6g} {unit}"
+
+
+# --- from figure to text ------------------------------------------------------------------------------------
+
+
+def _svg(draw: Callable[["Figure"], None], *, name: str, label: str, size: tuple[float, float] = WIDE) -> str:
+    """Draws on a fresh figure and returns one <svg> element; `name` keeps its ids apart from other figures'."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_visible(False)
+        draw(figure)
+        for ax in figure.axes:
+            ax.patch.set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return _inline(text.getvalue(), name=name, label=label)
+
+
+def _inline(svg: str, *, name: str, label: str) -> str:
+    """A matplotlib SVG file made fit for a page: no prologue, metadata or style sheet, and ids of its own."""
+    body = svg[svg.index("<svg") :]
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body).groups()
+    body = body[body.index(">") + 1 :]
+    for unwanted in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->", r"<defs>\s*</defs>"):
+        body = re.sub(unwanted, "", body, flags=re.DOTALL)
+    body = re.sub(r"font-family: [^;\"]*; ", "", body)  # the page's font
+    body = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", body)
+    body = re.sub(r'\bid="', f'id="{name}-', body).replace("xlink:href", "href")
+    body = body.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    for placeholder, paint in PAINT.items():
+        body = body.replace(placeholder, paint)
+    body = re.sub(r"\s*\n\s*", "\n", body).strip()
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img" aria-label="{html.escape(label)}" '
+        f'font-family="sans-serif" stroke-linejoin="round" stroke-linecap="butt">\n{body}\n'
+    )
+
+
+# --- pictures -----------------------------------------------------------------------------------------------

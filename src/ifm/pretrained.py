@@ -1,0 +1,65 @@
+"""Models on disk: diffusers' own folder (config.json, safetensors) and an ifm.json that says what surrounds it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifm import dynamics as dynamics_module
+from ifm.files import file_sha256, fresh_folder, read_json, write_json
+from ifm.model import IntegrationFlow, Teacher
+from ifm.networks import load_unet, save_unet
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DESCRIPTION = "ifm.json"
+
+
+def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[str, Any]) -> None:
+    """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest."""
+    description: dict[str, Any] = {
+        "kind": "flow" if isinstance(model, IntegrationFlow) else "teacher",
+        "dynamics": {"name": model.dynamics.name, **model.dynamics.options},
+    }
+    if isinstance(model, IntegrationFlow):
+        description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor}
+    with fresh_folder(folder) as temporary:
+        # Standard memory order, so that the file does not depend on how training laid out its weights.
+        save_unet(model.network.to(memory_format=torch.contiguous_format), temporary)
+        description["parameters"] = sum(p.numel() for p in model.parameters())
+        description["sha256"] = file_sha256(temporary / WEIGHTS)
+        write_json(temporary / DESCRIPTION, description | record)
+
+
+def load_teacher(folder: Path) -> Teacher:
+    """Reads a teacher in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
+    description = _describe(folder, kind="teacher")
+    return Teacher(load_unet(folder), _dynamics(description)).eval()
+
+
+def load_flow(folder: Path) -> IntegrationFlow:
+    """Reads an integration flow in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
+    description = _describe(folder, kind="flow")
+    flow = IntegrationFlow(
+        load_unet(folder),
+        _dynamics(description),
+        scheme=description["scheme"],
+        takes_anchor=description["takes_anchor"],
+    )
+    return flow.eval()
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What ifm.json says: kind, dynamics, parameters, sha256 of the weights, training facts."""
+    return read_json(folder / DESCRIPTION)
+
+
+def _describe(folder: Path, *, kind: str) -> dict[str, Any]:
+    description = describe(folder)
+    if description["kind"] != kind:
+        raise ValueError(f"{folder}: holds a {description['kind']}, not a {kind}")
+    return description
+
+
+def _dynamics(description: dict[str, Any]) -> dynamics_module.Dynamics:
+    options = dict(description["dynamics"])
+    return dynamics_module.build(options.pop("name"), **options)

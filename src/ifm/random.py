@@ -1,0 +1,91 @@
+"""Randomness keyed by what it is for, never by who draws it.
+
+Every draw belongs to (seed, purpose, step, index): the counter of a Philox generator (Salmon et al. 2011, as numpy
+ships it) starts at (step, index) under the key (seed, purpose). So one, two or eight processes draw the same global
+batch, a resumed run draws what the killed one would have drawn, and a laptop draws the same prior as a GPU node.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The numbers are part of every result: add, never renumber.
+PURPOSES = {
+    "split": 0,
+    "order": 1,
+    "noise": 2,
+    "time": 3,
+    "anchor": 4,
+    "trajectory": 5,
+    "prior": 6,
+    "choice": 7,
+}
+_KEY_RANGE = 2**63
+
+
+def stream(seed: int, purpose: str, *, step: int = 0, index: int = 0) -> np.random.Generator:
+    """The generator of one (seed, purpose, step, index). Streams never overlap: each has 2^128 numbers of its own."""
+    if not 0 <= seed < _KEY_RANGE:
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+    return np.random.Generator(np.random.Philox(key=[seed, PURPOSES[purpose]], counter=[0, 0, index, step]))
+
+
+class Streams:
+    """One independent stream per sample: row i of every draw depends on (seed, purpose, step, indices[i]) alone.
+
+    Draws from the same object continue its streams, so two calls give different numbers. All draws are made on the
+    host in float32; move them with ``.to(device)``.
+    """
+
+    def __init__(self, seed: int, purpose: str, indices: Iterable[int], *, step: int = 0) -> None:
+        self._streams = [stream(seed, purpose, step=step, index=int(i)) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """N(0, 1): [B, *shape]."""
+        out = np.empty((len(self), math.prod(shape)), np.float32)
+        for row, s in zip(out, self._streams, strict=True):
+            s.standard_normal(dtype=np.float32, out=row)
+        return torch.from_numpy(out).reshape(len(self), *shape)
+
+    def uniform(self) -> Tensor:
+        """U[0, 1): [B]."""
+        return torch.tensor([s.random() for s in self._streams], dtype=torch.float32)
+
+    def chi_square(self, degrees: float) -> Tensor:
+        """chi-square with `degrees` degrees of freedom: [B]."""
+        return torch.tensor([s.chisquare(degrees) for s in self._streams], dtype=torch.float32)
+
+
+class EndlessShuffle:
+    """Sample indices of step k's global batch: [k B, (k + 1) B) of a stream of reshuffled epochs.
+
+    A pure function of (seed, step), so that it needs no state in a checkpoint and no agreement between processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, seed: int) -> None:
+        if size < 1:
+            raise ValueError("cannot draw batches from an empty set")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._order = stream(self.seed, "order", step=epoch).permutation(self.size)
+            self._epoch = epoch
+        return self._order
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of the global batch: int64 [B]."""
+        parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
+        while start < stop:
+            epoch, offset = divmod(start, self.size)
+            part = self._permutation(epoch)[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)

@@ -1,0 +1,485 @@
+"""The report: one self-contained HTML page, and the summary as CSV and JSON.
+
+The page shows what the numbers say and adds no verdict: a bad ratio stands there as plainly as a good one.
+"""
+
+import base64
+import csv
+import io
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from ifm import plots
+from ifm.pictures import shrink_png
+
+SUMMARY_COLUMNS = (
+    "data", "extractor", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed", "n_samples", "fid",
+    "kid", "seconds_per_image", "parameters", "train_images", "train_seconds", "endpoint_rms", "min_class_share",
+)  # fmt: skip
+TEXT_COLUMNS = ("data", "extractor", "dynamics", "model", "objective", "anchor", "sampler")
+INTEGER_COLUMNS = ("nfe", "seed", "n_samples", "parameters", "train_images")
+
+PICTURE_BYTES = 3_000_000  # of all grids; base64 adds a third, and the page stays under 5 MB
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows. See `render` for what may be missing."""
+
+    summary: pd.DataFrame  # SUMMARY_COLUMNS, one row for each measured sampler
+    params_text: str  # params.yaml, as it is
+    data: str  # the data set's name
+    seed: int
+    git_commit: str
+    created: str
+    # (stage, dynamics) -> step, loss, ...; the stage is "teacher" or "flow"
+    curves: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    # dynamics -> (caption, PNG), ...
+    grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
+    # dynamics -> share of each class among the flow's samples in one step
+    class_shares: Mapping[str, Sequence[float]] | None = None
+    real_shares: Sequence[float] | None = None
+    classes: Sequence[str] | None = None
+    # extractor, dimension, n_train, n_test, split, accuracy, floor_fid
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature: FID on CIFAR-10 with Inception features."""
+
+    method: str
+    nfe: int
+    fid: str
+    kind: str
+
+
+PUBLISHED = (
+    Published("Integration Flow, VE", 1, "2.86", "one step"),
+    Published("Integration Flow, rectified flow", 1, "3.36", "one step"),
+    Published("Integration Flow, PFGM++", 1, "2.91", "one step"),
+    Published("sCT", 1, "2.85", "one step"),
+    Published("iCT", 1, "2.83", "one step"),
+    Published("MeanFlow", 1, "2.92", "one step"),
+    Published("TCM", 1, "2.46", "one step"),
+    Published("CMT", 2, "1.97", "two steps"),
+    Published("EDM", 35, "1.97", "teacher, Heun"),
+    Published("PFGM++", 35, "1.91", "teacher, Heun"),
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value over seeds: mean, standard deviation (None below two), number of seeds."""
+
+    mean: float
+    deviation: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One dynamics in one line. A value that was not measured is None."""
+
+    dynamics: str
+    variant: str  # objective and anchor policy, "" where the page has only one pair
+    flow_fid: Estimate | None
+    teacher_fid: Estimate | None
+    teacher_nfe: int | None
+    ratio: float | None  # flow_fid / teacher_fid
+    single_fid: Estimate | None  # teacher with one evaluation
+    speed_up: float | None  # teacher's seconds per image / flow's
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what is read, and what it is sorted by."""
+
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column: its heading, whether it is sorted as numbers, how a column of values is written."""
+
+    title: str
+    numeric: bool
+    write: Callable[[pd.Series], list[str]]
+
+
+# --- summary files ------------------------------------------------------------------------------------------
+
+
+def summary_csv(summary: pd.DataFrame) -> str:
+    """The summary as CSV in the order of SUMMARY_COLUMNS; six significant digits, a missing value is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SUMMARY_COLUMNS)
+    writer.writerows(record.values() for record in _records(summary))
+    return text.getvalue()
+
+
+def summary_json(summary: pd.DataFrame) -> str:
+    """The summary as a JSON list of records; six significant digits, a missing or infinite value is null."""
+    return json.dumps(_records(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _records(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    _check(summary)
+    rows = summary[list(SUMMARY_COLUMNS)].itertuples(index=False, name=None)
+    return [{column: _plain(column, value) for column, value in zip(SUMMARY_COLUMNS, row, strict=True)} for row in rows]
+
+
+def _plain(column: str, value: Any) -> str | int | float | None:
+    if pd.isna(value):
+        return None
+    if column in TEXT_COLUMNS:
+        return str(value)
+    if not math.isfinite(value):
+        return None
+    return int(value) if column in INTEGER_COLUMNS else float(f"{value:.6g}")
+
+
+def _check(summary: pd.DataFrame) -> None:
+    missing = [column for column in SUMMARY_COLUMNS if column not in summary.columns]
+    if missing:
+        raise ValueError(f"the summary lacks the columns {missing}")
+
+
+# --- numbers as text ----------------------------------------------------------------------------------------
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits in plain notation: 0.00123, 12.3, 1,230."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else MISSING
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return _signed(f"{value:,.{decimals}f}")
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _aligned(*, scale: float = 1, digits: int = 2, least: int = 0, most: int = 5) -> Callable[[pd.Series], list[str]]:
+    """One number of decimals for a column, such that the smallest value shows `digits` significant digits."""
+
+    def write(values: pd.Series) -> list[str]:
+        scaled = values.astype(float) * scale
+        sizes = scaled[np.isfinite(scaled) & (scaled != 0)].abs()
+        needed = digits - 1 - math.floor(math.log10(sizes.min())) if len(sizes) else 0
+        decimals = min(max(needed, least), most)
+        return [_signed(f"{value:,.{decimals}f}") if math.isfinite(value) else MISSING for value in scaled]
+
+    return write
+
+
+def _words(names: Mapping[str, str]) -> Callable[[pd.Series], list[str]]:
+    return lambda values: [MISSING if pd.isna(v) or v == "" else names.get(str(v), str(v)) for v in values]
+
+
+def _counts(values: pd.Series) -> list[str]:
+    return [MISSING if pd.isna(value) else f"{int(value):,}" for value in values]
+
+
+COLUMNS = {
+    "data": Column("Data", False, _words({})),
+    "extractor": Column("Extractor", False, _words({})),
+    "dynamics": Column("Dynamics", False, _words(plots.DYNAMICS)),
+    "model": Column("Model", False, _words({})),
+    "objective": Column("Objective", False, _words({})),
+    "anchor": Column("Anchor", False, _words({})),
+    "sampler": Column("Sampler", False, _words({"heun": "Heun", "one_step": "one step", "renoise": "re-noise"})),
+    "nfe": Column("NFE", True, _counts),
+    "seed": Column("Seed", True, _counts),
+    "n_samples": Column("Samples", True, _counts),
+    "fid": Column("FID", True, _aligned(least=2)),
+    "kid": Column("KID", True, _aligned(least=4, most=6)),
+    "seconds_per_image": Column("ms per image", True, _aligned(scale=1e3, digits=3)),
+    "parameters": Column("Parameters", True, _counts),
+    "train_images": Column("Training images", True, _counts),
+    "train_seconds": Column("Training time, s", True, _aligned(digits=2)),
+    "endpoint_rms": Column("End-point RMS", True, _aligned(digits=3)),
+    "min_class_share": Column("Rarest class, %", True, _aligned(scale=100, least=1)),
+}
+FOLDED = (
+    "data",
+    "extractor",
+    "seed",
+    "n_samples",
+    "objective",
+    "anchor",
+    "parameters",
+)  # to the caption, if constant
+FLOW_ONLY = ("objective", "anchor")
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def headlines(summary: pd.DataFrame) -> list[Headline]:
+    """One line for each dynamics and (objective, anchor policy) pair of its flow; of one data set and extractor."""
+    variants = plots.flow_variants(summary) or [("", "")]
+    lines = []
+    for dynamics in plots.ordered(list(summary["dynamics"])):
+        mine = summary[summary["dynamics"] == dynamics]
+        for objective, anchor in variants:
+            same = (mine["objective"].fillna("") == objective) & (mine["anchor"].fillna("") == anchor)
+            one_step = mine[same & (mine["model"] == "flow") & (mine["sampler"] == "one_step")]
+            if len(one_step) or len(variants) == 1:
+                variant = plots.variant_title(objective, anchor) if len(variants) > 1 else ""
+                lines.append(_headline(dynamics, variant, one_step, mine[mine["model"] == "teacher"]))
+    return lines
+
+
+def _headline(dynamics: str, variant: str, one_step: pd.DataFrame, teacher: pd.DataFrame) -> Headline:
+    nfe = int(teacher["nfe"].max()) if len(teacher) else None
+    best = teacher[teacher["nfe"] == nfe]
+    flow_fid, teacher_fid = _estimate(one_step["fid"]), _estimate(best["fid"])
+    return Headline(
+        dynamics=dynamics,
+        variant=variant,
+        flow_fid=flow_fid,
+        teacher_fid=teacher_fid,
+        teacher_nfe=nfe,
+        ratio=_quotient(flow_fid, teacher_fid),
+        single_fid=_estimate(teacher.loc[teacher["nfe"] == 1, "fid"]),
+        speed_up=_quotient(_estimate(best["seconds_per_image"]), _estimate(one_step["seconds_per_image"])),
+    )
+
+
+def _estimate(values: pd.Series) -> Estimate | None:
+    finite = values[np.isfinite(values.astype(float))]
+    if finite.empty:
+        return None
+    return Estimate(float(finite.mean()), float(finite.std()) if len(finite) > 1 else None, len(finite))
+
+
+def _quotient(over: Estimate | None, under: Estimate | None) -> float | None:
+    return over.mean / under.mean if over and under and under.mean > 0 else None
+
+
+def _headline_cells(lines: Sequence[Headline]) -> list[dict[str, Any]]:
+    """Headlines as text. The flow's FIDs and the teacher's share their decimals, for the eye to compare."""
+    decimals = _fid_decimals([e for line in lines for e in (line.flow_fid, line.teacher_fid) if e])
+    single = _fid_decimals([line.single_fid for line in lines if line.single_fid])
+    return [
+        {
+            "name": plots.DYNAMICS.get(line.dynamics, line.dynamics),
+            "colour": plots.css_colour(line.dynamics),
+            "variant": line.variant,
+            "nfe": line.teacher_nfe,
+            "flow": _fid(line.flow_fid, decimals),
+            "teacher": _fid(line.teacher_fid, decimals),
+            "single": _fid(line.single_fid, single),
+            "ratio": MISSING if line.ratio is None else f"{line.ratio:,.2f}",
+            "speed_up": MISSING if line.speed_up is None else f"{significant(line.speed_up)}×",
+        }
+        for line in lines
+    ]
+
+
+def _fid_decimals(estimates: Sequence[Estimate]) -> int:
+    """Two decimals; fewer beyond four digits, more where the smallest would show less than two."""
+    positive = [estimate.mean for estimate in estimates if estimate.mean > 0]
+    power = math.floor(math.log10(min(positive))) if positive else 0
+    return min(max(min(2, 3 - power), 1 - power, 0), 5)
+
+
+def _fid(estimate: Estimate | None, decimals: int) -> str:
+    if estimate is None:
+        return MISSING
+    spread = "" if estimate.deviation is None else f" ± {estimate.deviation:,.{decimals}f}"
+    return _signed(f"{estimate.mean:,.{decimals}f}") + spread
+
+
+def _full_table(summary: pd.DataFrame) -> dict[str, Any]:
+    """Columns, rows and the constants of the table of all rows; an all-missing column is left out."""
+    constant = [column for column in FOLDED if _is_constant(column, summary)]
+    shown = [c for c in SUMMARY_COLUMNS if c not in constant and (summary[c].notna().any() or c in ("fid", "nfe"))]
+    written = [_cells(COLUMNS[column], summary[column]) for column in shown]
+    return {
+        "columns": [COLUMNS[column] for column in shown],
+        "rows": list(zip(*written, strict=True)),
+        "constants": [_constant(column, summary[column]) for column in constant],
+    }
+
+
+def _cells(column: Column, values: pd.Series) -> list[Cell]:
+    texts = column.write(values)
+    return [Cell(text, _sort_key(v, text, column.numeric)) for text, v in zip(texts, values, strict=True)]
+
+
+def _is_constant(column: str, summary: pd.DataFrame) -> bool:
+    """One value in all rows, or in all of the flow's where the teacher has none."""
+    values = summary[column] if column not in FLOW_ONLY else summary.loc[summary["model"] == "flow", column]
+    return bool(values.notna().all()) and values.nunique() == 1
+
+
+def _constant(column: str, values: pd.Series) -> tuple[str, str]:
+    title = ("flow’s " if column in FLOW_ONLY else "") + COLUMNS[column].title.lower()
+    return title, COLUMNS[column].write(values.dropna())[0]
+
+
+def _sort_key(value: Any, text: str, numeric: bool) -> str:
+    """A number in full, a word as it is read; "" where missing, which sorts last."""
+    if pd.isna(value) or (numeric and not math.isfinite(value)):
+        return ""
+    return f"{value:.12g}" if numeric else text
+
+
+# --- pictures and shares ------------------------------------------------------------------------------------
+
+
+def _pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]]) -> list[dict[str, Any]]:
+    """Grids of each dynamics as data URIs, all made smaller by tenths until they fit PICTURE_BYTES together."""
+    for dynamics, pictures in grids.items():
+        for caption, png in pictures:
+            if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+                raise ValueError(f"the grid {caption!r} of {dynamics} is not a PNG")
+    named = {key: list(grids[key]) for key in plots.ordered(grids) if grids[key]}
+    factor = 1.0
+    fitted = named
+    while sum(len(png) for pictures in fitted.values() for _, png in pictures) > PICTURE_BYTES:
+        factor *= 0.9
+        fitted = {key: [(c, shrink_png(png, factor)) for c, png in named[key]] for key in named}
+    return [
+        {
+            "name": plots.DYNAMICS.get(key, key),
+            "colour": plots.css_colour(key),
+            "pictures": [_picture(caption, png, plots.DYNAMICS.get(key, key)) for caption, png in pictures],
+        }
+        for key, pictures in fitted.items()
+    ]
+
+
+def _picture(caption: str, png: bytes, name: str) -> dict[str, Any]:
+    width, height = struct.unpack(">II", png[16:24])
+    uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return {
+        "caption": caption,
+        "alt": f"{name}: grid of images, {caption}",
+        "uri": uri,
+        "width": width,
+        "height": height,
+    }
+
+
+def _classes(report: Report) -> dict[str, Any] | None:
+    """The histogram and, for each dynamics, the rarest class and the distance from the real shares."""
+    if not report.class_shares or report.real_shares is None or report.classes is None:
+        return None
+    names = [str(name) for name in report.classes]
+    svg = plots.class_histogram(report.class_shares, real_shares=report.real_shares, classes=names)
+    rows = []
+    for key in plots.ordered(report.class_shares):
+        shares, real = np.asarray(report.class_shares[key], float), np.asarray(report.real_shares, float)
+        rarest = int(shares.argmin())
+        rows.append(
+            {
+                "name": plots.DYNAMICS.get(key, key),
+                "colour": plots.css_colour(key),
+                "rarest": names[rarest],
+                "share": f"{100 * shares[rarest]:.1f}",
+                "real": f"{100 * real[rarest]:.1f}",
+                "distance": f"{50 * np.abs(shares - real).sum():.1f}",
+            }
+        )
+    return {"svg": Markup(svg), "rows": rows}
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Headline and plots of one (data, extractor); the reference's floor belongs to its own extractor only."""
+    data, extractor = (str(summary[column].iloc[0]) for column in ("data", "extractor"))
+    lines = headlines(summary)
+    floor = reference.get("floor_fid") if reference.get("extractor", extractor) == extractor else None
+    nfes = {line.teacher_nfe for line in lines if line.teacher_nfe is not None}
+    seeds = summary["seed"].nunique()
+    return {
+        "data": data,
+        "extractor": extractor,
+        "lines": _headline_cells(lines),
+        "nfe": nfes.pop() if len(nfes) == 1 else None,
+        "variants": any(line.variant for line in lines),
+        "seeds": seeds if seeds > 1 else None,
+        "floor": None if floor is None or not math.isfinite(floor) else significant(floor),
+        "samples": _range(summary["n_samples"]),
+        "against_nfe": Markup(plots.quality_against_nfe(summary, floor_fid=floor)),
+        "against_seconds": Markup(plots.quality_against_seconds(summary, floor_fid=floor)),
+    }
+
+
+def _range(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    if pd.isna(low):
+        return MISSING
+    return f"{int(low):,}" if low == high else f"{int(low):,} to {int(high):,}"
+
+
+def _protocol(report: Report) -> list[tuple[str, str]]:
+    """How the figures were obtained: (what, how)."""
+    reference, summary = report.reference, report.summary
+    extractor = str(reference.get("extractor") or ", ".join(map(str, summary["extractor"].unique())))
+    if reference.get("dimension") is not None:
+        extractor += f", {int(reference['dimension']):,} features"
+    if reference.get("accuracy") is not None:
+        extractor += f"; {100 * reference['accuracy']:.1f} % of the test images classified correctly"
+    lines = [("Extractor", extractor), ("Samples", f"{_range(summary['n_samples'])} for each sampler")]
+    split = reference.get("split")
+    if split is not None:
+        count = reference.get(f"n_{split}")
+        lines.append(("Reference", f"{split} split" + (f", {int(count):,} images" if count is not None else "")))
+    floor = reference.get("floor_fid")
+    if floor is not None and math.isfinite(floor):
+        count = reference.get("n_test")
+        images = f"{int(count):,} images" if count is not None else "real images"
+        lines.append(("Floor", f"FID {significant(floor)}: test split ({images}) against train split"))
+    lines.append(("Rounding", "images to uint8 before the features are taken, samples and reference alike"))
+    if summary["endpoint_rms"].notna().any():
+        lines.append(("End-point RMS", "flow against the teacher at its largest NFE, from the same prior draw"))
+    lines.append(("Seeds", ", ".join(str(int(seed)) for seed in sorted(summary["seed"].dropna().unique()))))
+    return lines
+
+
+def render(report: Report) -> str:
+    """The page as HTML text: self-contained, the same for the same input.
+
+    `curves`, `grids`, `class_shares` (with `real_shares` and `classes`), `reference` and its keys, and `versions`
+    may be empty or None; their parts are then left out. Raises ValueError where the summary is empty or lacks a
+    column, where a grid is not a PNG, or where shares and classes differ in number.
+    """
+    _check(report.summary)
+    if report.summary.empty:
+        raise ValueError("the summary has no rows: nothing to report")
+    panels = plots.training_curves(report.curves)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("ifm").joinpath("report.html").read_text(encoding="utf-8"))
+    groups = report.summary.groupby(["data", "extractor"], sort=False)
+    return template.render(
+        report=report,
+        measures=[_measure(rows, report.reference) for _, rows in groups],
+        pictures=_pictures(report.grids),
+        table=_full_table(report.summary),
+        classes=_classes(report),
+        curves=[(plots.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
+        protocol=_protocol(report),
+        published=PUBLISHED,
+    )

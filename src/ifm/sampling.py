@@ -1,0 +1,233 @@
+"""From x_T to x_0: the flow in one or a few evaluations, the teacher by Heun or Euler, and stored trajectories."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifm.dynamics import Dynamics, expand
+from ifm.dynamics.base import NoiseSource
+from ifm.images import to_uint8
+from ifm.model import IntegrationFlow, Teacher
+from ifm.random import Streams
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> E[x_0 | x_t] [B, ...]
+
+
+def solver_nfe(steps: int, *, method: str = "heun") -> int:
+    """Network evaluations of a solve: 2 steps - 1 for Heun (its last step is Euler's), steps for Euler."""
+    return 2 * steps - 1 if method == "heun" else steps
+
+
+def heun_steps(nfe: int) -> int:
+    """The number of Heun steps that costs `nfe` evaluations. Raises ValueError for an even number."""
+    if nfe < 1 or nfe % 2 == 0:
+        raise ValueError(f"Heun with a last Euler step takes an odd number of evaluations, got {nfe}")
+    return (nfe + 1) // 2
+
+
+@torch.no_grad()
+def solve_states(denoiser: Denoiser, x_T: Tensor, *, times: Tensor, method: str = "heun") -> Iterator[Tensor]:
+    """The solver's states at `times` [S + 1], x_T [B, ...] first, by Heun (EDM algorithm 1) or Euler.
+
+    dx/dt = (x - D(x, t)) / t for every dynamics. A step that ends at t = 0 is Euler's: the velocity has no value
+    there, and the Euler step from t lands exactly on D(x, t).
+    """
+    if method not in ("heun", "euler"):
+        raise ValueError(f"unknown solver {method!r}; known: heun, euler")
+    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or float(times[-1]) < 0:
+        raise ValueError(f"times must fall strictly and end at or above 0, got {times.tolist()}")
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        t_batch = torch.full((len(x),), t, dtype=x.dtype, device=x.device)  # [B]
+        return (x - denoiser(x, t_batch)) / expand(t_batch, x)
+
+    x = x_T
+    yield x
+    for t, s in pairwise(times.tolist()):
+        v = velocity(x, t)
+        x_s = x + (s - t) * v
+        if method == "heun" and s > 0:
+            x_s = x + (s - t) * (v + velocity(x_s, s)) / 2
+        x = x_s
+        yield x
+
+
+def solve_ode(denoiser: Denoiser, x_T: Tensor, *, times: Tensor, method: str = "heun") -> Tensor:
+    """The end point of the ODE from x_T: [B, ...]. See `solve_states`."""
+    x = x_T
+    for x in solve_states(denoiser, x_T, times=times, method=method):  # noqa: B007 - the last state is wanted
+        pass
+    return x
+
+
+def stored_indices(steps: int, count: int) -> list[int]:
+    """`count` grid indices spread evenly over 0..steps, both ends included."""
+    if not 2 <= count <= steps + 1:
+        raise ValueError(f"can store 2 to {steps + 1} times of a {steps}-step solve, got {count}")
+    return [round(i * steps / (count - 1)) for i in range(count)]
+
+
+def solve_trajectory(denoiser: Denoiser, x_T: Tensor, *, times: Tensor, keep: list[int]) -> Tensor:
+    """The Heun path from x_T at the grid indices `keep`: [B, K, ...]."""
+    wanted = set(keep)
+    states = solve_states(denoiser, x_T, times=times)
+    return torch.stack([x for i, x in enumerate(states) if i in wanted], dim=1)
+
+
+def _at(flow: IntegrationFlow, x: Tensor, t: float, x_anchor: Tensor | None) -> Tensor:
+    return flow(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), x_anchor=x_anchor)
+
+
+@torch.no_grad()
+def sample(flow: IntegrationFlow, x_T: Tensor, *, x_anchor: Tensor | None, steps: int = 1) -> Tensor:
+    """The paper's sampler: x_0_hat = g(x_anchor, x_T, t_max), fed back as the anchor, x_T fixed: [B, C, H, W].
+
+    One step costs one evaluation; `steps` of them cost `steps`. Without an anchor further steps change nothing.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    x_0_hat = x_T
+    for _ in range(steps):
+        x_0_hat = _at(flow, x_T, flow.dynamics.t_max, x_anchor)
+        if x_anchor is not None:
+            x_anchor = x_0_hat
+    return x_0_hat
+
+
+@torch.no_grad()
+def sample_renoised(
+    flow: IntegrationFlow, x_T: Tensor, *, x_anchor: Tensor | None, steps: int, generator: NoiseSource
+) -> Tensor:
+    """Map to x_0_hat, re-noise it to the next smaller time, map again (consistency models, algorithm 1).
+
+    The times are the first `steps` of a `steps`-step solver grid. The estimate is also the next anchor.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    dynamics = flow.dynamics
+    x_t = x_0_hat = x_T
+    shape = tuple(x_T.shape[1:])
+    for i, t in enumerate(renoising_times(dynamics, steps)):
+        if i:
+            z = dynamics.draw_noise(shape, generator=generator).to(x_T.device, x_T.dtype)
+            x_t = dynamics.perturb(x_0_hat, z=z, t=torch.full((len(z),), t, device=z.device, dtype=z.dtype))
+        x_0_hat = _at(flow, x_t, t, x_anchor)
+        if x_anchor is not None:
+            x_anchor = x_0_hat
+    return x_0_hat
+
+
+def renoising_times(dynamics: Dynamics, steps: int) -> list[float]:
+    """t_max and the times after it on the dynamics' grid of steps + 1 points above 0, the last of them left out."""
+    return dynamics.solver_times(steps + 1)[:steps].tolist() if steps > 1 else [dynamics.t_max]
+
+
+_SAMPLING = 2**63  # a step that training never reaches
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What one batch of samples starts from, made before the clock runs."""
+
+    x_T: Tensor  # [B, C, H, W]
+    x_anchor: Tensor  # [B, C, H, W]
+    renoise: NoiseSource  # the noise of `renoise`, drawn as it is needed
+
+    @classmethod
+    def of(cls, dynamics: Dynamics, shape: tuple[int, ...], members: range, *, seed: int, device) -> "Draws":
+        """Sample i's draws depend on (seed, i) alone."""
+        return cls(
+            x_T=dynamics.prior(shape, generator=Streams(seed, "prior", members)).to(device),
+            x_anchor=Streams(seed, "anchor", members, step=_SAMPLING).normal(shape).to(device),
+            renoise=Streams(seed, "noise", members, step=_SAMPLING),
+        )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A named way from x_T to x_0_hat. run: the draws of a batch -> x_0_hat [B, C, H, W]."""
+
+    model: str  # "teacher" | "flow"
+    sampler: str  # "heun" | "one_step" | "anchor" | "renoise"
+    nfe: int
+    run: Callable[[Draws], Tensor]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.sampler}-nfe{self.nfe:03d}"
+
+    @property
+    def title(self) -> str:
+        evaluations = "1 evaluation" if self.nfe == 1 else f"{self.nfe} evaluations"
+        return f"{self.model}, {evaluations}"
+
+    def describe(self) -> dict[str, str | int]:
+        return {"name": self.name, "model": self.model, "sampler": self.sampler, "nfe": self.nfe}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """images: uint8 [n, C, H, W]."""
+
+    images: np.ndarray
+    seconds_per_image: float
+
+
+def teacher_sampler(teacher: Teacher, *, nfe: int) -> Sampler:
+    """Heun on the dynamics' grid with `nfe` evaluations (odd)."""
+    times = teacher.dynamics.solver_times(heun_steps(nfe))
+    return Sampler("teacher", "heun", nfe, lambda draws: solve_ode(teacher, draws.x_T, times=times))
+
+
+def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int) -> Sampler:
+    """`one_step`; `anchor`: the estimate fed back as anchor; `renoise`: re-noised and mapped again."""
+
+    def run(draws: Draws) -> Tensor:
+        x_anchor = draws.x_anchor if flow.takes_anchor else None
+        if kind == "renoise":
+            return sample_renoised(flow, draws.x_T, x_anchor=x_anchor, steps=steps, generator=draws.renoise)
+        return sample(flow, draws.x_T, x_anchor=x_anchor, steps=steps)
+
+    if kind not in ("one_step", "anchor", "renoise"):
+        raise ValueError(f"unknown sampler {kind!r}; known: one_step, anchor, renoise")
+    return Sampler("flow", kind, steps, run)
+
+
+@torch.inference_mode()
+def draw_samples(
+    sampler: Sampler,
+    *,
+    dynamics: Dynamics,
+    shape: tuple[int, ...],
+    count: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Drawn:
+    """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
+
+    The clock covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the
+    rounding to uint8.
+    """
+    images, seconds = np.empty((count, *shape), np.uint8), 0.0
+    sampler.run(Draws.of(dynamics, shape, range(min(batch_size, count)), seed=seed, device=device))
+    for start in range(0, count, batch_size):
+        members = range(start, min(start + batch_size, count))
+        draws = Draws.of(dynamics, shape, members, seed=seed, device=device)
+        _wait(device)
+        began = time.perf_counter()
+        x_0_hat = sampler.run(draws)
+        _wait(device)
+        seconds += time.perf_counter() - began
+        images[members.start : members.stop] = to_uint8(x_0_hat)
+    return Drawn(images, seconds / count)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

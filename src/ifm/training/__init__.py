@@ -1,0 +1,1 @@
+"""Training: checkpoints, the loop, the engine, and what teacher and flow train on."""

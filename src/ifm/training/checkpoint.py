@@ -1,0 +1,89 @@
+"""Checkpoints of a training run: one safetensors file, written whole or not at all, holding no pickle."""
+
+import json
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ifm.files import atomic_path
+
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds: tensors by name and a JSON-able record."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+class Checkpoints:
+    """The last two checkpoints in a folder of their own, newest first. An unreadable one is passed over."""
+
+    keep = 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PREFIX}*.safetensors"), reverse=True)
+
+    def save(self, step: int, snapshot: Snapshot) -> Path:
+        """Writes step-{step}.safetensors atomically, then drops all but the newest two."""
+        path = self.folder / f"{_PREFIX}{step:09d}.safetensors"
+        with atomic_path(path) as temporary:
+            # Contiguous: channels_last weights are stored in the standard order.
+            tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
+            save_file(tensors, temporary, metadata={"record": json.dumps(snapshot.record)})
+        for old in self._files()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self) -> Snapshot | None:
+        """The newest readable checkpoint, or None."""
+        for path in self._files():
+            try:
+                with safe_open(path, framework="pt") as f:
+                    record = json.loads(f.metadata()["record"])
+                    return Snapshot({name: f.get_tensor(name) for name in f.keys()}, record)  # noqa: SIM118
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError, struct.error) as error:
+                warnings.warn(f"{path}: unreadable checkpoint passed over ({error})", stacklevel=2)
+        return None
+
+    def clear(self) -> None:
+        """Removes the checkpoints, and the folder if nothing else is in it."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def pack(model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights, averaged weights and optimizer state as one flat table of tensors."""
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    tensors |= {f"ema.{i}": t for i, t in enumerate(ema)}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    return tensors
+
+
+@torch.no_grad()
+def unpack(tensors: dict[str, Tensor], model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """The inverse of `pack`, in place."""
+    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    for i, average in enumerate(ema):
+        average.copy_(tensors[f"ema.{i}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, t in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".", 2)
+            state.setdefault(int(i), {})[key] = t
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

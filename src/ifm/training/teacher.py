@@ -1,0 +1,54 @@
+"""Training the teacher: a denoiser for the marginal ODE (METHOD: EDM weighting; velocity matching for rf)."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ifm import objectives
+from ifm.dynamics import expand
+from ifm.model import Teacher
+from ifm.random import EndlessShuffle, Streams
+from ifm.training.checkpoint import Checkpoints
+from ifm.training.engine import Rows, local_positions, row_reader
+from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
+
+
+def train_teacher(
+    accelerator: Accelerator,
+    teacher: Teacher,
+    images: Rows,
+    *,
+    settings: TrainSettings,
+    random_flip: bool,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+    on_log: OnLog | None = None,
+) -> FitResult:
+    """Fits the teacher to images (uint8 [n, C, H, W]) in place; it ends with its averaged weights.
+
+    The global batch of a step, its times and its noise depend on (seed, step) alone.
+    """
+    dynamics = teacher.dynamics
+    positions = local_positions(accelerator, settings.batch_size)
+    order = EndlessShuffle(len(images), settings.batch_size, seed=seed)
+    read = row_reader(images, accelerator.device)
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        x_0 = read(order.batch(step)[positions]).float() / 127.5 - 1  # [b, C, H, W]
+        draws = Streams(seed, "noise", positions, step=step)
+        t = dynamics.draw_time(generator=draws).to(x_0.device)  # [b]
+        z = dynamics.draw_noise(tuple(x_0.shape[1:]), generator=draws).to(x_0.device)  # [b, C, H, W]
+        if random_flip:
+            x_0 = torch.where(expand(draws.uniform().to(x_0.device), x_0) < 0.5, x_0.flip(-1), x_0)
+        x_0_hat = model(dynamics.perturb(x_0, z=z, t=t), t)
+        return objectives.denoising(x_0_hat, x_0=x_0, scale=dynamics.error_scale(t))
+
+    return fit(
+        accelerator,
+        teacher,
+        loss=loss,
+        settings=settings,
+        checkpoints=checkpoints,
+        on_log=on_log,
+        label=f"teacher {dynamics.name}",
+    )

@@ -1,0 +1,430 @@
+"""The report page: safe, self-contained, the same for the same input, and no wider than its window."""
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ifm import plots, report
+from ifm.pictures import grid_png, save_grid, side_by_side
+from ifm.report import SUMMARY_COLUMNS, Report, render, summary_csv, summary_json
+
+TEACHER_FID = {1: 313.2, 3: 68.5, 5: 17.1, 9: 3.21, 17: 1.14, 35: 0.8721236789}
+FLOW_FID = {
+    ("one_step", 1): 1.94,
+    ("anchor", 2): 1.71,
+    ("anchor", 4): 1.66,
+    ("renoise", 2): 1.32,
+    ("renoise", 4): 1.18,
+}
+
+
+def summary_of(*dynamics, objective="trajectory", anchor="self", seed=0, factor=1.0):
+    common = {"data": "digits", "extractor": "classifier", "seed": seed, "n_samples": 2000}
+    rows = []
+    for name in dynamics:
+        mine = {**common, "dynamics": name}
+        rows += [
+            {
+                **mine,
+                "model": "teacher",
+                "sampler": "heun",
+                "nfe": nfe,
+                "fid": fid * factor,
+                "kid": fid / 900 - 4e-4,
+                "seconds_per_image": 2.1e-4 * nfe,
+                "parameters": 1_482_113,
+                "train_images": 166_400,
+                "train_seconds": 151.27,
+            }
+            for nfe, fid in TEACHER_FID.items()
+        ]
+        rows += [
+            {
+                **mine,
+                "model": "flow",
+                "objective": objective,
+                "anchor": anchor,
+                "sampler": sampler,
+                "nfe": nfe,
+                "fid": fid * factor,
+                "kid": fid / 900,
+                "seconds_per_image": 2.1e-4 * nfe,
+                "parameters": 1_482_689,
+                "train_images": 192_000,
+                "train_seconds": 173.5,
+                "endpoint_rms": 0.0912,
+                "min_class_share": 0.0795,
+            }
+            for (sampler, nfe), fid in FLOW_FID.items()
+        ]
+    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+
+
+def curve(scale):
+    step = np.arange(50, 1501, 50)
+    return pd.DataFrame({"step": step, "loss": scale * step**-0.35, "grad_norm": 1.0, "lr": 1e-3})
+
+
+def pictures(seed, size=8, channels=1):
+    images = np.random.default_rng(seed).integers(0, 256, (64, channels, size, size), np.uint8)
+    return [
+        (caption, grid_png(images, columns=8)) for caption in ("Flow, one step", "Teacher, 35 NFE", "Teacher, 1 NFE")
+    ]
+
+
+def full_report(**changes):
+    dynamics = ("ve", "rf", "pfgmpp")
+    complete = Report(
+        summary=summary_of(*dynamics),
+        params_text="seed: 0\ndata:\n  source: digits  # a < b & c\n",
+        data="digits",
+        seed=0,
+        git_commit="3f9c2a7e41d0b86f5a1c9e2d7b4f8a6035c1de92 + uncommitted changes",
+        created="2025-11-03 14:20 UTC",
+        curves={(stage, name): curve(i + 1.0) for stage in ("teacher", "flow") for i, name in enumerate(dynamics)},
+        grids={name: pictures(i) for i, name in enumerate(dynamics)},
+        class_shares={name: [0.08, *[0.92 / 9] * 9] for name in dynamics},
+        real_shares=[0.1] * 10,
+        classes=[str(i) for i in range(10)],
+        reference={
+            "extractor": "classifier",
+            "dimension": 64,
+            "n_train": 1438,
+            "n_test": 359,
+            "accuracy": 0.98,
+            "floor_fid": 0.6123,
+            "split": "train",
+        },
+        versions={"ifm": "0.1.0", "torch": "2.6.0"},
+    )
+    return replace(complete, **changes)
+
+
+class Page(HTMLParser):
+    """Collects the page's start tags and its text outside of scripts and style sheets."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.inside = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render(full_report())
+
+
+def headline_row(page, name):
+    """The headline's cells of one dynamics."""
+    body = page[page.index('<table class="headline">') : page.index("</table>")]
+    row = next(row for row in body.split("<tr>") if name in row)
+    return [re.sub("<[^>]+>", "", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)]
+
+
+# --- what it says -------------------------------------------------------------------------------------------
+
+
+def test_headline_has_the_figures_their_ratio_and_the_speed_up(page):
+    assert headline_row(page, "VE diffusion") == ["1.94", "0.87", "2.22", "313.2", "35.0×"]
+
+
+def test_headline_of_seeds_is_mean_and_deviation():
+    rows = pd.concat([summary_of("rf", seed=0, factor=1.0), summary_of("rf", seed=1, factor=3.0)])
+    page = render(full_report(summary=rows))
+    assert headline_row(page, "Rectified flow")[:3] == ["3.88 ± 2.74", "1.74 ± 1.23", "2.22"]
+    assert "2 seeds" in page
+
+
+def test_each_objective_and_anchor_policy_has_its_own_line():
+    rows = pd.concat([summary_of("ve"), summary_of("ve", anchor="none", factor=2.0)[6:]])
+    lines = report.headlines(rows)
+    assert [(line.variant, line.flow_fid.mean) for line in lines] == [
+        ("trajectory, anchor self", 1.94),
+        ("trajectory, anchor none", 3.88),
+    ]
+    assert {line.teacher_fid.mean for line in lines} == {TEACHER_FID[35]}
+    assert "trajectory, anchor none" in plots.quality_against_nfe(rows)
+
+
+def test_extractors_are_kept_apart():
+    rows = summary_of("ve")
+    both = pd.concat([rows, rows.assign(extractor="pixels", fid=rows["fid"] * 10)])
+    page = render(full_report(summary=both))
+    assert page.count('<table class="headline">') == 2
+    assert page.count("Floor: real test images") == 2  # two plots of the reference's extractor only
+    with pytest.raises(ValueError, match="extractor"):
+        plots.quality_against_nfe(both)
+
+
+def test_published_figures_are_said_not_to_compare(page):
+    text = Page(page).text
+    assert "not comparable" in text
+    assert all(fid in text for fid in ("2.86", "3.36", "2.91", "2.83", "2.92", "2.85", "2.46", "1.97", "1.91"))
+
+
+def test_params_stand_exactly(page):
+    inside = re.search(r"<pre[^>]*><code>(.*?)</code></pre>", page, flags=re.DOTALL).group(1)
+    assert html.unescape(inside) == full_report().params_text
+
+
+def test_significant_digits():
+    assert [report.significant(x) for x in (0.00123456, 12.345, 1234.5, 0.0, float("nan"))] == [
+        "0.00123",
+        "12.3",
+        "1,234",
+        "0",
+        "–",
+    ]
+
+
+# --- what it is ---------------------------------------------------------------------------------------------
+
+
+def test_same_input_same_page(page):
+    assert render(full_report()) == page
+
+
+def test_foreign_text_is_escaped():
+    evil = "<script>alert(1)</script>\" ' & $x$"
+    rows = summary_of("ve").assign(data=evil, objective=evil)
+    page = render(
+        full_report(
+            summary=rows,
+            data=evil,
+            params_text=evil,
+            git_commit=evil,
+            created=evil,
+            versions={evil: evil},
+            classes=[evil] * 10,
+            reference={"extractor": evil},
+            grids={evil: pictures(0)},
+        )
+    )
+    assert "<script>alert" not in page
+    assert [tag for tag, _ in Page(page).tags].count("script") == 1
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    for tag, attributes in Page(page).tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, name)
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    assert "@import" not in page
+    without_pictures = re.sub(r'data:image/png;base64,[^"]*', "", page)
+    assert "//" not in without_pictures.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_pictures_have_alternative_text_and_size(page):
+    images = [attributes for tag, attributes in Page(page).tags if tag == "img"]
+    assert len(images) == 9
+    assert all(image["alt"] and int(image["width"]) > 0 and int(image["height"]) > 0 for image in images)
+    assert len(page.encode()) < 5_000_000
+
+
+def test_ids_are_unique(page):
+    ids = [attributes["id"] for _, attributes in Page(page).tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_large_pictures_are_made_to_fit():
+    grids = {name: pictures(i, size=128, channels=3) for i, name in enumerate(("ve", "rf", "pfgmpp"))}
+    assert sum(len(png) for pictures in grids.values() for _, png in pictures) > 5_000_000
+    assert len(render(full_report(grids=grids)).encode()) < 5_000_000
+
+
+def test_optional_parts_may_be_missing():
+    rows = summary_of("rf").assign(endpoint_rms=np.nan, min_class_share=np.nan)
+    bare = Report(summary=rows, params_text="", data="points", seed=0, git_commit="unknown", created="today")
+    page = render(bare)
+    text = Page(page).text
+    assert "Rectified flow" in text
+    for absent in ("Classes", "Floor", "For scale", "nan", "None"):
+        assert absent not in text
+    complete = render(full_report())
+    for part in (">Samples</h2>", ">Training</h2>", ">End-point RMS</th>"):
+        assert part not in page
+        assert part in complete
+
+
+@pytest.mark.parametrize("model", ["teacher", "flow"])
+def test_one_model_alone(model):
+    rows = summary_of("ve")
+    cells = headline_row(render(full_report(summary=rows[rows["model"] == model])), "VE diffusion")
+    assert cells[2] == "–"
+    assert cells[4] == "–"
+
+
+def test_values_off_a_logarithmic_axis_are_left_out_of_the_plots():
+    rows = summary_of("ve")
+    rows.loc[0, "fid"] = np.inf
+    rows.loc[1, "fid"] = np.nan
+    rows.loc[2, "seconds_per_image"] = 0.0
+    page = render(full_report(summary=rows))
+    assert headline_row(page, "VE diffusion")[3] == "–"
+    assert "inf" not in re.sub("inf(er|o)", "", Page(page).text.lower())
+
+
+def test_nothing_measured():
+    render(full_report(summary=summary_of("ve").assign(fid=np.nan, kid=np.nan)))
+    with pytest.raises(ValueError, match="no rows"):
+        render(full_report(summary=summary_of("ve")[:0]))
+    with pytest.raises(ValueError, match="kid"):
+        render(full_report(summary=summary_of("ve").drop(columns="kid")))
+    with pytest.raises(ValueError, match="not a PNG"):
+        render(full_report(grids={"ve": [("broken", b"GIF89a")]}))
+
+
+# --- figures and pictures -----------------------------------------------------------------------------------
+
+
+def test_figures_suit_light_and_dark(page):
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        assert "currentColor" in svg
+        assert not re.search(r"#000000|#010203|#040506|<style|<metadata|DejaVu", svg)
+        assert "<text" in svg
+
+
+def test_curves_are_thinned_to_means():
+    long = pd.DataFrame({"step": np.arange(1000), "loss": np.r_[np.nan, np.ones(999)]})
+    short = plots.thinned(long, points=100)
+    assert len(short) == 100
+    assert short["step"].iloc[0] == np.arange(1, 11).mean()
+
+
+def test_class_shares_must_match_the_classes():
+    with pytest.raises(ValueError, match="2 shares for 3 classes"):
+        plots.class_histogram({"ve": [0.5, 0.5]}, real_shares=[0.3, 0.3, 0.4], classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.4, 400), (0.231, 0.262), (0.15, 0.8), (1e-9, 1e6), (3.0, 3.01)])
+def test_logarithmic_ticks_are_few_round_and_within(low, high):
+    ticks = plots._log_ticks(low, high, most=7)
+    assert 2 <= len(ticks) <= 7
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_picture_tiles_hold_the_pixels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), np.uint8)
+    save_grid(images, tmp_path / "grid.png", columns=2)
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (2 * 32 + 2, 2 * 32 + 2, 3)  # tiles of 32 pixels, 2 between them
+    assert (picture[:32:4, 34::4] == images[1].transpose(1, 2, 0)).all()
+    with pytest.raises(ValueError, match="uint8"):
+        grid_png(images.astype(float), columns=2)
+
+
+def test_side_by_side_writes_titled_panels(tmp_path):
+    images = np.zeros((4, 1, 8, 8), np.uint8)
+    titles = ("Flow, one step", "Teacher, 35 NFE, the same prior draws", "Unbreakablewordlongerthanitstiles")
+    side_by_side([(title, images) for title in titles], tmp_path / "side.png", columns=2)
+    picture = np.asarray(Image.open(tmp_path / "side.png"))
+    assert picture.shape[1] > 3 * 66
+    assert (picture[:10] == 255).all()
+
+
+# --- summary files ------------------------------------------------------------------------------------------
+
+
+def test_csv_round_trip():
+    rows = summary_of("ve", "rf")
+    back = pd.read_csv(io.StringIO(summary_csv(rows[rows.columns[::-1]])))
+    assert tuple(back.columns) == SUMMARY_COLUMNS
+    pd.testing.assert_frame_equal(back, rows, check_dtype=False, rtol=5e-6)
+
+
+def test_json_round_trip():
+    rows = summary_of("ve")
+    rows.loc[1, "fid"] = np.inf
+    records = json.loads(summary_json(rows), parse_constant=pytest.fail)
+    assert list(records[0]) == list(SUMMARY_COLUMNS)
+    assert records[0]["endpoint_rms"] is None
+    assert records[0]["objective"] is None
+    assert records[1]["fid"] is None
+    assert records[5]["fid"] == 0.872124
+    assert isinstance(records[5]["nfe"], int)
+
+
+# --- in a browser -------------------------------------------------------------------------------------------
+
+# The probe measures the page in a frame of exact width: a headless window has a least width of its own.
+PROBE = """<!doctype html><body style="margin:0"><iframe id="f" style="width:{width}px;height:900px;border:0"
+srcdoc="{page}"></iframe><script>
+addEventListener("load", () => {{
+  const inner = document.getElementById("f").contentDocument, root = inner.documentElement;
+  inner.querySelectorAll("#rows button")[{column}].click();
+  const cells = [...inner.querySelectorAll("#rows tbody tr")].map((row) => row.cells[{column}].textContent);
+  document.body.dataset.seen = JSON.stringify([root.scrollWidth, root.clientWidth, cells]);
+}});
+</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found:
+        pytest.skip("no Chromium on this machine: the page's layout cannot be measured")
+    return found
+
+
+def chromium(browser, folder, *arguments):
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    command = [browser, *flags, f"--user-data-dir={folder / 'profile'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_never_scrolls_sideways_and_sorts_by_number(width, browser, page, tmp_path):
+    headings = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index('id="rows"') :])
+    probe = tmp_path / "probe.html"
+    filled = PROBE.format(width=width, page=html.escape(page), column=headings.index("FID"))
+    probe.write_text(filled, encoding="utf-8")
+    dom = chromium(browser, tmp_path, f"--window-size={width},900", "--dump-dom", probe.as_uri())
+    scroll, client, cells = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
+    assert client == pytest.approx(width, abs=20)  # less a scroll bar
+    assert scroll <= client
+    assert [float(cell) for cell in cells] == sorted(float(cell) for cell in cells)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_can_be_seen(width, browser, page, tmp_path):
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    shot = tmp_path / "page.png"
+    chromium(
+        browser,
+        tmp_path,
+        f"--window-size={width},2000",
+        f"--screenshot={shot}",
+        (tmp_path / "page.html").as_uri(),
+    )
+    assert len(np.unique(np.asarray(Image.open(shot).convert("L")))) > 50
