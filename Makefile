@@ -39,8 +39,8 @@ lint: setup ## ruff alone, mending what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-preset: setup ## edit params.yaml: make preset NAME=digits|cifar10|cifar10-jpeg|imagenet64|imagefolder
-	$(BIN)/python -m pipeline.preset $(NAME)
+preset: setup ## edit params.yaml: NAME=digits, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder)
+	$(BIN)/python -m pipeline.preset "$(NAME)" --data "$(DATA)"
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

@@ -11,14 +11,16 @@ import signal
 import subprocess
 import sys
 
+from ifm.errors import UserError
+
 
 def launcher() -> list[str] | None:
     """The words to put before "-m module", or None to stay in this process."""
     if "LOCAL_RANK" in os.environ or "RANK" in os.environ:
         return None  # already launched
-    asked = os.environ.get("IFM_LAUNCH")
+    asked = os.environ.get("IFM_LAUNCH", "").strip()
     if asked:
-        return None if asked == "none" else shlex.split(asked)
+        return None if asked == "none" else _words(asked)
     gpus = _gpu_count()
     if gpus > 1:
         return [
@@ -32,6 +34,13 @@ def launcher() -> list[str] | None:
     return None
 
 
+def _words(asked: str) -> list[str]:
+    try:
+        return shlex.split(asked)
+    except ValueError as error:
+        raise UserError(f"IFM_LAUNCH = {asked!r} cannot be split into words: {error}") from error
+
+
 def _gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and len([d for d in visible.split(",") if d.strip()]) < 2:
@@ -43,14 +52,22 @@ def _gpu_count() -> int:
 
 def relaunch(module: str, arguments: list[str]) -> int | None:
     """Runs the stage under a launcher and returns its exit status, or None where this process is to do the work."""
-    words = launcher()
-    if words is None:
-        return None
     try:
-        process = subprocess.Popen([*words, "-m", module, *arguments])
+        words = launcher()
+        if words is None:
+            return None
+        # A launcher of one process sets no RANK: the stage it starts must not launch again.
+        process = subprocess.Popen([*words, "-m", module, *arguments], env=os.environ | {"IFM_LAUNCH": "none"})
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     except FileNotFoundError:
         print(f"IFM_LAUNCH: no such command {words[0]!r}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"IFM_LAUNCH: {words[0]!r} cannot be run ({error.strerror})", file=sys.stderr)
+        return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: process.send_signal(n))
-    return process.wait()
+    status = process.wait()
+    return status if status >= 0 else 128 - status  # ended by a signal: as a shell counts it

@@ -6,9 +6,9 @@ This module only checks: what a stage does with the values is in the stage, and 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ifm.errors import UserError
 
@@ -25,6 +25,13 @@ def _distinct(values: list) -> list:
     if len(set(values)) != len(values):
         raise ValueError("the entries must differ from each other")
     return values
+
+
+def _integer(value: Any) -> Any:
+    """Literal compares with ==, so that true and 1.0 would pass for 1."""
+    if isinstance(value, bool | float):
+        raise ValueError("must be an integer")
+    return value
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -54,7 +61,7 @@ class DataConfig(Section):
     max_images: Annotated[int, Field(ge=2)] | None
     on_bad_image: Literal["error", "skip"]
     image_size: Annotated[int, Field(ge=4, le=1024)]
-    channels: Literal[1, 3]
+    channels: Annotated[Literal[1, 3], BeforeValidator(_integer)]
     resample: Literal["lanczos", "bicubic", "box"]
     random_flip: bool
 
@@ -269,7 +276,12 @@ def read_params(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: not found; run from the project's folder, or `git checkout {path}`") from error
-    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path}: not valid YAML: {where}{error.problem}") from error
+    except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, got {type(values).__name__}")
@@ -300,7 +312,9 @@ def _explain(error: Any) -> str:
         return f"{key} is not a known key (value {given!r}); is it misspelt?"
     if kind == "literal_error":
         return f"{key} = {given!r} is not allowed; allowed: {context['expected'].replace(' or ', ', ')}"
+    if kind == "model_type":
+        return f"{key} = {given!r} must be a mapping"
     message = error["msg"].removeprefix("Value error, ")
-    if isinstance(given, dict | BaseModel):
+    if kind == "value_error" and isinstance(given, dict | BaseModel):  # a check across a section's keys, named by it
         return f"{key}: {message}"
     return f"{key} = {given!r}: {message[0].lower()}{message[1:]}"

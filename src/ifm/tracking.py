@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import socket
@@ -47,6 +48,22 @@ def unavailable() -> str | None:
     return None
 
 
+@contextmanager
+def _locked() -> Iterator[None]:
+    """One process of this project at a time."""
+    from filelock import FileLock
+
+    lock = project_root() / ".ifm" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
+
+
+def _brief(error: Exception) -> str:
+    """The first line of what a store says: SQLAlchemy appends the statement and a link."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 @functools.cache
 def _connect() -> tuple[Any, str]:
     """The client and the experiment's id.
@@ -55,9 +72,10 @@ def _connect() -> tuple[Any, str]:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # MLflow tries seven times over minutes: too long for every stage to wait for a server that is not there.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import logging
-
-    from filelock import FileLock
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -67,9 +85,7 @@ def _connect() -> tuple[Any, str]:
     root, uri = project_root(), tracking_uri()
     mlflow.set_tracking_uri(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "ifm")
-    lock = root / ".ifm" / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with _locked():
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -145,12 +161,14 @@ class StageRun:
         try:
             return action()
         except Exception as error:  # whatever the store raises: the work goes on
-            notice(f"{self.stage}: the store failed ({type(error).__name__}: {str(error)[:200]}); not tracking further")
+            notice(f"{self.stage}: the store failed ({_brief(error)}); not tracking further")
             self._client = None
             return None
 
     def log_row(self, row: Mapping[str, float]) -> None:
         """One line of a curve: `step` and the values at it."""
+        if self._client is None:
+            return
         from mlflow.entities import Metric
 
         now, step = int(time.time() * 1000), int(row["step"])
@@ -158,15 +176,15 @@ class StageRun:
         self._safely(lambda: self._client.log_batch(self.run_id, metrics=rows))
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Final figures; also kept in run.json."""
-        clean = {k: float(v) for k, v in values.items() if v is not None and float(v) == float(v)}
+        """Final figures; also kept in run.json, which holds no NaN or infinity: those are left out."""
+        clean = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(float(v))}
         self.metrics |= clean
         if self._client is not None:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
             rows = [Metric(k, v, now, 0) for k, v in clean.items()]
-            self._safely(lambda: self._client.log_batch(self.run_id, metrics=rows))
+            self._safely(lambda: _log_metrics(self._client, self.run_id, rows))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A small file (grids, reports); models and arrays belong to DVC's cache."""
@@ -207,39 +225,44 @@ def stage_run(
         try:
             _open(run, dict(tags or {}))
         except Exception as error:
-            notice(f"no store at {tracking_uri()} ({type(error).__name__}: {str(error)[:200]}); goes on without")
-            run._client = None
+            notice(f"no store at {tracking_uri()} ({_brief(error)}); goes on without")
+            run._client = run.run_id = None
     try:
         yield run
+        run.timings["stage_seconds"] = time.time() - started
+        if record:
+            write_json(record, _record(run, started, tags or {}))
     except BaseException as error:
         killed, reason = isinstance(error, KeyboardInterrupt | SystemExit), repr(error)[:500]
         run._safely(lambda: run._client.set_tag(run.run_id, "ifm.error", reason))
         run._safely(lambda: run._client.set_terminated(run.run_id, "KILLED" if killed else "FAILED"))
         raise
-    run.timings["stage_seconds"] = time.time() - started
-    if record:
-        write_json(record, _record(run, started, tags or {}))
     if run._client is not None:
         run.log_metrics(run.timings)
         run._safely(lambda: run._client.set_terminated(run.run_id, "FINISHED"))
 
 
 def _open(run: StageRun, tags: dict[str, str]) -> None:
-    from mlflow.entities import Param, RunTag
-
     run._client, run._experiment = _connect()
     _close_stale(run._client, run._experiment)
-    all_tags = lineage_tags() | {"ifm.kind": "stage", "ifm.stage": run.stage} | tags
+    source = {"mlflow.source.name": f"dvc repro {run.stage}", "mlflow.source.type": "PROJECT"}
+    all_tags = lineage_tags() | source | {"ifm.kind": "stage", "ifm.stage": run.stage} | tags
     created = run._client.create_run(run._experiment, run_name=run.stage, tags=all_tags)
     run.run_id = created.info.run_id
-    run._client.log_batch(
-        run.run_id,
-        params=[Param(k, str(v)[:6000]) for k, v in run.params.items()],
-        tags=[
-            RunTag("mlflow.source.name", f"dvc repro {run.stage}"),
-            RunTag("mlflow.source.type", "PROJECT"),
-        ],
-    )
+    _log_params(run._client, run.run_id, run.params)
+
+
+def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    rows = [Param(k, str(v)[:6000]) for k, v in params.items()]
+    for i in range(0, len(rows), 100):  # MLflow takes a hundred at a time
+        client.log_batch(run_id, params=rows[i : i + 100])
+
+
+def _log_metrics(client: Any, run_id: str, rows: list) -> None:
+    for i in range(0, len(rows), 1000):  # MLflow takes a thousand at a time
+        client.log_batch(run_id, metrics=rows[i : i + 1000])
 
 
 def _close_stale(client: Any, experiment: str) -> None:
@@ -299,24 +322,30 @@ def track_state(state: PipelineState) -> dict[str, Any]:
     reason = unavailable()
     if reason:
         notice(reason)
-        return {"run_id": None, "tracking_uri": None, "state": state.key}
-    from mlflow.entities import Metric, Param, RunTag
+    else:
+        try:
+            client, experiment = _connect()
+            with _locked():  # experiments that run side by side share stages: each is recreated once
+                return _track(client, experiment, state)
+        except Exception as error:
+            notice(f"the store at {tracking_uri()} failed ({_brief(error)}); later: `dvc repro --force track`")
+    return {"run_id": None, "tracking_uri": None, "state": state.key}
 
-    client, experiment = _connect()
+
+def _track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
+    from mlflow.entities import Metric, RunTag
+
     parent = _find(client, experiment, f"tags.`ifm.kind` = 'pipeline' and tags.`ifm.state` = '{state.key}'")
     if parent is None:
         tags = lineage_tags() | {"ifm.kind": "pipeline", "ifm.state": state.key} | state.tags
         parent = client.create_run(experiment, run_name=state.name, tags=tags).info.run_id
-        client.log_batch(parent, params=[Param(k, str(v)[:6000]) for k, v in flatten(state.params).items()])
+    _log_params(client, parent, flatten(state.params))  # the same again for a parent that was there: no change
     children = {
         r["stage"]: _child(client, experiment, r, state.curves.get(r["stage"], []), parent) for r in state.records
     }
     now = int(time.time() * 1000)
-    client.log_batch(
-        parent,
-        metrics=[Metric(k, float(v), now, 0) for k, v in state.metrics.items()],
-        tags=[RunTag(f"stage.{stage}.run_id", run_id) for stage, run_id in children.items()],
-    )
+    _log_metrics(client, parent, [Metric(k, float(v), now, 0) for k, v in state.metrics.items()])
+    client.log_batch(parent, tags=[RunTag(f"stage.{stage}.run_id", run_id) for stage, run_id in children.items()])
     for path in state.artifacts:
         client.log_artifact(parent, str(path))
     client.set_terminated(parent, "FINISHED")
@@ -351,7 +380,7 @@ def _child(client: Any, experiment: str, record: dict[str, Any], curve: list[dic
 
 
 def _recreate(client: Any, experiment: str, record: dict[str, Any], curve: list[dict[str, float]], origin: str) -> str:
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric
 
     started = int(record["started"] * 1000)
     ended = started + int(record["timings"].get("stage_seconds", 0) * 1000)
@@ -360,8 +389,7 @@ def _recreate(client: Any, experiment: str, record: dict[str, Any], curve: list[
     rows = [Metric(k, float(v), started, int(row["step"])) for row in curve for k, v in row.items() if k != "step"] + [
         Metric(k, float(v), ended, 0) for k, v in (record["metrics"] | record["timings"]).items()
     ]
-    client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in record["params"].items()])
-    for i in range(0, len(rows), 1000):  # a batch holds a thousand at the most
-        client.log_batch(run_id, metrics=rows[i : i + 1000])
+    _log_params(client, run_id, record["params"])
+    _log_metrics(client, run_id, rows)
     client.set_terminated(run_id, "FINISHED", end_time=ended)
     return run_id

@@ -13,6 +13,8 @@ from ifm.metrics.distances import fid, kid, moments
 from ifm.metrics.extractors import features
 from ifm.metrics.reference import BATCH, Reference
 
+MEND = "run `dvc repro --force sample@...`"
+
 
 def evaluate_samples(
     folder: Path,
@@ -33,11 +35,11 @@ def evaluate_samples(
     if tuple(metadata["image_shape"]) != expected:
         raise UserError(f"{folder}: images of shape {metadata['image_shape']}, the reference has {list(expected)}")
     teachers = [s for s in metadata["samplers"] if s["model"] == "teacher"]
-    best = _load(folder, max(teachers, key=lambda s: s["nfe"])["name"]) if teachers else None
+    best = _load(folder, max(teachers, key=lambda s: s["nfe"])["name"], expected) if teachers else None
 
     figures: dict[str, dict[str, Any]] = {}
     for sampler in progress(metadata["samplers"]):
-        images = _load(folder, sampler["name"])
+        images = _load(folder, sampler["name"], expected)
         found = features(reference.extractor, batches(images, BATCH))
         row = {
             "model": sampler["model"],
@@ -48,6 +50,10 @@ def evaluate_samples(
             "kid": kid(found, reference.features, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed),
         }
         if sampler["model"] == "flow" and best is not None:
+            if len(images) != len(best):
+                raise UserError(
+                    f"{folder}: {sampler['name']} has {len(images)} images, the teacher {len(best)}; {MEND}"
+                )
             row["endpoint_rms"] = endpoint_rms(images, best)
         if reference.classifier is not None:
             classes = len(reference.metadata["classes"])
@@ -69,9 +75,16 @@ def batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield np.asarray(images[start : start + size])
 
 
-def _load(folder: Path, name: str) -> np.ndarray:
+def _load(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The images of one sampler: uint8 [n >= 2, *shape]."""
     path = folder / f"{name}.npy"
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro --force sample@...`") from error
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {MEND}") from error
+    if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) < 2:
+        raise UserError(
+            f"{path}: must be uint8 [n >= 2, {', '.join(map(str, shape))}], "
+            f"got {images.dtype} {list(images.shape)}; {MEND}"
+        )
+    return images

@@ -16,6 +16,7 @@ from ifm.images import to_unit
 from ifm.metrics.classifier import Classifier
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_FOLDER = Path("/tmp")  # clean-fid's own choice
 
 
 class ExtractorError(UserError, RuntimeError):
@@ -70,9 +71,10 @@ class InceptionExtractor(Extractor):
         from cleanfid.resize import build_resizer
 
         try:
-            self.base = torch.jit.load(file, map_location=device).eval()
-        except RuntimeError as error:
-            raise ExtractorError(f"{file}: not a TorchScript Inception ({str(error).splitlines()[0]})") from error
+            self.layers = torch.jit.load(file, map_location=device).eval().layers
+        except (RuntimeError, ValueError, AttributeError) as error:  # cut short, or another network without `layers`
+            reason = (str(error).splitlines() or ["?"])[0]
+            raise ExtractorError(f"{file}: not a TorchScript Inception ({reason}); fetch {INCEPTION_FILE}") from error
         self.resize, self.device = build_resizer("clean"), device
         self.checksum = file_sha256(file)
 
@@ -80,7 +82,7 @@ class InceptionExtractor(Extractor):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         colour = np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1)  # [n, H, W, 3]
         resized = torch.from_numpy(np.stack([self.resize(image) for image in colour])).permute(0, 3, 1, 2)
-        features = self.base.layers.forward((resized.to(self.device) - 128) / 128)
+        features = self.layers.forward((resized.to(self.device) - 128) / 128)
         return features.flatten(1).float().cpu().numpy()  # [n, 2048]
 
 
@@ -97,13 +99,13 @@ def find_inception(path: str | None) -> Path:
         return file
     from cleanfid.downloads_helper import check_download_inception
 
-    usual = Path("/tmp")  # clean-fid's own choice
+    usual = INCEPTION_FOLDER / INCEPTION_FILE
     try:
-        return Path(check_download_inception(fpath=str(usual)))
+        return Path(check_download_inception(fpath=str(INCEPTION_FOLDER)))
     except Exception as error:
-        (usual / INCEPTION_FILE).unlink(missing_ok=True)  # no half a download
+        usual.unlink(missing_ok=True)  # no half a download
         raise ExtractorError(
-            f"the Inception weights are not at {usual / INCEPTION_FILE} and could not be fetched "
+            f"the Inception weights are not at {usual} and could not be fetched "
             f"({type(error).__name__}); put {INCEPTION_FILE} there or name it in evaluate.inception_path, then run "
             "`dvc repro` again (nothing else is lost), or use evaluate.extractor: classifier or pixels"
         ) from error

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ifm.config import EvaluateConfig
@@ -102,13 +103,19 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     classifier = None
     if (folder / WEIGHTS).is_file():
         channels, image_size, _ = metadata["image_shape"]
-        classifier = load_classifier(
-            folder / WEIGHTS,
-            channels=channels,
-            image_size=image_size,
-            classes=len(metadata["classes"]),
-            width=config.classifier.width,
-        ).to(device)
+        try:
+            classifier = load_classifier(
+                folder / WEIGHTS,
+                channels=channels,
+                image_size=image_size,
+                classes=len(metadata["classes"]),
+                width=config.classifier.width,
+            ).to(device)
+        except (RuntimeError, SafetensorError) as error:  # another evaluate.classifier.width, or a damaged file
+            raise UserError(
+                f"{folder / WEIGHTS}: no classifier of evaluate.classifier.width = {config.classifier.width}; run "
+                "`dvc repro --force reference`"
+            ) from error
     extractor = _extractor(config, classifier, device=device)
     if extractor.checksum != metadata["checksum"]:
         raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")

@@ -81,9 +81,12 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, ema: list[Tensor], opti
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     for i, average in enumerate(ema):
         average.copy_(tensors[f"ema.{i}"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, t in tensors.items():
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
-            state.setdefault(int(i), {})[key] = t
+            parameter = parameters[int(i)]
+            # A moment must lie in memory as its parameter does (channels_last): the fused kernel walks both by address.
+            state.setdefault(int(i), {})[key] = torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,85 @@
+"""`make preset NAME=...`: edits params.yaml to a named set of values and keeps its comments and its other values."""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from ifm.config import ConfigError, parse
+from ifm.errors import UserError
+from ifm.files import write_text
+from pipeline import paths
+
+FOLDER = Path(__file__).parent / "presets"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def apply(name: str, text: str, *, data: str | None = None) -> str:
+    """params.yaml's text under a preset; `data` is the folder for the presets that read local files.
+
+    Every preset sets the keys that any other sets, so that going from one to another leaves nothing behind.
+    Raises UserError for an unknown preset, a missing folder, or a result that is no valid configuration.
+    """
+    if name not in names():
+        raise UserError(f"no preset {name!r}; there are {', '.join(names())}")
+    yaml = _yaml()
+    params, overlay = yaml.load(text), yaml.load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    local = overlay["data"]["source"] in ("parquet", "imagefolder")
+    if local:
+        if not data:
+            raise UserError(f"preset {name} reads local files; say where: make preset NAME={name} DATA=path/to/folder")
+        overlay["data"]["path"] = data
+    elif data:
+        raise UserError(f"preset {name} reads no local files; leave DATA out")
+    if overlay["evaluate"]["extractor"] != "classifier":
+        overlay["evaluate"].pop("classifier", None)
+    _merge(params, overlay, at="")
+    out = io.StringIO()
+    yaml.dump(params, out)
+    parse(_yaml(typ="safe").load(out.getvalue()), source=f"preset {name}")
+    return out.getvalue()
+
+
+def _yaml(typ: str = "rt") -> YAML:
+    yaml = YAML(typ=typ, pure=True)
+    yaml.width = 1000
+    yaml.preserve_quotes = True
+    # `path: null` stays as it is written, not `path:`.
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+def _merge(params: CommentedMap, overlay: dict[str, Any], *, at: str) -> None:
+    for key, value in overlay.items():
+        if key not in params:
+            raise UserError(f"params.yaml has no {at}{key}, which the preset sets; restore it with `git checkout`")
+        if isinstance(value, dict):
+            _merge(params[key], value, at=f"{at}{key}.")
+        else:
+            params[key] = value
+
+
+def main() -> None:
+    """Edits params.yaml in place."""
+    parser = argparse.ArgumentParser(prog="make preset", description=main.__doc__)
+    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
+    parser.add_argument("--data", help="folder of local files, for cifar10-jpeg and imagefolder")
+    arguments = parser.parse_args()
+    if not arguments.name:
+        sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")
+    try:
+        write_text(paths.PARAMS, apply(arguments.name, paths.PARAMS.read_text("utf-8"), data=arguments.data or None))
+    except (UserError, ConfigError) as error:
+        sys.exit(str(error))
+    print(f"{paths.PARAMS}: preset {arguments.name}; `git diff {paths.PARAMS}` shows it, `dvc repro` runs it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What tests/test_training.py runs in one and in several processes: teacher, trajectories and flow, on tiny data."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ifm import anchors, dynamics
+from ifm.model import IntegrationFlow, Teacher
+from ifm.networks import build_unet
+from ifm.training.flow import train_flow
+from ifm.training.loop import TrainSettings
+from ifm.training.teacher import train_teacher
+from ifm.trajectories import generate
+
+
+class Recorded:
+    """An array that remembers which rows were asked for."""
+
+    nbytes = 2**40  # never resident: every row is asked for
+
+    def __init__(self, array):
+        self.array, self.asked = array, []
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        self.asked.append(rows.tolist())
+        return self.array[rows]
+
+
+def unet(in_channels):
+    torch.manual_seed(0)
+    return build_unet(
+        image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1,
+        attention=[False, False], dropout=0.0, norm_groups=4,
+    )  # fmt: skip
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    settings = TrainSettings(
+        steps=6, batch_size=12, lr=1e-3, lr_decay="cosine", warmup_steps=2, ema_decay=0.9, clip_grad_norm=1.0,
+        log_every=2, checkpoint_every=4,
+    )  # fmt: skip
+    images = Recorded(np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), np.uint8))
+    d = dynamics.build("ve")
+    teacher = Teacher(unet(1), d)
+    train_teacher(accelerator, teacher, images, settings=settings, random_flip=True, seed=1)
+    fixed = Teacher(unet(1), d).eval()  # one model for all counts, so that the shards can be equal byte for byte
+    shards, times = generate(
+        accelerator, fixed, d, shape=(1, 8, 8), count=20, stored_times=3, solver_steps=4, batch_size=4, shard_size=8,
+        seed=1, work=out / "shards",
+    )  # fmt: skip
+    paths = np.concatenate([np.load(shard) for shard in shards])
+    flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
+    train_flow(
+        accelerator, flow, Recorded(paths), times=times, policy=anchors.SelfAnchor(0.5), settings=settings,
+        t_max_share=0.5, distance="pseudo_huber", huber_c=None, seed=1,
+    )  # fmt: skip
+    (out / f"batches-{accelerator.process_index}.json").write_text(json.dumps(images.asked))
+    if accelerator.is_main_process:
+        torch.save(teacher.state_dict(), out / "teacher.pt")
+        torch.save(flow.state_dict(), out / "flow.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

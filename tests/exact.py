@@ -1,0 +1,43 @@
+"""Teachers without a network: closed forms to judge solver, trajectories and objectives by."""
+
+import torch
+from torch import Tensor
+
+from ifm.dynamics import Dynamics, expand
+
+
+class GaussianDenoiser:
+    """E[x_0 | x_t] for data N(mu, diag(s^2)) under ve or rf."""
+
+    def __init__(self, dynamics: Dynamics, *, mu: Tensor, s: Tensor) -> None:
+        self.dynamics, self.mu, self.s = dynamics, mu, s
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        at = self.dynamics.coefficients(t)
+        a, b = expand(at.a, x_t), expand(at.b, x_t)
+        gain = a * self.s**2 / (a**2 * self.s**2 + b**2)
+        return self.mu + gain * (x_t - a * self.mu)
+
+    def flow_map(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The end point of the ODE through x_t: x_0 = mu + s (x_t - a mu) / sqrt(a^2 s^2 + b^2)."""
+        at = self.dynamics.coefficients(t)
+        a, b = expand(at.a, x_t), expand(at.b, x_t)
+        return self.mu + self.s * (x_t - a * self.mu) / torch.sqrt(a**2 * self.s**2 + b**2)
+
+
+class PointsDenoiser:
+    """E[x_0 | x_t] for a finite data set [n, N] (METHOD, section 6)."""
+
+    def __init__(self, dynamics: Dynamics, points: Tensor) -> None:
+        self.dynamics, self.points = dynamics, points
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        at = self.dynamics.coefficients(t)
+        distance = (x_t[:, None] - at.a[:, None, None] * self.points).square().sum(-1)  # [B, n]
+        b = at.b[:, None]
+        if self.dynamics.name == "pfgmpp":
+            D, N = self.dynamics.augmented_dimensions, self.points.shape[1]
+            log_w = -(N + D) / 2 * torch.log(distance + b**2 * D)
+        else:
+            log_w = -distance / (2 * b**2)
+        return log_w.softmax(dim=1) @ self.points

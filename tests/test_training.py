@@ -1,0 +1,240 @@
+"""The loop: exact resume, checkpoints that survive, equal batches for any number of processes."""
+
+import json
+import subprocess
+import sys
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ifm import anchors, dynamics
+from ifm.model import IntegrationFlow, Teacher
+from ifm.networks import build_unet
+from ifm.training.checkpoint import Checkpoints, Snapshot
+from ifm.training.engine import LaunchError, local_positions, row_reader
+from ifm.training.flow import draw_stored_index, train_flow
+from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
+from ifm.training.teacher import train_teacher
+
+SETTINGS = {
+    "steps": 10,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "lr_decay": "cosine",
+    "warmup_steps": 2,
+    "ema_decay": 0.9,
+    "clip_grad_norm": 1.0,
+    "log_every": 1,
+    "checkpoint_every": 5,
+}
+
+
+def settings(**changes):
+    return TrainSettings(**SETTINGS | changes)
+
+
+def unet(in_channels=1):
+    torch.manual_seed(0)
+    return build_unet(
+        image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1,
+        attention=[False, False], dropout=0.0, norm_groups=4,
+    )  # fmt: skip
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), np.uint8)
+PATHS = np.random.default_rng(0).normal(size=(24, 3, 1, 8, 8)).astype(np.float16)
+
+
+def run_teacher(**options):
+    teacher = Teacher(unet(), dynamics.build("rf"))
+    chosen = options.pop("settings", settings())
+    result = train_teacher(Accelerator(cpu=True), teacher, IMAGES, settings=chosen, random_flip=True, seed=1, **options)
+    return teacher.state_dict(), result
+
+
+def run_flow(**options):
+    flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
+    chosen = options.pop("settings", settings())
+    result = train_flow(
+        Accelerator(cpu=True), flow, PATHS, times=torch.tensor([80.0, 1.0, 0.0]),
+        policy=anchors.SelfAnchor(0.5), settings=chosen, t_max_share=0.5, distance="pseudo_huber", huber_c=None,
+        seed=1, **options,
+    )  # fmt: skip
+    return flow.state_dict(), result
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def on_log(row):
+        if row["step"] == step:
+            raise Killed
+
+    return on_log
+
+
+@pytest.mark.parametrize("run", [run_teacher, run_flow])
+@pytest.mark.parametrize("at", [6, 9])
+def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
+    """Bit for bit: weights (the average's), curve; the kill comes after the checkpoint of step 5."""
+    whole, result = run()
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Killed):
+        run(checkpoints=checkpoints, on_log=kill_at(at))
+    again, resumed = run(checkpoints=checkpoints)
+    assert resumed.resumed_from == 5
+    assert resumed.history == result.history
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_second_kill_and_the_optimizers_state(tmp_path):
+    """Checkpoints of interrupted and uninterrupted runs are equal in every tensor: weights, average, moments."""
+    one, two = Checkpoints(tmp_path / "one"), Checkpoints(tmp_path / "two")
+    run_flow(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=one)
+    for at in (3, 5):
+        with pytest.raises(Killed):
+            run_flow(
+                settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=two, on_log=kill_at(at)
+            )
+    run_flow(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=two)
+    a, b = one.load(), two.load()
+    assert a.record["step"] == b.record["step"] == 8
+    assert a.tensors.keys() == b.tensors.keys()
+    assert {name.split(".")[0] for name in a.tensors} == {"model", "ema", "optimizer"}
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, Snapshot({"w": torch.full((300,), float(step))}, {"step": step}))
+    newest, older = sorted(tmp_path.iterdir(), reverse=True)
+    assert checkpoints.load().record == {"step": 3}
+    whole = newest.read_bytes()
+    for cut in range(0, len(whole), 97):
+        newest.write_bytes(whole[:cut])
+        with pytest.warns(UserWarning, match="unreadable checkpoint passed over"):
+            assert checkpoints.load().record == {"step": 2}
+    older.write_bytes(b"")
+    with pytest.warns(UserWarning, match="passed over"):
+        assert checkpoints.load() is None
+    checkpoints.clear()
+    assert not tmp_path.exists()
+
+
+def test_a_failed_save_keeps_what_there_was(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, Snapshot({"w": torch.zeros(3)}, {"step": 1}))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ifm.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, Snapshot({"w": torch.zeros(3)}, {"step": 2}))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.safetensors"]
+    assert checkpoints.load().record == {"step": 1}
+
+
+def test_learning_rate():
+    s = settings(steps=12, warmup_steps=2, lr=1.0)
+    rates = [learning_rate(step, s) for step in range(12)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[7] == pytest.approx(0.5)
+    assert all(a > b for a, b in pairwise(rates[2:]))
+    assert rates[-1] > 0
+    assert [learning_rate(step, settings(lr=1.0, lr_decay="none", warmup_steps=0)) for step in (0, 9)] == [1.0, 1.0]
+
+
+def test_the_average_is_what_training_leaves():
+    """One parameter, gradient 1: Adam moves it by -lr a step; the average follows diffusers' law of decays."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    fit(
+        Accelerator(cpu=True), model, loss=lambda m, step: m.weight.sum(),
+        settings=settings(steps=4, lr=0.1, lr_decay="none", warmup_steps=0, ema_decay=0.3, clip_grad_norm=10.0),
+    )  # fmt: skip
+    average, value = 0.0, 0.0
+    for step in range(4):
+        value -= 0.1
+        decay = min((1 + step) / (10 + step), 0.3) if step else 0.0
+        average += (1 - decay) * (value - average)
+    assert model.weight.item() == pytest.approx(average, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Diverged, match=r"the loss is nan at step 7 \(learning rate .*lower lr"):
+        fit(
+            Accelerator(cpu=True), model, settings=settings(), checkpoints=checkpoints,
+            loss=lambda m, step: m.weight.sum() * (float("nan") if step == 6 else 1.0),
+        )  # fmt: skip
+    assert checkpoints.load().record["step"] == 5
+
+
+def test_stored_times_are_drawn_in_their_shares():
+    uniform = torch.arange(10_000) / 10_000
+    counts = torch.bincount(draw_stored_index(uniform, stored=5, t_max_share=0.4), minlength=5)
+    assert counts.tolist() == pytest.approx([4000, 2000, 2000, 2000, 0], abs=2)
+    assert draw_stored_index(uniform, stored=2, t_max_share=0.4).max() == 0
+    assert draw_stored_index(uniform, stored=5, t_max_share=1.0).max() == 0
+
+
+def test_rows_are_the_same_resident_and_mapped(monkeypatch):
+    rows = np.array([3, 3, 0, 19])
+    resident = row_reader(IMAGES, torch.device("cpu"))(rows)
+    monkeypatch.setattr("ifm.training.engine.RESIDENT_BYTES", 0)
+    mapped = row_reader(IMAGES, torch.device("cpu"))(rows)
+    assert torch.equal(resident, mapped)
+    assert np.array_equal(mapped.numpy(), IMAGES[rows])
+
+
+def test_processes_share_a_batch():
+    class Two:
+        num_processes, process_index = 2, 1
+
+    assert local_positions(Two(), 8).tolist() == [4, 5, 6, 7]
+    with pytest.raises(LaunchError, match="batch_size = 9 cannot be shared by 2 processes; use a multiple of 2"):
+        local_positions(Two(), 9)
+
+
+def test_curve_file(tmp_path):
+    write_curve(tmp_path / "c.csv", [{"step": 1, "loss": 0.1, "grad_norm": 2.0, "lr": 1e-4}])
+    assert (tmp_path / "c.csv").read_text() == "step,loss,grad_norm,lr\n1,0.1,2.0,0.0001\n"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, tmp_path):
+    """torchrun with 2 and 3 CPU processes against one: equal batches, weights equal up to the order of sums."""
+    script = Path(__file__).parent / "distributed_worker.py"
+    outputs = []
+    for count in (1, processes):
+        out = tmp_path / f"{count}"
+        out.mkdir()
+        command = [sys.executable, str(script), str(out)]
+        if count > 1:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
+                       str(script), str(out)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        outputs.append(out)
+    one, many = outputs
+    batches = [sorted(json.loads(p.read_text()) for p in out.glob("batches-*.json")) for out in outputs]
+    flat = [[sorted(chain.from_iterable(part[step] for part in parts)) for step in range(6)] for parts in batches]
+    assert flat[0] == flat[1]
+    for name in ("teacher", "flow"):
+        a, b = (torch.load(out / f"{name}.pt", weights_only=True) for out in outputs)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=2e-3, atol=2e-5)
+    shards = [sorted(p.name for p in out.glob("shards/*.npy")) for out in outputs]
+    assert shards[0] == shards[1]
+    assert len(shards[0]) == 3
+    for name in shards[0]:
+        assert (one / "shards" / name).read_bytes() == (many / "shards" / name).read_bytes()
