@@ -55,7 +55,8 @@ def closure(file: Path) -> set[str]:
             continue
         seen.add(current)
         waiting += [found for name in imported_modules(current) if (found := module_file(name))]
-    return {path.as_posix() for path in seen}
+    packages = {parent / "__init__.py" for path in seen for parent in path.parents}
+    return {path.as_posix() for path in seen | {p for p in packages if p.is_file()}}
 
 
 def code_deps(stage: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def names() -> list[str]:
 def apply(name: str, text: str, *, data: str | None = None) -> str:
     """params.yaml's text under a preset; `data` is the folder for the presets that read local files.
 
-    Every preset sets the keys that any other sets, so that going from one to another leaves nothing behind.
+    Every preset starts from the values of `digits`, which sets each key that any other sets: going from one to another
+    leaves nothing behind.
     Raises UserError for an unknown preset, a missing folder, or a result that is no valid configuration.
     """
     if name not in names():
@@ -38,13 +40,13 @@ def apply(name: str, text: str, *, data: str | None = None) -> str:
         overlay["data"]["path"] = data
     elif data:
         raise UserError(f"preset {name} reads no local files; leave DATA out")
-    if overlay["evaluate"]["extractor"] != "classifier":
-        overlay["evaluate"].pop("classifier", None)
+    _merge(params, yaml.load((FOLDER / "digits.yaml").read_text(encoding="utf-8")), at="")
     _merge(params, overlay, at="")
     out = io.StringIO()
     yaml.dump(params, out)
     parse(_yaml(typ="safe").load(out.getvalue()), source=f"preset {name}")
-    return out.getvalue()
+    # ruamel keeps a comment in its column, which a longer value pushes to the right for good: back to two spaces.
+    return re.sub(r"""^([^#'"\n]*\S) +# """, r"\1  # ", out.getvalue(), flags=re.MULTILINE)
 
 
 def _yaml(typ: str = "rt") -> YAML:

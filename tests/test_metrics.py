@@ -21,6 +21,7 @@ from ifm.metrics.evaluation import endpoint_rms, evaluate_samples
 from ifm.metrics.extractors import ExtractorError, InceptionExtractor, PixelExtractor, features, find_inception
 from ifm.metrics.reference import build_reference, load_reference
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 CPU = torch.device("cpu")
 SETTINGS = ClassifierSettings(width=8, steps=60, batch_size=32, lr=2e-2, seed=3)
 SHAPE = (1, 8, 8)
@@ -58,6 +59,15 @@ def toy(n: int, *, seed: int, labelled: bool = True) -> Images:
 
 
 TRAIN, TEST = toy(90, seed=0), toy(31, seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only wait for each other's threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def config(**changes: Any) -> EvaluateConfig:
@@ -153,7 +163,7 @@ def test_kid_equals_clean_fids_under_the_same_seed_and_leaves_numpys_generator()
 def test_kid_restores_numpys_generator_after_an_error():
     np.random.seed(5)
     before = np.random.get_state()[1]
-    with pytest.raises(ValueError, match="matmul|shapes|mismatch"):
+    with pytest.raises(ValueError, match="matmul"):
         kid(np.zeros((5, 2)), np.zeros((5, 3)), subsets=1, subset_size=4, seed=0)
     assert np.array_equal(np.random.get_state()[1], before)
 
@@ -414,9 +424,10 @@ def test_a_classifier_of_another_width_or_a_damaged_or_missing_one(built: tuple[
 
 def test_the_inception_reference_knows_its_file(tmp_path: Path, inception: Path):
     made = config(extractor="inception", inception_path=str(inception))
-    train, test = toy(4, seed=2), toy(3, seed=3)
+    train, test = toy(4, seed=2), toy(1, seed=3)  # one image has no covariance, hence no floor
     metadata = build_reference(made, train=train, test=test, out=tmp_path / "r", device=CPU)
-    assert metadata["dimension"] == 2048
+    assert (metadata["dimension"], metadata["floor_fid"]) == (2048, None)
+    assert len(load_reference(tmp_path / "r", made, device=CPU).features) == 4
     other = tmp_path / "other.pt"
     changed = StandIn()
     changed.layers.weight.mul_(2)
@@ -427,7 +438,7 @@ def test_the_inception_reference_knows_its_file(tmp_path: Path, inception: Path)
 
 def test_a_classifier_needs_labels_and_leaves_nothing_without(tmp_path: Path):
     bare = toy(10, seed=0, labelled=False)
-    with pytest.raises(UserError, match="evaluate.extractor: classifier needs labels, and data/processed has none"):
+    with pytest.raises(UserError, match=r"evaluate\.extractor: classifier needs labels, and data/processed has none"):
         build_reference(config(), train=bare, test=bare, out=tmp_path / "r", device=CPU)
     assert list(tmp_path.iterdir()) == []
 
