@@ -1,13 +1,18 @@
 """fetch: the images of `data.source`, in one raw form."""
 
 from ifm.data.sources import fetch
+from ifm.tracking import project_root
 from pipeline import paths
 from pipeline.stage import Stage, main
 
 
 def work(stage: Stage) -> None:
     """Brings the images of any source to data/raw: parquet files of encoded images and labels."""
-    result = fetch(stage.config.data, paths.RAW)
+    data = stage.config.data
+    if data.path:
+        # Relative to the main checkout: a DVC experiment runs in a folder of its own.
+        data = data.model_copy(update={"path": str(project_root() / data.path)})
+    result = fetch(data, paths.RAW)
     stage.run.log_metrics({f"images.{split}": count for split, count in result.splits.items()})
 
 

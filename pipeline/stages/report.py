@@ -58,8 +58,8 @@ def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[di
     for kind, folder in (("teacher", paths.teacher(d)), ("flow", paths.flow(d))):
         described = read_json(folder / "ifm.json")
         models[kind] = {
-            "objective": described.get("objective", "denoising"),
-            "anchor": described.get("anchor", ""),
+            "objective": described.get("objective"),  # the flow's; a teacher has none
+            "anchor": described.get("anchor"),
             "parameters": described["parameters"],
             "train_images": described["train_images"],
             "train_seconds": read_json(paths.run_record(f"{kind}-{d}"))["timings"]["train_seconds"],
@@ -77,8 +77,13 @@ def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[di
 
 
 def _grids(d: str) -> list[tuple[str, bytes]]:
+    """The flow in one step, the teacher at its largest and at its smallest number of evaluations: the same x_T."""
+    samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
+    teachers = sorted((s for s in samplers if s["model"] == "teacher"), key=lambda s: -s["nfe"])
+    flows = sorted((s for s in samplers if s["model"] == "flow"), key=lambda s: s["nfe"])
+    shown = [*flows[:1], *teachers[:1], *teachers[1:][-1:]]
     folder = paths.samples(d) / "grids"
-    return [("Flow and teacher from the same prior draws", (folder / "side_by_side.png").read_bytes())]
+    return [(f"{s['model'].capitalize()}, {s['nfe']} NFE", (folder / f"{s['name']}.png").read_bytes()) for s in shown]
 
 
 def _versions() -> dict[str, str]:

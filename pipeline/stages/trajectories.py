@@ -1,5 +1,7 @@
 """trajectories@d: the teacher's paths from x_T to x_0, at some of their times."""
 
+import torch
+
 from ifm import pretrained
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.files import fresh_folder
@@ -23,7 +25,7 @@ def work(stage: Stage) -> None:
     folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
     shards, times = generate(
         accelerator,
-        teacher.to(accelerator.device),
+        teacher.to(accelerator.device, memory_format=torch.channels_last),
         teacher.dynamics,
         shape=tuple(description["image_shape"]),
         seed=config.seed,

@@ -88,5 +88,7 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, ema: list[Tensor], opti
             _, i, key = name.split(".", 2)
             parameter = parameters[int(i)]
             # A moment must lie in memory as its parameter does (channels_last): the fused kernel walks both by address.
-            state.setdefault(int(i), {})[key] = torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+            state.setdefault(int(i), {})[key] = (
+                torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+            )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
