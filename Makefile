@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro test test-slow lint preset ui clean
+.PHONY: help setup repro track test test-slow lint preset ui readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,7 +25,12 @@ $(STAMP): pyproject.toml constraints.txt
 repro: setup ## run the pipeline (dvc repro) and say where the report is
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
 	$(BIN)/dvc repro
+	@# On a clone with pulled results nothing runs: the empty MLflow store gets its rows all the same.
+	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/dvc repro --quiet --force --single-item track
 	@echo; echo "report: $(CURDIR)/reports/index.html"
+
+track: setup ## make this state's rows in MLflow again (after a pull, or for another store)
+	$(BIN)/dvc repro --force --single-item track
 
 test: setup ## ruff and pytest
 	$(BIN)/ruff check .
@@ -44,6 +49,9 @@ preset: setup ## edit params.yaml: NAME=digits, cifar10, cifar10-jpeg, imagenet6
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+readme: setup ## the README's picture and table, from the results at hand
+	$(BIN)/python -m pipeline.readme
 
 clean: ## remove the environment and caches of tools (not data, models or runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -103,14 +103,14 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ),
         ({"network.attention": [True]}, "network: attention needs 2 entries, one for each of channels"),
         ({"network.channels": [32, 60]}, "network: channels must be multiples of norm_groups = 8, got [60]"),
-        ({"trajectories.stored_times": 20}, "trajectories: stored_times must be at most solver_steps + 1 = 19"),
+        ({"trajectories.stored_times": 11}, "trajectories: stored_times must be at most solver_steps + 1 = 10"),
         (
             {"evaluate.teacher_nfe": [1, 2, 35, 4]},
             "evaluate: teacher_nfe must be odd (Heun with a last Euler step), got [2, 4]",
         ),
         ({"teacher.checkpoint_every": 60}, "teacher: checkpoint_every (60) must be a multiple of log_every (50)"),
         ({"flow.log_every": 100}, "flow: checkpoint_every (250) must be a multiple of log_every (100)"),
-        ({"ode.ve.t_min": 80.0}, "ode.ve: t_min must be below t_max, got 80.0 and 80.0"),
+        ({"ode.ve.t_min": 20.0}, "ode.ve: t_min must be below t_max, got 20.0 and 20.0"),
         ({"data.source": "hub"}, "data: source: hub needs name to be set, got null"),
         ({"data.source": "parquet"}, "data: source: parquet needs path to be set, got null"),
         ({"data.source": "imagefolder"}, "data: source: imagefolder needs path to be set, got null"),
@@ -130,7 +130,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"trajectories.stored_times": 19},
+        {"trajectories.stored_times": 10},
         {"data.source": "hub", "data.name": "a/b"},
         {"data.label_column": None},  # digits have labels of their own
         {"data.source": "parquet", "data.path": "x", "data.label_column": None, "evaluate.extractor": "pixels"},

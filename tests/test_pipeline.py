@@ -50,7 +50,7 @@ class Project:
             words, cwd=self.folder, env=self.env | env, text=True, check=False, timeout=900,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert (done.returncode == 0) == ok, done.stdout[-5000:]
+        assert (done.returncode == 0) == ok, done.stdout[-20000:]
         return done.stdout
 
     def set(self, **values) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from ifm.files import write_json
 
 RUN_RECORD_VERSION = 1
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs, not on traces
 
 
 def project_root() -> Path:
@@ -91,7 +92,7 @@ def _connect() -> tuple[Any, str]:
         if experiment is None:
             local = uri.startswith("sqlite:")
             location = (root / "mlartifacts").as_uri() if local else None
-            return client, client.create_experiment(name, artifact_location=location)
+            return client, client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
     if experiment.lifecycle_stage == "deleted":
         raise RuntimeError(f"experiment {name!r} is deleted; restore it or set MLFLOW_EXPERIMENT_NAME")
     return client, experiment.experiment_id

@@ -87,7 +87,7 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, ema: list[Tensor], opti
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
             parameter = parameters[int(i)]
-            # A moment must lie in memory as its parameter does (channels_last): the fused kernel walks both by address.
+            # A moment must lie in memory as its parameter does (channels_last): the fused kernel walks by address.
             state.setdefault(int(i), {})[key] = (
                 torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
             )
