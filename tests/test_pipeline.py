@@ -84,9 +84,8 @@ def edit(path: Path, values: dict) -> None:
         yaml.dump(params, file)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    folder = tmp_path_factory.mktemp("clone") / "ifm"
+def clone_of_this(folder: Path) -> Project:
+    """A copy of the working tree without its results."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -98,8 +97,13 @@ def project(tmp_path_factory) -> Project:
         if source.is_file() and not name.startswith("reports/") and name != "dvc.lock":
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    made = Project(folder)
-    edit(folder / "params.yaml", TINY)
+    return Project(folder)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    made = clone_of_this(tmp_path_factory.mktemp("clone") / "ifm")
+    edit(made.folder / "params.yaml", TINY)
     made.run("git", "init", "-q")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "start")
@@ -253,3 +257,30 @@ def test_a_colleague_pulls_and_retrains_nothing(project, tmp_path):
     assert stages["flow-rf"].data.params == origin["flow-rf"].data.params
     assert stages["flow-rf"].data.metrics["final_loss"] == origin["flow-rf"].data.metrics["final_loss"]
     assert stages["flow-rf"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+CIFAR10_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10_JPEG.is_dir(), reason="the cifar10-jpeg parquet files are not beside the checkout")
+def test_cifar10_jpeg_with_tiny_budgets(tmp_path):
+    """The preset's own sources, shapes and network, with budgets for a CPU."""
+    project = clone_of_this(tmp_path / "ifm")
+    project.run(sys.executable, "-m", "pipeline.preset", "cifar10-jpeg", "--data", str(CIFAR10_JPEG))
+    tiny = {name: value for name, value in TINY.items() if not name.startswith("network")} | {
+        "data.max_images": 500, "dynamics": ["ve", "rf", "pfgmpp"], "network.channels": [32, 64, 64],
+        "teacher.steps": 4, "flow.steps": 4, "teacher.log_every": 2, "flow.log_every": 2,
+        "teacher.checkpoint_every": 2, "flow.checkpoint_every": 2, "trajectories.count": 16,
+        "trajectories.shard_size": 8, "sample.count": 16, "teacher.precision": "bf16",
+    }  # fmt: skip
+    edit(project.folder / "params.yaml", tiny)
+    project.run("git", "init", "-q")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "start")
+    project.repro()
+    table = pd.read_csv(project.folder / "reports/summary.csv")
+    assert set(table.dynamics) == {"ve", "rf", "pfgmpp"}
+    assert set(table.data) == {"cifar10-jpeg"}
+    assert np.load(project.folder / "data/samples/ve/flow-one_step-nfe001.npy").shape == (16, 3, 32, 32)
+    assert project.json("data/processed/metadata.json")["classes"][3] == "cat"

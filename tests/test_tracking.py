@@ -522,3 +522,20 @@ def test_sigterm_closes_the_stages_run(store: Path, tmp_path: Path):
     assert run.data.tags["ifm.error"] == "SystemExit(143)"
     assert run.data.params["data.source"] == "digits"
     assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://user:pass@host:5000/x", "https://host:5000/x"),
+        ("postgresql://user:p%40ss@host/db", "postgresql://host/db"),
+        ("sqlite:////srv/a@b.db", "sqlite:////srv/a@b.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_no_password_is_recorded(uri: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """run.json goes to everybody who pulls the cache."""
+    assert tracking.without_secrets(uri) == shown
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run = tracking.StageRun("x", run_id="1")
+    assert tracking._record(run, 0.0, {})["tracking_uri"] == shown

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ifm.files import write_json
 
@@ -34,6 +35,12 @@ def project_root() -> Path:
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def without_secrets(uri: str) -> str:
+    """A URI without user and password, as it may be shared: run.json travels with DVC's cache."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def notice(message: str) -> None:
@@ -226,7 +233,7 @@ def stage_run(
         try:
             _open(run, dict(tags or {}))
         except Exception as error:
-            notice(f"no store at {tracking_uri()} ({_brief(error)}); goes on without")
+            notice(f"no store at {without_secrets(tracking_uri())} ({_brief(error)}); goes on without")
             run._client = run.run_id = None
     try:
         yield run
@@ -290,7 +297,7 @@ def _record(run: StageRun, started: float, tags: Mapping[str, str]) -> dict[str,
         "version": RUN_RECORD_VERSION,
         "stage": run.stage,
         "run_id": run.run_id,
-        "tracking_uri": tracking_uri() if run.run_id else None,
+        "tracking_uri": without_secrets(tracking_uri()) if run.run_id else None,
         "started": started,
         "timings": run.timings,
         "params": run.params,
@@ -329,7 +336,9 @@ def track_state(state: PipelineState) -> dict[str, Any]:
             with _locked():  # experiments that run side by side share stages: each is recreated once
                 return _track(client, experiment, state)
         except Exception as error:
-            notice(f"the store at {tracking_uri()} failed ({_brief(error)}); later: `dvc repro --force track`")
+            notice(
+                f"the store at {without_secrets(tracking_uri())} failed ({_brief(error)}); later: `dvc repro --force track`"
+            )
     return {"run_id": None, "tracking_uri": None, "state": state.key}
 
 
@@ -350,7 +359,7 @@ def _track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]
     for path in state.artifacts:
         client.log_artifact(parent, str(path))
     client.set_terminated(parent, "FINISHED")
-    return {"run_id": parent, "tracking_uri": tracking_uri(), "state": state.key, "children": children}
+    return {"run_id": parent, "tracking_uri": without_secrets(tracking_uri()), "state": state.key, "children": children}
 
 
 def _find(client: Any, experiment: str, query: str) -> str | None:
