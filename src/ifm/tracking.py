@@ -336,9 +336,8 @@ def track_state(state: PipelineState) -> dict[str, Any]:
             with _locked():  # experiments that run side by side share stages: each is recreated once
                 return _track(client, experiment, state)
         except Exception as error:
-            notice(
-                f"the store at {without_secrets(tracking_uri())} failed ({_brief(error)}); later: `dvc repro --force track`"
-            )
+            uri = without_secrets(tracking_uri())
+            notice(f"the store at {uri} failed ({_brief(error)}); later: `dvc repro --force track`")
     return {"run_id": None, "tracking_uri": None, "state": state.key}
 
 
