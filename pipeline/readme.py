@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from ifm.files import read_json, write_text
-from ifm.pictures import side_by_side
+from ifm.pictures import side_by_side, side_by_side_choice
 from pipeline import paths
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/digits.png"), "<!-- results -->"
@@ -41,10 +41,8 @@ def picture(dynamics: list[str]) -> Image.Image:
     rows = []
     for d in dynamics:
         samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
-        teachers = sorted((s for s in samplers if s["model"] == "teacher"), key=lambda s: -s["nfe"])
-        flow = min((s for s in samplers if s["model"] == "flow"), key=lambda s: s["nfe"])
         panels = []
-        for s in (flow, teachers[0], teachers[-1]):
+        for s in side_by_side_choice(samplers):
             images = np.load(paths.samples(d) / f"{s['name']}.npy", mmap_mode="r", allow_pickle=False)[:SHOWN]
             panels.append((f"{TITLES[d]}: {s['model']}, {s['nfe']} NFE", np.asarray(images)))
         side_by_side(panels, PICTURE, columns=8, scale=4)

@@ -54,8 +54,8 @@ def main(out: Path) -> None:
     train_teacher(accelerator, teacher, images, settings=settings, random_flip=True, seed=1)
     fixed = Teacher(unet(1), d).eval()  # one model for all counts, so that the shards can be equal byte for byte
     shards, times = generate(
-        accelerator, fixed, d, shape=(1, 8, 8), count=20, stored_times=3, solver_steps=4, batch_size=4, shard_size=8,
-        seed=1, work=out / "shards",
+        accelerator, fixed, d, shape=(1, 8, 8), count=20, stored_times=3, solver_steps=4, rho=7.0, batch_size=4,
+        shard_size=8, seed=1, work=out / "shards",
     )  # fmt: skip
     paths = np.concatenate([np.load(shard) for shard in shards])
     flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)

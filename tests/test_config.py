@@ -193,7 +193,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "[]": {"sample.flow_samplers"},
         "{}": set(),
         "-1": {f"ode.{k}" for k in ("ve.log_time_mean", "rf.logit_time_mean", "pfgmpp.log_time_mean")},
-        "None": nullable | {"flow.huber_c", "evaluate.inception_path"},
+        "None": nullable | {"flow.huber_c", "trajectories.rho", "evaluate.inception_path"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

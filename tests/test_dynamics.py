@@ -172,6 +172,15 @@ def test_solver_times():
 
 
 @pytest.mark.parametrize("d", ALL, ids=ids)
+def test_solver_times_with_another_rho(d):
+    times = d.solver_times(9, rho=3)
+    assert (len(times), times[0].item(), times[-1].item()) == (10, d.t_max, 0.0)
+    assert times[-2].item() == pytest.approx(d.t_min or 0.002)
+    steps = times[:-1] ** (1 / 3)
+    torch.testing.assert_close(steps.diff(), torch.full((8,), float(steps[1] - steps[0]), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("d", ALL, ids=ids)
 def test_options_rebuild_the_dynamics(d):
     assert vars(dynamics.build(d.name, **d.options)) == vars(d)
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ifm.config import Config
 from ifm.files import read_json, write_text
+from ifm.pictures import side_by_side_choice
 from ifm.report import SUMMARY_COLUMNS, Report, render, summary_csv, summary_json
 from ifm.tracking import git_commit
 from pipeline import paths
@@ -79,11 +80,11 @@ def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[di
 def _grids(d: str) -> list[tuple[str, bytes]]:
     """The flow in one step, the teacher at its largest and at its smallest number of evaluations: the same x_T."""
     samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
-    teachers = sorted((s for s in samplers if s["model"] == "teacher"), key=lambda s: -s["nfe"])
-    flows = sorted((s for s in samplers if s["model"] == "flow"), key=lambda s: s["nfe"])
-    shown = [*flows[:1], *teachers[:1], *teachers[1:][-1:]]
     folder = paths.samples(d) / "grids"
-    return [(f"{s['model'].capitalize()}, {s['nfe']} NFE", (folder / f"{s['name']}.png").read_bytes()) for s in shown]
+    return [
+        (f"{s['model'].capitalize()}, {s['nfe']} NFE", (folder / f"{s['name']}.png").read_bytes())
+        for s in side_by_side_choice(samplers)
+    ]
 
 
 def _versions() -> dict[str, str]:

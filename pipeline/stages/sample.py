@@ -5,7 +5,7 @@ import torch
 
 from ifm import pretrained
 from ifm.files import fresh_folder, write_json
-from ifm.pictures import save_grid, side_by_side
+from ifm.pictures import save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
 from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
 from pipeline import paths
@@ -48,9 +48,9 @@ def work(stage: Stage) -> None:
             stage.run.timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
             pictures[sampler.name] = drawn.images[: config.sample.grid_images]
             save_grid(pictures[sampler.name], out / "grids" / f"{sampler.name}.png", columns=COLUMNS)
-        best, first = samplers[len(config.evaluate.teacher_nfe) - 1], samplers[0]
-        one_step = next((s for s in samplers if s.model == "flow"), None)
-        panels = [(s.title, pictures[s.name]) for s in (one_step, best, first)]
+        described = [s.describe() for s in samplers]
+        titles = {s.name: s.title for s in samplers}
+        panels = [(titles[s["name"]], pictures[s["name"]]) for s in side_by_side_choice(described)]
         side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
         write_json(
             out / "metadata.json",
@@ -59,7 +59,7 @@ def work(stage: Stage) -> None:
                 "seed": config.seed,
                 "count": config.sample.count,
                 "image_shape": list(shape),
-                "samplers": [s.describe() for s in samplers],
+                "samplers": described,
                 "teacher": pretrained.describe(paths.teacher(d))["sha256"],
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
             },

@@ -167,6 +167,7 @@ class TrajectoriesConfig(Section):
     count: Count
     stored_times: Annotated[int, Field(ge=2)]
     solver_steps: Count
+    rho: Positive | None
     batch_size: Count
     shard_size: Count
 

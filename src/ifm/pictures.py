@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,6 +46,16 @@ def shrink_png(png: bytes, factor: float) -> bytes:
     with Image.open(io.BytesIO(png)) as picture:
         size = tuple(max(1, round(side * factor)) for side in picture.size)
         return _png(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+
+
+def side_by_side_choice(samplers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The flow at its fewest evaluations, the teacher at its most and, where it has others, at its fewest.
+
+    samplers: as `Sampler.describe` gives them ("name", "model", "sampler", "nfe").
+    """
+    flows = sorted((s for s in samplers if s["model"] == "flow"), key=lambda s: s["nfe"])
+    teachers = sorted((s for s in samplers if s["model"] == "teacher"), key=lambda s: -s["nfe"])
+    return [*flows[:1], *teachers[:1], *teachers[1:][-1:]]
 
 
 def _tiles(images: np.ndarray, *, columns: int, scale: int | None) -> Image.Image:

@@ -43,6 +43,7 @@ def generate(
     count: int,
     stored_times: int,
     solver_steps: int,
+    rho: float | None,
     batch_size: int,
     shard_size: int,
     seed: int,
@@ -50,9 +51,10 @@ def generate(
 ) -> tuple[list[Path], Tensor]:
     """Solves `count` paths by Heun and writes the shards that `work` does not hold yet; returns them and the times.
 
-    shape: (C, H, W). times: float64 [K], falling from t_max to 0. A killed run goes on with its first missing shard.
+    shape: (C, H, W). times: float64 [K], falling from t_max to 0, of the grid
+    `dynamics.solver_times(solver_steps, rho=rho)`. A killed run goes on with its first missing shard.
     """
-    times = dynamics.solver_times(solver_steps)
+    times = dynamics.solver_times(solver_steps, rho=rho)
     keep = stored_indices(solver_steps, stored_times)
     shards = shard_ranges(count, shard_size)
     paths = [work / shard_name(i) for i in range(len(shards))]

@@ -49,6 +49,17 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
     return c.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 
 
+def power_grid(steps: int, *, t_min: float, t_max: float, rho: float) -> Tensor:
+    """EDM eq. 5: even in t^(1/rho) from t_max to t_min, then 0: float64 [steps + 1]."""
+    if steps < 1:
+        raise ValueError(f"a solver needs at least one step, got {steps}")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)  # [0] for one step
+    high, low = t_max ** (1 / rho), t_min ** (1 / rho)
+    times = (high + ramp * (low - high)) ** rho
+    times[0] = t_max  # the power and its root need not cancel to the last bit
+    return torch.cat([times, times.new_zeros(1)])
+
+
 class Dynamics(ABC):
     """A path from data to noise: coefficients, the law of z, the training law of t, preconditioning."""
 
@@ -76,8 +87,11 @@ class Dynamics(ABC):
         """The training law of t: [B], within [t_min, t_max]."""
 
     @abstractmethod
-    def solver_times(self, steps: int) -> Tensor:
-        """The solver's grid from t_max down to 0: float64 [steps + 1]."""
+    def solver_times(self, steps: int, *, rho: float | None = None) -> Tensor:
+        """The solver's grid from t_max down to 0: float64 [steps + 1].
+
+        rho: `power_grid`'s exponent in place of the dynamics' own grid. Raises ValueError for steps < 1.
+        """
 
     @abstractmethod
     def teacher_preconditioning(self, t: Tensor) -> Preconditioning:

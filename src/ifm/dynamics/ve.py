@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ifm.dynamics.base import Coefficients, Dynamics, NoiseSource, Preconditioning
+from ifm.dynamics.base import Coefficients, Dynamics, NoiseSource, Preconditioning, power_grid
 
 
 class VarianceExploding(Dynamics):
@@ -38,15 +38,9 @@ class VarianceExploding(Dynamics):
         log_t = self.log_time_mean + self.log_time_std * generator.normal(())
         return log_t.exp().clamp(self.t_min, self.t_max)
 
-    def solver_times(self, steps: int) -> Tensor:
+    def solver_times(self, steps: int, *, rho: float | None = None) -> Tensor:
         """EDM eq. 5: even in t^(1/rho) from t_max to t_min, then 0: float64 [steps + 1]."""
-        if steps < 1:
-            raise ValueError(f"a solver needs at least one step, got {steps}")
-        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)  # [0] for one step
-        high, low = self.t_max ** (1 / self.rho), self.t_min ** (1 / self.rho)
-        times = (high + ramp * (low - high)) ** self.rho
-        times[0] = self.t_max  # the power and its root need not cancel to the last bit
-        return torch.cat([times, times.new_zeros(1)])
+        return power_grid(steps, t_min=self.t_min, t_max=self.t_max, rho=rho or self.rho)
 
     def teacher_preconditioning(self, t: Tensor) -> Preconditioning:
         """EDM table 1: s_d^2 / (t^2 + s_d^2), t s_d / sqrt(t^2 + s_d^2), 1 / sqrt(t^2 + s_d^2), ln(t) / 4."""
