@@ -15,6 +15,7 @@ from ifm.images import to_uint8
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
 
+RENOISE_RHO = 7.0
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> E[x_0 | x_t] [B, ...]
 
 
@@ -105,7 +106,7 @@ def sample_renoised(
 ) -> Tensor:
     """Map to x_0_hat, re-noise it to the next smaller time, map again (consistency models, algorithm 1).
 
-    The times are the first `steps` of a `steps`-step solver grid. The estimate is also the next anchor.
+    The times are those of `renoising_times`. The estimate is also the next anchor.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -123,8 +124,11 @@ def sample_renoised(
 
 
 def renoising_times(dynamics: Dynamics, steps: int) -> list[float]:
-    """t_max and the times after it on the dynamics' grid of steps + 1 points above 0, the last of them left out."""
-    return dynamics.solver_times(steps + 1)[:steps].tolist() if steps > 1 else [dynamics.t_max]
+    """t_max and the times after it on EDM's grid of steps + 1 points above 0, the last of them left out.
+
+    EDM's rho for rf too: the flow is trained at times of the paths' grid, not of rf's even one.
+    """
+    return dynamics.solver_times(steps + 1, rho=RENOISE_RHO)[:steps].tolist() if steps > 1 else [dynamics.t_max]
 
 
 _SAMPLING = 2**63  # a step that training never reaches

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ifm.dynamics.base import Coefficients, Dynamics, NoiseSource, Preconditioning, power_grid
 
-RATIO_MIN, RATIO_MAX = 0.002, 20.0  # noise to signal, t / (1 - t), over a grid with rho; above it comes t = 1
+PATH_T_MIN = 0.002  # the last time above 0 of a grid with rho: ve's t_min
 
 
 class RectifiedFlow(Dynamics):
@@ -38,17 +38,13 @@ class RectifiedFlow(Dynamics):
         return logit_t.sigmoid().clamp(1e-3, 1 - 1e-3)
 
     def solver_times(self, steps: int, *, rho: float | None = None) -> Tensor:
-        """Even from 1 to 0, which suits few steps; with rho, EDM eq. 5 in the ratio t / (1 - t): float64 [steps + 1].
+        """Even from 1 to 0, which suits few steps; with rho, EDM eq. 5 from 1 to 0.002, then 0: float64 [steps + 1].
 
-        The even grid's last step is an Euler step from t = 1 / steps: it ends on E[x_0 | x_t] at a noise level that
-        is still visible, and the flow learns such ends less well (README). In t / (1 - t), which is ve's sigma for
-        the image x_t / (1 - t), EDM's grid is the same as ve's, but for its first time, 1.
+        The even grid's last step is an Euler step from t = 1 / steps, onto E[x_0 | x_t] at a noise level that is
+        still visible; a grid with rho closes in on 0.
         """
         if rho is not None:
-            ratio = power_grid(steps, t_min=RATIO_MIN, t_max=RATIO_MAX, rho=rho)
-            times = ratio / (1 + ratio)
-            times[0] = self.t_max
-            return times
+            return power_grid(steps, t_min=PATH_T_MIN, t_max=self.t_max, rho=rho)
         if steps < 1:
             raise ValueError(f"a solver needs at least one step, got {steps}")
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
