@@ -171,7 +171,7 @@ def test_renoising_by_hand():
     flow = make_flow("rf")
     x_T, anchor = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     times = renoising_times(flow.dynamics, 2)
-    assert times == pytest.approx([1.0, 2 / 3])
+    assert times == pytest.approx([1.0, ((1 + 0.002 ** (1 / 7)) / 2) ** 7])  # EDM eq. 5
     x_0_hat = flow(x_T, torch.ones(2), x_anchor=anchor)
     z = Streams(0, "noise", range(2)).normal((1, 4, 4))
     t = torch.full((2,), times[1])
