@@ -118,7 +118,7 @@ def data(
         return _average(to_data, weight)
     if x_anchor is None:
         raise ValueError("the mixed schedule needs the anchors x_0^(n)")
-    share = mixed_share(n).to(to_data.dtype)  # [B]
+    share = mixed_share(n).to(to_data.device, to_data.dtype)  # [B]
     to_anchor = measure(x_0_hat, x_anchor, distance=distance, c=c)  # [B]
     return _average(share * to_data + (1 - share) * to_anchor, weight)
 
