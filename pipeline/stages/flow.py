@@ -24,7 +24,7 @@ def params(stage: Stage) -> dict:
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingSet:
     """What the objective trains on: data/trajectories/{dynamics}, or the training images for objective `data`."""
 
     rows: ShardedArray | ImageSet
@@ -33,7 +33,7 @@ class Examples:
     train: Callable[..., FitResult]  # with what this objective alone needs
 
 
-def open_examples(stage: Stage) -> Examples:
+def open_training_set(stage: Stage) -> TrainingSet:
     """Opens what flow.objective needs, and nothing else."""
     d, flow = stage.dynamics, stage.config.flow
     if flow.objective == "data":
@@ -43,18 +43,18 @@ def open_examples(stage: Stage) -> Examples:
             "teacher": pretrained.describe(paths.teacher(d))["sha256"],
             "images": images.metadata.splits["train"].sha256,
         }
-        return Examples(images, images.shape, digest, train)
+        return TrainingSet(images, images.shape, digest, train)
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
     rows = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
     train = partial(train_flow, times=torch.tensor(metadata.times))
     digest = {"teacher": metadata.teacher, "trajectories": metadata.digest(paths.trajectories(d))}
-    return Examples(rows, tuple(metadata.image_shape), digest, train)
+    return TrainingSet(rows, tuple(metadata.image_shape), digest, train)
 
 
 def work(stage: Stage) -> None:
     """Trains the flow of one dynamics on data/trajectories/{dynamics}, or on data/processed (objective `data`)."""
     config, d = stage.config, stage.dynamics
-    examples = open_examples(stage)
+    data = open_training_set(stage)
     accelerator = make_accelerator(config.flow.precision, seed=config.seed)
     teacher = pretrained.load_teacher(paths.teacher(d))
     policy = anchors.build(
@@ -62,10 +62,10 @@ def work(stage: Stage) -> None:
         self_probability=config.anchor.self_probability,
         reset_probability=config.anchor.reset_probability,
         make_bank=lambda: anchors.AnchorBank(
-            len(examples.rows), examples.image_shape, seed=config.seed, exchange=ProcessExchange(accelerator)
+            len(data.rows), data.image_shape, seed=config.seed, exchange=ProcessExchange(accelerator)
         ),
     )
-    channels, size, _ = examples.image_shape
+    channels, size, _ = data.image_shape
     network = build_flow_network(
         image_size=size,
         channels=channels,
@@ -82,11 +82,11 @@ def work(stage: Stage) -> None:
         takes_anchor=policy.takes_anchor,
         anchor_input=config.anchor.input,
     )
-    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=examples.digest))
-    result = examples.train(
+    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=data.digest))
+    result = data.train(
         accelerator,
         flow,
-        examples.rows,
+        data.rows,
         policy=policy,
         settings=TrainSettings.from_config(config.flow),
         t_max_share=config.flow.t_max_share,
@@ -102,9 +102,9 @@ def work(stage: Stage) -> None:
     record = {
         "objective": config.flow.objective,
         "anchor": config.anchor.policy,
-        "image_shape": list(examples.image_shape),
+        "image_shape": list(data.image_shape),
         "train_images": config.flow.steps * config.flow.batch_size,
-        "trained_on": examples.digest,
+        "trained_on": data.digest,
     }
     pretrained.save_model(flow, paths.flow(d), record=record)
     write_curve(paths.curve(stage.name), result.history)
