@@ -1,5 +1,6 @@
 """What tests/test_training.py runs in one and in several processes: teacher, trajectories and flow, on tiny data."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from accelerate import Accelerator
 from ifm import anchors, dynamics
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_unet
-from ifm.training.flow import train_flow
+from ifm.random import EndlessShuffle
+from ifm.training.engine import ProcessExchange, local_positions
+from ifm.training.flow import train_flow, train_flow_on_data
 from ifm.training.loop import TrainSettings
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import generate
@@ -41,6 +44,17 @@ def unet(in_channels):
     )  # fmt: skip
 
 
+def live(bank, positions):
+    """Some steps of an elementwise rule on the bank, which is exact in any number of processes: its digest."""
+    order = EndlessShuffle(30, 12, seed=7)
+    for step in range(9):
+        visit = anchors.Visit(order.batch(step), order.visits(step))
+        x = bank.read(visit, positions)
+        bank.write(visit, -0.7 * x + torch.from_numpy(positions).view(-1, 1, 1, 1).half())
+    state = bank.state()
+    return hashlib.sha256(state[bank.KEY].numpy().tobytes()).hexdigest() if state else None
+
+
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
@@ -63,10 +77,26 @@ def main(out: Path) -> None:
         accelerator, flow, Recorded(paths), times=times, policy=anchors.SelfAnchor(0.5), settings=settings,
         t_max_share=0.5, distance="pseudo_huber", huber_c=None, seed=1,
     )  # fmt: skip
+    bank = anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator))
+    digest = [live(bank, local_positions(accelerator, 12))]
+    torch.distributed.broadcast_object_list(digest) if accelerator.num_processes > 1 else None
+    (out / f"bank-{accelerator.process_index}.json").write_text(json.dumps({"digest": digest, "bytes": bank.nbytes}))
+
+    policy = anchors.BankAnchor(
+        anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator)), reset_probability=0.25
+    )
+    on_data = IntegrationFlow(unet(2), d, scheme="paper", takes_anchor=True)
+    train_flow_on_data(
+        accelerator, on_data, images.array, random_flip=True, policy=policy, settings=settings, t_max_share=0.5,
+        distance="adaptive_huber", huber_c=None, weighting="inverse_scale", mixed=True, seed=1,
+    )  # fmt: skip
+    state = policy.state()
     (out / f"batches-{accelerator.process_index}.json").write_text(json.dumps(images.asked))
     if accelerator.is_main_process:
         torch.save(teacher.state_dict(), out / "teacher.pt")
         torch.save(flow.state_dict(), out / "flow.pt")
+        torch.save(on_data.state_dict(), out / "data.pt")
+        torch.save(state["anchor.bank"], out / "bank.pt")
 
 
 if __name__ == "__main__":

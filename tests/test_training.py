@@ -1,5 +1,6 @@
 """The loop: exact resume, checkpoints that survive, equal batches for any number of processes."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ifm import anchors, dynamics
+from ifm import anchors, dynamics, objectives
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_unet
+from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
-from ifm.training.engine import LaunchError, local_positions, row_reader
-from ifm.training.flow import draw_stored_index, train_flow
+from ifm.training.engine import LaunchError, ProcessExchange, local_positions, row_reader
+from ifm.training.flow import draw_stored_index, time_weight, train_flow, train_flow_on_data
 from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
 from ifm.training.teacher import train_teacher
 
@@ -67,6 +69,39 @@ def run_flow(**options):
     return flow.state_dict(), result
 
 
+def bank_of(size, accelerator=None, reset=0.25):
+    exchange = ProcessExchange(accelerator) if accelerator else None
+    bank = anchors.AnchorBank(size, (1, 8, 8), seed=1, exchange=exchange)
+    return anchors.BankAnchor(bank, reset_probability=reset)
+
+
+def run_bank(**options):
+    """Objective `trajectory` with the bank; the bank stands beside the weights."""
+    flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
+    accelerator, chosen = Accelerator(cpu=True), options.pop("settings", settings())
+    policy = bank_of(len(PATHS), accelerator)
+    result = train_flow(
+        accelerator, flow, PATHS, times=torch.tensor([80.0, 1.0, 0.0]), policy=policy, settings=chosen,
+        t_max_share=0.5, distance="pseudo_huber", huber_c=None, seed=1, **options,
+    )  # fmt: skip
+    return flow.state_dict() | policy.state(), result
+
+
+DATA = {
+    "random_flip": True, "settings": settings(), "t_max_share": 0.3, "distance": "adaptive_huber", "huber_c": None,
+    "weighting": "inverse_scale", "mixed": True, "seed": 1,
+}  # fmt: skip
+
+
+def run_data(**options):
+    """Objective `data` with all of its options."""
+    flow = IntegrationFlow(unet(2), dynamics.build("pfgmpp"), scheme="paper", takes_anchor=True)
+    accelerator = Accelerator(cpu=True)
+    policy = options.pop("policy", None) or bank_of(len(IMAGES), accelerator)
+    result = train_flow_on_data(accelerator, flow, IMAGES, policy=policy, **DATA | options)
+    return flow.state_dict() | policy.state(), result
+
+
 class Killed(Exception):
     pass
 
@@ -79,10 +114,10 @@ def kill_at(step):
     return on_log
 
 
-@pytest.mark.parametrize("run", [run_teacher, run_flow])
+@pytest.mark.parametrize("run", [run_teacher, run_flow, run_bank, run_data])
 @pytest.mark.parametrize("at", [6, 9])
 def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
-    """Bit for bit: weights (the average's), curve; the kill comes after the checkpoint of step 5."""
+    """Bit for bit: weights (the average's), bank, curve; the kill comes after the checkpoint of step 5."""
     whole, result = run()
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(Killed):
@@ -93,20 +128,23 @@ def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_second_kill_and_the_optimizers_state(tmp_path):
-    """Checkpoints of interrupted and uninterrupted runs are equal in every tensor: weights, average, moments."""
+@pytest.mark.parametrize(
+    ("run", "kinds"),
+    [(run_flow, {"model", "ema", "optimizer"})]
+    + [(run, {"model", "ema", "optimizer", "anchor"}) for run in (run_bank, run_data)],
+)
+def test_a_second_kill_and_the_optimizers_state(run, kinds, tmp_path):
+    """Checkpoints of interrupted and uninterrupted runs are equal in every tensor: weights, average, moments, bank."""
     one, two = Checkpoints(tmp_path / "one"), Checkpoints(tmp_path / "two")
-    run_flow(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=one)
+    run(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=one)
     for at in (3, 5):
         with pytest.raises(Killed):
-            run_flow(
-                settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=two, on_log=kill_at(at)
-            )
-    run_flow(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=two)
+            run(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=two, on_log=kill_at(at))
+    run(settings=settings(steps=9, checkpoint_every=2, lr_decay="none"), checkpoints=two)
     a, b = one.load(), two.load()
     assert a.record["step"] == b.record["step"] == 8
     assert a.tensors.keys() == b.tensors.keys()
-    assert {name.split(".")[0] for name in a.tensors} == {"model", "ema", "optimizer"}
+    assert {name.split(".")[0] for name in a.tensors} == kinds
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
@@ -187,6 +225,75 @@ def test_stored_times_are_drawn_in_their_shares():
     assert draw_stored_index(uniform, stored=5, t_max_share=1.0).max() == 0
 
 
+def test_an_objective_data_step_is_the_papers_algorithm():
+    """The first two losses from the definitions: fresh z and t, the sample's own anchor, 1/n to the data."""
+    images, batch = IMAGES[:8], 8  # one batch is one epoch, so that step 1 is every sample's second visit
+    d = dynamics.build("rf")
+    for steps in (1, 2):
+        flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
+        before, policy = copy.deepcopy(flow).train(), bank_of(8, reset=0.0)
+        result = train_flow_on_data(
+            Accelerator(cpu=True), flow, images, policy=policy,
+            **DATA | {"settings": settings(steps=steps, lr=1e-12), "random_flip": False, "distance": "pseudo_huber"},
+        )  # fmt: skip
+        found = [row["loss"] for row in result.history]
+        held = torch.zeros(8, 1, 8, 8)
+        for step in range(steps):
+            rows = EndlessShuffle(8, batch, seed=1).batch(step)
+            x_0 = torch.from_numpy(images[rows]).float() / 127.5 - 1
+            noise, positions = Streams(1, "noise", range(batch), step=step), range(batch)
+            t = d.draw_time(generator=noise)
+            t[Streams(1, "anchor", positions, step=step).uniform() < 0.3] = 1.0
+            z, at = noise.normal((1, 8, 8)), t.view(-1, 1, 1, 1)
+            x_t = (1 - at) * x_0 + at * z
+            x_anchor = Streams(1, "bank", rows).normal((1, 8, 8)).half().float() if step == 0 else held[rows]
+            x_0_hat = before(x_t, t, x_anchor=x_anchor).detach()
+            distance = [objectives.pseudo_huber(x_0_hat, target) for target in (x_0, x_anchor)]
+            share = 1 / (step + 1)
+            expected = ((share * distance[0] + (1 - share) * distance[1]) / t).mean()
+            assert found[step] == pytest.approx(expected.item(), rel=1e-4)
+            held[rows] = x_0_hat.half().float()
+        torch.testing.assert_close(policy.state()["anchor.bank"].float(), held, rtol=2e-3, atol=2e-3)
+
+
+def test_with_objective_data_the_one_step_map_tends_to_the_mean():
+    """All at t_max, L2: a free image as F finds the mean of the data, since x_T says nothing of x_0."""
+
+    class Constant(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image = torch.nn.Parameter(torch.zeros(1, 1, 8, 8))
+
+        def forward(self, inputs, c_noise):
+            return self.image.expand(len(inputs), -1, -1, -1)
+
+    d = dynamics.build("ve", t_min=1e-6, t_max=1e3)
+    flow = IntegrationFlow(Constant(), d, scheme="paper", takes_anchor=False)
+    chosen = settings(
+        steps=300, batch_size=20, lr=0.02, lr_decay="cosine", warmup_steps=0, log_every=300, checkpoint_every=300
+    )  # fmt: skip
+    plain = {"distance": "l2", "mixed": False, "weighting": "none", "t_max_share": 1.0, "random_flip": False}
+    run = DATA | plain | {"settings": chosen}
+    train_flow_on_data(Accelerator(cpu=True), flow, IMAGES, policy=anchors.NoAnchor(), **run)
+    mean = torch.from_numpy(IMAGES).float().mean(0) / 127.5 - 1
+    torch.testing.assert_close(flow.network.image.detach()[0], mean, rtol=0, atol=0.01)
+
+
+def test_the_mixed_schedule_needs_the_bank():
+    with pytest.raises(ValueError, match="needs anchor policy bank"):
+        run_data(policy=anchors.NoiseAnchor())
+
+
+@pytest.mark.parametrize("name", ["ve", "rf", "pfgmpp"])
+def test_time_weights(name):
+    d, t = dynamics.build(name), torch.tensor([0.01, 0.3, 1.0], dtype=torch.float64)
+    assert time_weight(d, t, kind="none") is None
+    expected = 1 / t if name == "rf" else (t**2 + 0.25).sqrt() / (0.5 * t)
+    torch.testing.assert_close(time_weight(d, t, kind="inverse_scale"), expected)
+    with pytest.raises(ValueError, match="unknown time weight 'x'; known: none, inverse_scale"):
+        time_weight(d, t, kind="x")
+
+
 def test_rows_are_the_same_resident_and_mapped(monkeypatch):
     rows = np.array([3, 3, 0, 19])
     resident = row_reader(IMAGES, torch.device("cpu"))(rows)
@@ -229,7 +336,14 @@ def test_processes_see_the_same_global_batches_and_reach_the_same_model(processe
     batches = [sorted(json.loads(p.read_text()) for p in out.glob("batches-*.json")) for out in outputs]
     flat = [[sorted(chain.from_iterable(part[step] for part in parts)) for step in range(6)] for parts in batches]
     assert flat[0] == flat[1]
-    for name in ("teacher", "flow"):
+    bank_a, bank_b = (torch.load(out / "bank.pt", weights_only=True) for out in outputs)
+    assert bank_a.dtype == torch.float16
+    torch.testing.assert_close(bank_a.float(), bank_b.float(), rtol=2e-2, atol=2e-3)
+    for part in range(processes):
+        shares = json.loads((many / f"bank-{part}.json").read_text())
+        assert shares["digest"] == json.loads((one / "bank-0.json").read_text())["digest"]  # bit for bit
+        assert shares["bytes"] == len(range(part, 30, processes)) * 128
+    for name in ("teacher", "flow", "data"):
         a, b = (torch.load(out / f"{name}.pt", weights_only=True) for out in outputs)
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=2e-3, atol=2e-5)

@@ -1,16 +1,20 @@
 """flow@d: the integration flow, noise to image in one evaluation."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 
 from ifm import anchors, pretrained
-from ifm.data.arrays import ShardedArray
+from ifm.data.arrays import ImageSet, ShardedArray
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.model import IntegrationFlow
-from ifm.networks import build_unet, copy_weights
+from ifm.networks import build_flow_network, copy_weights
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import make_accelerator
-from ifm.training.flow import train_flow
-from ifm.training.loop import TrainSettings, write_curve
+from ifm.training.engine import ProcessExchange, make_accelerator
+from ifm.training.flow import train_flow, train_flow_on_data
+from ifm.training.loop import FitResult, TrainSettings, write_curve
 from pipeline import paths
 from pipeline.stage import Stage, main
 
@@ -19,36 +23,76 @@ def params(stage: Stage) -> dict:
     return stage.sections("seed", "network", "flow", "anchor")
 
 
-def work(stage: Stage) -> None:
-    """Trains the flow of one dynamics on data/trajectories/{dynamics}."""
-    config, d = stage.config, stage.dynamics
+@dataclass(frozen=True)
+class TrainingSet:
+    """What the objective trains on: data/trajectories/{dynamics}, or the training images for objective `data`."""
+
+    rows: ShardedArray | ImageSet
+    image_shape: tuple[int, ...]  # (C, H, W)
+    digest: dict[str, str]  # what was trained on, for the checkpoint's key and the record
+    train: Callable[..., FitResult]  # with what this objective alone needs
+
+
+def open_training_set(stage: Stage) -> TrainingSet:
+    """Opens what flow.objective needs, and nothing else."""
+    d, flow = stage.dynamics, stage.config.flow
+    if flow.objective == "data":
+        images = ImageSet.open(paths.PROCESSED, "train")
+        train = partial(train_flow_on_data, random_flip=images.random_flip, mixed=flow.schedule == "mixed")
+        digest = {
+            "teacher": pretrained.describe(paths.teacher(d))["sha256"],
+            "images": images.metadata.splits["train"].sha256,
+        }
+        return TrainingSet(images, images.shape, digest, train)
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
-    trajectories = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
+    rows = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
+    train = partial(train_flow, times=torch.tensor(metadata.times))
+    digest = {"teacher": metadata.teacher, "trajectories": metadata.digest(paths.trajectories(d))}
+    return TrainingSet(rows, tuple(metadata.image_shape), digest, train)
+
+
+def work(stage: Stage) -> None:
+    """Trains the flow of one dynamics on data/trajectories/{dynamics}, or on data/processed (objective `data`)."""
+    config, d = stage.config, stage.dynamics
+    data = open_training_set(stage)
     accelerator = make_accelerator(config.flow.precision, seed=config.seed)
     teacher = pretrained.load_teacher(paths.teacher(d))
-    policy = anchors.build(config.anchor.policy, self_probability=config.anchor.self_probability)
-    channels, size, _ = metadata.image_shape
-    network = build_unet(
+    policy = anchors.build(
+        config.anchor.policy,
+        self_probability=config.anchor.self_probability,
+        reset_probability=config.anchor.reset_probability,
+        make_bank=lambda: anchors.AnchorBank(
+            len(data.rows), data.image_shape, seed=config.seed, exchange=ProcessExchange(accelerator)
+        ),
+    )
+    channels, size, _ = data.image_shape
+    network = build_flow_network(
         image_size=size,
-        in_channels=2 * channels if policy.takes_anchor else channels,
-        out_channels=channels,
-        **config.network.model_dump(),
+        channels=channels,
+        takes_anchor=policy.takes_anchor,
+        anchor_input=config.anchor.input,
+        network=config.network.model_dump(),
     )
     if config.flow.init == "teacher":
         copy_weights(teacher.network, network)
-    flow = IntegrationFlow(network, teacher.dynamics, scheme=config.flow.scheme, takes_anchor=policy.takes_anchor)
-    inputs = {"teacher": metadata.teacher, "trajectories": metadata.digest(paths.trajectories(d))}
-    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=inputs))
-    result = train_flow(
+    flow = IntegrationFlow(
+        network,
+        teacher.dynamics,
+        scheme=config.flow.scheme,
+        takes_anchor=policy.takes_anchor,
+        anchor_input=config.anchor.input,
+    )
+    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=data.digest))
+    result = data.train(
         accelerator,
         flow,
-        trajectories,
-        times=torch.tensor(metadata.times),
+        data.rows,
         policy=policy,
         settings=TrainSettings.from_config(config.flow),
         t_max_share=config.flow.t_max_share,
         distance=config.flow.distance,
         huber_c=config.flow.huber_c,
+        weighting=config.flow.time_weight,
         seed=config.seed,
         checkpoints=checkpoints,
         on_log=stage.run.log_row,
@@ -58,9 +102,9 @@ def work(stage: Stage) -> None:
     record = {
         "objective": config.flow.objective,
         "anchor": config.anchor.policy,
-        "image_shape": list(metadata.image_shape),
+        "image_shape": list(data.image_shape),
         "train_images": config.flow.steps * config.flow.batch_size,
-        "trained_on": inputs,
+        "trained_on": data.digest,
     }
     pretrained.save_model(flow, paths.flow(d), record=record)
     write_curve(paths.curve(stage.name), result.history)

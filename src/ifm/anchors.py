@@ -1,13 +1,17 @@
 """Where the anchor state x_anchor comes from in training (`anchor.policy`) and how sampling starts it."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ifm.dynamics.base import NoiseSource
 from ifm.model import IntegrationFlow
+from ifm.random import Streams
 
 
 def evenly_chosen(positions: Tensor, probability: float) -> Tensor:
@@ -20,16 +24,45 @@ def evenly_chosen(positions: Tensor, probability: float) -> Tensor:
     return torch.floor((p + 1) * probability) > torch.floor(p * probability)
 
 
+@dataclass(frozen=True)
+class Visit:
+    """Which samples a step's global batch holds, the same in every process, and how this process shows its own."""
+
+    rows: np.ndarray  # sample indices of the global batch: int64 [B]
+    n: np.ndarray  # the how-manieth visit of each sample, from 1: int64 [B]
+    mirrored: Tensor | None = None  # which of this process's images are shown left-right mirrored: bool [b]
+
+
 class AnchorPolicy(ABC):
-    """Gives the anchors of a training batch."""
+    """Gives the anchors of a training batch, and may keep something of its estimates."""
 
     takes_anchor: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(
-        self, flow: IntegrationFlow, x_t: Tensor, t: Tensor, *, generator: NoiseSource, positions: Tensor
+        self,
+        flow: IntegrationFlow,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        generator: NoiseSource,
+        positions: Tensor,
+        visit: Visit | None = None,
     ) -> Tensor | None:
-        """x_anchor [B, C, H, W] for the points x_t [B, C, H, W] at t [B], standing at `positions` [B] of the batch."""
+        """x_anchor [b, C, H, W] for the points x_t [b, C, H, W] at t [b], standing at `positions` [b] of the batch.
+
+        visit: what the whole batch holds; the bank alone asks for it.
+        """
+
+    def refresh(self, x_0_hat: Tensor) -> None:  # noqa: B027 - most policies keep nothing
+        """Takes the estimates [b, C, H, W] made from the anchors that the last call gave."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold, by name. Called by all processes; only the main one's answer is written."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027
+        """The inverse of `state`, for any number of processes."""
 
 
 class NoAnchor(AnchorPolicy):
@@ -37,14 +70,14 @@ class NoAnchor(AnchorPolicy):
 
     takes_anchor = False
 
-    def __call__(self, flow, x_t, t, *, generator, positions):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
         return None
 
 
 class NoiseAnchor(AnchorPolicy):
     """x_anchor ~ N(0, I), as in the first step of sampling."""
 
-    def __call__(self, flow, x_t, t, *, generator, positions):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
         return initial_anchor(x_t, generator=generator)
 
 
@@ -56,7 +89,7 @@ class SelfAnchor(AnchorPolicy):
             raise ValueError(f"anchor.self_probability must be in (0, 1], got {probability}")
         self.probability = probability
 
-    def __call__(self, flow, x_t, t, *, generator, positions):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
         x_anchor = initial_anchor(x_t, generator=generator)
         rows = evenly_chosen(positions, self.probability).nonzero().squeeze(1).to(x_t.device)
         if len(rows):
@@ -65,18 +98,204 @@ class SelfAnchor(AnchorPolicy):
         return x_anchor
 
 
+class Exchange(Protocol):
+    """What a sharded bank needs of the processes: its place among them and two collectives."""
+
+    rank: int
+    processes: int
+    is_main: bool
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The processes' tensors [b, ...], equal in shape, one after the other: [processes b, ...], on the host."""
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of the processes' tensors, elementwise, on the host."""
+
+
+class Alone:
+    """The exchange of a single process: nothing leaves it."""
+
+    rank, processes, is_main = 0, 1, True
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.cpu()
+
+    def total(self, x: Tensor) -> Tensor:
+        return x.cpu()
+
+
+class AnchorBank:
+    """x_0^(n), the last estimate for each training sample (the paper's persistent anchors), in host memory.
+
+    One float16 row a sample: 307.2 MB for 50,000 x 3 x 32 x 32, over all processes together. Row i lives in process
+    i mod P alone. The global batch is shuffled and shared out by position, so a process needs rows that others own:
+    `read` adds up what each process owns of the batch (all others give zero bytes, so the sum is exact), and `write`
+    gathers the batch's new rows and each owner takes its own. Both move B rows a step and nothing is kept on the
+    device. Since the batch and every row in it depend on (seed, step) alone, the bank is the same, bit for bit, for
+    any P. The other scheme, a whole copy in each process, saves `read`'s exchange and costs P times the memory.
+
+    A row starts as N(0, I) drawn from (seed, index) when it is first read: until then it takes no memory.
+    """
+
+    KEY = "anchor.bank"
+    CHUNK_BYTES = 2**24  # what `state` passes through the device at once, for each process
+
+    def __init__(self, size: int, shape: tuple[int, ...], *, seed: int, exchange: Exchange | None = None) -> None:
+        self.size, self.shape, self.seed = size, tuple(shape), seed
+        self.exchange = exchange or Alone()
+        owned = len(range(self.exchange.rank, size, self.exchange.processes))
+        self._rows = np.zeros((owned, *self.shape), np.float16)  # pages of zeros are not yet memory
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this process's rows."""
+        return self._rows.nbytes
+
+    def _owned(self, rows: np.ndarray) -> np.ndarray:
+        return rows % self.exchange.processes == self.exchange.rank
+
+    def start(self, rows: np.ndarray) -> Tensor:
+        """x_0^(0) ~ N(0, I) of samples `rows` [b]: float16 [b, *shape]."""
+        return Streams(self.seed, "bank", rows).normal(self.shape).half()
+
+    def read(self, visit: Visit, positions: np.ndarray) -> Tensor:
+        """The anchors at `positions` [b] of the global batch: float16 [b, *shape], on the host. Collective."""
+        fresh = unwritten(visit)  # [B]
+        held = np.zeros((len(visit.rows), *self.shape), np.float16)
+        if not fresh.all():  # the same in every process, so all of them exchange or none does
+            mine = self._owned(visit.rows) & ~fresh
+            held[mine] = self._rows[visit.rows[mine] // self.exchange.processes]
+            if self.exchange.processes > 1:
+                held = self.exchange.total(torch.from_numpy(held).view(torch.uint8)).view(torch.float16).numpy()
+        anchors = torch.from_numpy(held[positions])
+        first = fresh[positions]
+        anchors[torch.from_numpy(first)] = self.start(visit.rows[positions][first])
+        return anchors
+
+    def write(self, visit: Visit, values: Tensor) -> None:
+        """Stores this process's part of the batch: float16 [b, *shape]. Collective.
+
+        Of a sample that stands twice in a batch the later position stays.
+        """
+        new = self.exchange.gather(values).numpy()  # [B, *shape], in the order of positions
+        mine = self._owned(visit.rows)
+        self._rows[visit.rows[mine] // self.exchange.processes] = new[mine]
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole bank in the order of samples, float16 [size, *shape], in the main process. Collective."""
+        exchange = self.exchange
+        if exchange.processes == 1:
+            return {self.KEY: torch.from_numpy(self._rows)}
+        whole = np.empty((self.size, *self.shape), np.float16) if exchange.is_main else None
+        longest = -(-self.size // exchange.processes)
+        chunk = max(1, self.CHUNK_BYTES // max(1, 2 * int(np.prod(self.shape))))
+        for start in range(0, longest, chunk):
+            stop = min(start + chunk, longest)
+            part = np.zeros((stop - start, *self.shape), np.float16)  # padded: the last rank may own one row less
+            own = self._rows[start:stop]
+            part[: len(own)] = own
+            parts = exchange.gather(torch.from_numpy(part)).numpy().reshape(exchange.processes, *part.shape)
+            if whole is not None:
+                for rank, rows in enumerate(parts):
+                    target = whole[rank :: exchange.processes][start:stop]
+                    target[:] = rows[: len(target)]
+        return {} if whole is None else {self.KEY: torch.from_numpy(whole)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes this process's rows of what `state` gave, whatever the number of processes then."""
+        given = tensors[self.KEY]
+        if given.dtype != torch.float16 or tuple(given.shape) != (self.size, *self.shape):
+            wanted = f"float16 {[self.size, *self.shape]}"
+            raise ValueError(f"the checkpoint's anchor bank is {given.dtype} {list(given.shape)}, not {wanted}")
+        self._rows[:] = given[self.exchange.rank :: self.exchange.processes].numpy()
+
+
+def unwritten(visit: Visit) -> np.ndarray:
+    """Which entries of a batch stand for samples that no earlier batch has held: bool [B].
+
+    A sample's first visit, and a second one in the same batch (where two epochs meet, or the batch is larger than
+    the set).
+    """
+    return np.isin(visit.rows, visit.rows[visit.n == 1])
+
+
+class BankAnchor(AnchorPolicy):
+    """The paper's: each sample's own last estimate x_0^(n), refreshed at every visit; it starts as N(0, I).
+
+    With probability `reset_probability` a sample gets a fresh noise anchor instead (its row is refreshed all the
+    same). Sampling starts from a noise anchor, and after the first epoch the bank holds none: without resets the
+    network meets at its first sampling step an input that it has not seen since.
+    """
+
+    def __init__(self, bank: AnchorBank, *, reset_probability: float) -> None:
+        if not 0 <= reset_probability <= 1:
+            raise ValueError(f"anchor.reset_probability must be in [0, 1], got {reset_probability}")
+        self.bank, self.reset_probability = bank, reset_probability
+        self._visit: Visit | None = None
+        self._read: Tensor | None = None  # float16 [b, *shape], the rows of this process's samples
+
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
+        if visit is None:
+            raise ValueError("anchor policy bank needs to know which samples a batch holds (visit)")
+        self._visit, self._read = visit, self.bank.read(visit, positions.numpy())
+        x_anchor = self._mirror(self._read.to(x_t.device, x_t.dtype, copy=True))
+        if self.reset_probability:
+            noise = initial_anchor(x_t, generator=generator)
+            rows = evenly_chosen(positions, self.reset_probability).nonzero().squeeze(1).to(x_t.device)
+            x_anchor[rows] = noise[rows]
+        return x_anchor
+
+    def visits(self, positions: Tensor, visit: Visit) -> Tensor:
+        """n of the anchors given at `positions` [b]: int64 [b], on the host; a reset anchor starts again at 1."""
+        n = torch.from_numpy(visit.n)[positions]
+        return torch.where(evenly_chosen(positions, self.reset_probability), 1, n)
+
+    def refresh(self, x_0_hat):
+        """Stores the estimates. One that float16 cannot hold leaves its row as it was."""
+        if self._visit is None or self._read is None:
+            raise ValueError("refresh() follows the call that gave the anchors")
+        new = self._mirror(x_0_hat.detach()).half().contiguous()
+        sound = new.isfinite().flatten(1).all(dim=1)  # [b]
+        new = torch.where(sound.view(-1, *[1] * (new.ndim - 1)), new, self._read.to(new.device))
+        self.bank.write(self._visit, new)
+        self._visit = self._read = None
+
+    def _mirror(self, x: Tensor) -> Tensor:
+        """From a sample as stored to the sample as shown, and back."""
+        mirrored = self._visit.mirrored
+        if mirrored is None:
+            return x
+        return torch.where(mirrored.to(x.device).view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+
+    def state(self):
+        return self.bank.state()
+
+    def restore(self, tensors):
+        self.bank.restore(tensors)
+
+
 def initial_anchor(x: Tensor, *, generator: NoiseSource) -> Tensor:
     """N(0, I) in the shape, dtype and place of x: [B, C, H, W]."""
     return generator.normal(tuple(x.shape[1:])).to(x.device, x.dtype)
 
 
-def build(policy: str, *, self_probability: float) -> AnchorPolicy:
-    """The policy that `anchor.policy` names: "none", "noise" or "self"."""
+def build(
+    policy: str,
+    *,
+    self_probability: float,
+    reset_probability: float = 0.0,
+    make_bank: Callable[[], AnchorBank] | None = None,
+) -> AnchorPolicy:
+    """The policy that `anchor.policy` names: "none", "noise", "self" or "bank" (which needs `make_bank`)."""
     if policy == "self":
         return SelfAnchor(self_probability)
+    if policy == "bank":
+        if make_bank is None:
+            raise ValueError("anchor policy bank needs a bank")
+        return BankAnchor(make_bank(), reset_probability=reset_probability)
     if policy not in POLICIES:
-        raise ValueError(f"unknown anchor policy {policy!r}; known: none, noise, self")
+        raise ValueError(f"unknown anchor policy {policy!r}; known: none, noise, self, bank")
     return POLICIES[policy]()
 
 
-POLICIES: dict[str, type[AnchorPolicy]] = {"none": NoAnchor, "noise": NoiseAnchor, "self": SelfAnchor}
+POLICIES: dict[str, type[AnchorPolicy]] = {"none": NoAnchor, "noise": NoiseAnchor}

@@ -181,19 +181,31 @@ class TrajectoriesConfig(Section):
 class FlowConfig(TrainConfig):
     """`flow`."""
 
-    objective: Literal["trajectory"]
+    objective: Literal["trajectory", "data"]
     scheme: Literal["edm", "paper"]
     init: Literal["teacher", "scratch"]
-    distance: Literal["pseudo_huber", "l2"]
+    distance: Literal["pseudo_huber", "adaptive_huber", "l2"]
     huber_c: Positive | None
-    t_max_share: Annotated[float, Field(gt=0, le=1)]
+    time_weight: Literal["none", "inverse_scale"]
+    schedule: Literal["data_only", "mixed"]
+    t_max_share: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> Self:
+        if self.objective == "trajectory" and not self.t_max_share:
+            raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; only data allows 0")
+        if self.objective == "trajectory" and self.schedule == "mixed":
+            raise ValueError("schedule: mixed needs objective: data, got trajectory; use schedule: data_only")
+        return self
 
 
 class AnchorConfig(Section):
     """`anchor`."""
 
-    policy: Literal["none", "noise", "self"]
+    policy: Literal["none", "noise", "self", "bank"]
+    input: Literal["channels", "cross_attention"]
     self_probability: Annotated[float, Field(gt=0, le=1)]
+    reset_probability: Annotated[float, Field(ge=0, le=1)]
 
 
 class SampleConfig(Section):
@@ -257,6 +269,10 @@ class Config(Section):
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}"
+            )
+        if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
+            raise ValueError(
+                f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
             )
         if self.evaluate.extractor == "classifier" and not self.has_labels:
             raise ValueError(

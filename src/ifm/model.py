@@ -23,15 +23,23 @@ class Teacher(nn.Module):
 class IntegrationFlow(nn.Module):
     """g(x_anchor, x_t, t), the end point x_0 of the path through x_t (paper, eq. for x_0 = x_t - G(x_0, x_t, t)).
 
-    The anchor enters as extra input channels, at the scale of data. With ``takes_anchor=False`` (policy `none`) the
-    network has no such channels.
+    The anchor enters at the scale of data: as extra input channels, or as a third argument of the network
+    (``anchor_input="cross_attention"``). With ``takes_anchor=False`` (policy `none`) the network has neither.
     """
 
-    def __init__(self, network: nn.Module, dynamics: Dynamics, *, scheme: str, takes_anchor: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        dynamics: Dynamics,
+        *,
+        scheme: str,
+        takes_anchor: bool,
+        anchor_input: str = "channels",
+    ) -> None:
         super().__init__()
         dynamics.check_scheme(scheme)
         self.network, self.dynamics = network, dynamics
-        self.scheme, self.takes_anchor = scheme, takes_anchor
+        self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
 
     def forward(self, x_t: Tensor, t: Tensor, *, x_anchor: Tensor | None) -> Tensor:
         """x_0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, x_anchor): [B, C, H, W]. t: [B].
@@ -42,7 +50,10 @@ class IntegrationFlow(nn.Module):
             raise ValueError("this flow takes an anchor" if self.takes_anchor else "this flow takes no anchor")
         c = self.dynamics.flow_preconditioning(t, scheme=self.scheme)
         inputs = expand(c.c_in, x_t) * x_t
-        if x_anchor is not None:
-            inputs = torch.cat([inputs, x_anchor.to(inputs.dtype)], dim=1)  # [B, 2 C, H, W]
-        F_x = self.network(inputs, c.c_noise)
+        if x_anchor is None:
+            F_x = self.network(inputs, c.c_noise)
+        elif self.anchor_input == "cross_attention":
+            F_x = self.network(inputs, c.c_noise, x_anchor.to(inputs.dtype))
+        else:
+            F_x = self.network(torch.cat([inputs, x_anchor.to(inputs.dtype)], dim=1), c.c_noise)  # [B, 2 C, H, W]
         return expand(c.c_skip, x_t) * x_t + expand(c.c_out, x_t) * F_x.to(x_t.dtype)

@@ -1,5 +1,7 @@
 """The network F inside the preconditioning. It knows no dynamics: scaled input and c_noise in, F_x out."""
 
+import json
+import math
 from pathlib import Path
 
 import torch
@@ -8,6 +10,9 @@ from torch import Tensor, nn
 # diffusers embeds a "timestep" with periods from 2 pi to 2 pi 10^4. c_noise spans about 1 (rf) to 2.7 (ve), so this
 # puts neighbouring noise levels a visible phase apart, without the 1000 that makes the network stiff in t.
 TIME_SCALE = 100.0
+ANCHOR_GRID = 8  # an anchor is cut into at least this many patches a side
+POSITION_FEATURES = 8  # numbers that tell where a patch lies, for each axis
+ATTENTION_HEAD = 8  # channels of an attention head, diffusers' UNet2DModel's default
 
 
 class UNet(nn.Module):
@@ -53,32 +58,134 @@ def build_unet(
     )
 
 
-def save_unet(network: UNet, folder: Path) -> None:
-    """Writes diffusers' own folder (config.json and safetensors), readable by ``UNet2DModel.from_pretrained``."""
-    network.model.save_pretrained(folder, safe_serialization=True)
+class CrossAttentionUNet(nn.Module):
+    """diffusers' UNet2DConditionModel as F: (inputs [B, C_in, H, W], c_noise [B], x_anchor [B, C, H, W]) -> F_x.
 
-
-def load_unet(folder: Path) -> UNet:
-    """Reads what `save_unet` wrote; only safetensors weights are accepted.
-
-    Raises FileNotFoundError where the folder is missing (``from_pretrained`` would ask the hub for it).
+    The network attends to the anchor's patches, in the middle block and wherever `attention` asks for it. Patch
+    embedding is the model's own linear `encoder_hid_proj`, and the patches' positions are fixed features, so that
+    everything trained lies in diffusers' folder.
     """
-    from diffusers import UNet2DModel
 
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no config.json there, so no saved U-Net")
-    return UNet(
-        UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, c_noise: Tensor, x_anchor: Tensor) -> Tensor:
+        tokens = anchor_tokens(x_anchor)
+        return self.model(inputs, TIME_SCALE * c_noise, encoder_hidden_states=tokens, return_dict=False)[0]
+
+
+def anchor_patch(image_size: int) -> int:
+    """Side of an anchor's patch: the largest divisor of image_size that leaves ANCHOR_GRID patches a side, or 1."""
+    divisors = [p for p in range(1, image_size + 1) if image_size % p == 0]
+    return max(p for p in divisors if p == 1 or image_size // p >= ANCHOR_GRID)
+
+
+def anchor_tokens(x_anchor: Tensor) -> Tensor:
+    """Patches of x_anchor [B, C, S, S] of p x p pixels, and where they lie: [B, (S/p)^2, C p^2 + 2 POSITION_FEATURES].
+
+    Positions are sines and cosines of pi 2^k y and pi 2^k x, with y and x from 0 to 1 over the patches' centres.
+    """
+    patch = anchor_patch(x_anchor.shape[-1])
+    pixels = nn.functional.unfold(x_anchor, patch, stride=patch).transpose(1, 2)  # [B, L, C p^2]
+    side = x_anchor.shape[-1] // patch
+    centres = (torch.arange(side, device=pixels.device, dtype=torch.float32) + 0.5) / side
+    angles = centres[:, None] * math.pi * 2.0 ** torch.arange(POSITION_FEATURES // 2, device=pixels.device)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, POSITION_FEATURES]
+    places = torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)  # [L, 2 POSITION_FEATURES]
+    return torch.cat([pixels, places.to(pixels.dtype).expand(len(pixels), -1, -1)], dim=2)
+
+
+def build_cross_attention_unet(
+    *,
+    image_size: int,
+    in_channels: int,
+    out_channels: int,
+    anchor_channels: int,
+    channels: list[int],
+    layers_per_block: int,
+    attention: list[bool],
+    dropout: float,
+    norm_groups: int,
+) -> CrossAttentionUNet:
+    """`build_unet`'s network with cross-attention to the anchor in place of self-attention, and in the middle."""
+    from diffusers import UNet2DConditionModel
+
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
+    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
+    return CrossAttentionUNet(
+        UNet2DConditionModel(
+            sample_size=image_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            block_out_channels=tuple(channels),
+            layers_per_block=layers_per_block,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            norm_num_groups=norm_groups,
+            dropout=dropout,
+            # diffusers takes the NUMBER of heads under this name
+            attention_head_dim=tuple(c // ATTENTION_HEAD if c % ATTENTION_HEAD == 0 else 1 for c in channels),
+            cross_attention_dim=channels[-1],
+            encoder_hid_dim=anchor_channels * anchor_patch(image_size) ** 2 + 2 * POSITION_FEATURES,
+            encoder_hid_dim_type="text_proj",
+        )
     )
 
 
+def build_flow_network(
+    *, image_size: int, channels: int, takes_anchor: bool, anchor_input: str, network: dict
+) -> UNet | CrossAttentionUNet:
+    """The flow's network for images of `channels` channels, which takes the anchor as `anchor_input` says, or none.
+
+    network: params.yaml's section.
+    """
+    if anchor_input not in ANCHOR_INPUTS:
+        raise ValueError(f"unknown anchor input {anchor_input!r}; known: {', '.join(ANCHOR_INPUTS)}")
+    size = {"image_size": image_size, "out_channels": channels}
+    if takes_anchor and anchor_input == "cross_attention":
+        return build_cross_attention_unet(in_channels=channels, anchor_channels=channels, **size, **network)
+    return build_unet(in_channels=2 * channels if takes_anchor else channels, **size, **network)
+
+
+ANCHOR_INPUTS = ("channels", "cross_attention")
+
+
+def save_unet(network: UNet | CrossAttentionUNet, folder: Path) -> None:
+    """Writes diffusers' own folder (config.json and safetensors), readable by its class's ``from_pretrained``."""
+    network.model.save_pretrained(folder, safe_serialization=True)
+
+
+def load_unet(folder: Path) -> UNet | CrossAttentionUNet:
+    """Reads what `save_unet` wrote; only safetensors weights are accepted.
+
+    Raises FileNotFoundError where the folder is missing (``from_pretrained`` would ask the hub for it), ValueError
+    where it holds another class of model.
+    """
+    import diffusers
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no config.json there, so no saved U-Net")
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    if name not in WRAPPERS:
+        raise ValueError(f"{folder}: holds a {name}; known: {', '.join(WRAPPERS)}")
+    model = getattr(diffusers, name)
+    return WRAPPERS[name](
+        model.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+    )
+
+
+WRAPPERS = {"UNet2DModel": UNet, "UNet2DConditionModel": CrossAttentionUNet}
+
+
 @torch.no_grad()
-def copy_weights(source: UNet, target: UNet) -> list[str]:
+def copy_weights(source: UNet, target: UNet | CrossAttentionUNet) -> list[str]:
     """Starts `target` from `source` where the shapes allow; returns the names it could not take.
 
     Where the target's first convolution has more input channels (the anchor's), the shared ones are copied and the
     new ones keep a tenth of their initial scale: small, so that the start is the source's function, but not zero, so
-    that the anchor is heard (and its gradient flows) from the first step.
+    that the anchor is heard (and its gradient flows) from the first step. The same holds for what cross-attention
+    adds to its block (`proj_out`), where the source has no such attention.
     """
     left, taken = [], source.model.state_dict()
     for name, weight in target.model.state_dict().items():
@@ -89,5 +196,7 @@ def copy_weights(source: UNet, target: UNet) -> list[str]:
             weight.mul_(0.1)
             weight[:, : given.shape[1]] = given
         else:
+            if name.endswith(("proj_out.weight", "proj_out.bias")):
+                weight.mul_(0.1)
             left.append(name)
     return left

@@ -4,10 +4,12 @@
 |---|---|---|
 | `denoising` (teacher) | a data point, fresh z and t | that data point |
 | `trajectory` (flow) | a stored teacher trajectory | its end point |
+| `data` (flow, the paper's) | a data point, fresh z and t | that data point, and its anchor x_0^(n) if mixed |
 """
 
 import math
 
+import torch
 from torch import Tensor
 
 from ifm.dynamics import expand
@@ -20,12 +22,28 @@ def squared_norm(x: Tensor) -> Tensor:
     return x.flatten(1).square().sum(dim=1)
 
 
-def pseudo_huber(x_0_hat: Tensor, target: Tensor, *, c: float | None = None) -> Tensor:
+def huber_c_by_dimension(x: Tensor) -> float:
+    """c = 0.00054 sqrt(N), N the numbers of one sample of x [B, ...]."""
+    return HUBER_C_PER_ROOT_DIMENSION * math.sqrt(x[0].numel())
+
+
+def pseudo_huber(x_0_hat: Tensor, target: Tensor, *, c: float | Tensor | None = None) -> Tensor:
     """sqrt(|d|^2 + c^2) - c over the whole sample's vector of N numbers: [B]. c = 0.00054 sqrt(N) if None."""
     d = x_0_hat - target
     if c is None:
-        c = HUBER_C_PER_ROOT_DIMENSION * math.sqrt(d[0].numel())
+        c = huber_c_by_dimension(d)
     return (squared_norm(d) + c**2).sqrt() - c
+
+
+@torch.no_grad()
+def adaptive_huber_c(x_0_hat: Tensor, target: Tensor) -> Tensor:
+    """The batch's mean error |d|, without gradient: a scalar, at least the c by dimension.
+
+    Errors above the mean count linearly and those below quadratically, at every stage of training. The rule is
+    our choice: an adaptive c is asked for without one. The floor keeps the root differentiable at d = 0.
+    """
+    d = x_0_hat - target
+    return squared_norm(d).sqrt().mean().clamp_min(huber_c_by_dimension(d))
 
 
 def squared_l2(x_0_hat: Tensor, target: Tensor) -> Tensor:
@@ -34,7 +52,21 @@ def squared_l2(x_0_hat: Tensor, target: Tensor) -> Tensor:
     return squared_norm(d) / d[0].numel()
 
 
-DISTANCES = {"pseudo_huber": pseudo_huber, "l2": squared_l2}
+DISTANCES = ("pseudo_huber", "adaptive_huber", "l2")
+
+
+def measure(x_0_hat: Tensor, target: Tensor, *, distance: str, c: float | Tensor | None = None) -> Tensor:
+    """The distance called `distance` ("pseudo_huber", "adaptive_huber", "l2"), sample by sample: [B].
+
+    c: pseudo-Huber's; for `adaptive_huber` None stands for `adaptive_huber_c` of this very batch.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"unknown distance {distance!r}; known: {', '.join(DISTANCES)}")
+    if distance == "l2":
+        return squared_l2(x_0_hat, target)
+    if distance == "adaptive_huber" and c is None:
+        c = adaptive_huber_c(x_0_hat, target)
+    return pseudo_huber(x_0_hat, target, c=c)
 
 
 def denoising(x_0_hat: Tensor, *, x_0: Tensor, scale: Tensor) -> Tensor:
@@ -46,8 +78,57 @@ def denoising(x_0_hat: Tensor, *, x_0: Tensor, scale: Tensor) -> Tensor:
     return squared_l2(x_0_hat / expand(scale, x_0), x_0 / expand(scale, x_0)).mean()
 
 
-def trajectory(x_0_hat: Tensor, *, x_0: Tensor, distance: str = "pseudo_huber", c: float | None = None) -> Tensor:
-    """distance(g(x_anchor, x_t, t), end point of the trajectory through x_t), averaged over the batch: a scalar."""
-    if distance == "pseudo_huber":
-        return pseudo_huber(x_0_hat, x_0, c=c).mean()
-    return DISTANCES[distance](x_0_hat, x_0).mean()
+def trajectory(
+    x_0_hat: Tensor,
+    *,
+    x_0: Tensor,
+    distance: str = "pseudo_huber",
+    c: float | Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """distance(g(x_anchor, x_t, t), end point of the trajectory through x_t), averaged over the batch: a scalar.
+
+    weight: lambda(t) [B], 1 if None.
+    """
+    return _average(measure(x_0_hat, x_0, distance=distance, c=c), weight)
+
+
+def data(
+    x_0_hat: Tensor,
+    *,
+    x_0: Tensor,
+    x_anchor: Tensor | None = None,
+    n: Tensor | None = None,
+    distance: str = "pseudo_huber",
+    c: float | Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The paper's loss for x_0_hat = g(x_0^(n), x_t, t), averaged over the batch: a scalar.
+
+    Data only (n None): lambda(t) d(x_0_hat, x_0).
+    Mixed: lambda(t) [1/n d(x_0_hat, x_0) + (1 - 1/n) d(x_0_hat, x_0^(n))], with x_anchor = x_0^(n) the sample's
+    anchor at its n-th visit, n [B] from 1: all weight on the data at first, on the anchor in the end. The second term
+    is smallest where g copies its anchor (METHOD, section 5).
+
+    x_0 is no function of (x_t, t): over all data the best g is the conditional mean (L2) or the geometric median
+    (pseudo-Huber, c -> 0) of x_0 given (x_t, t, x_anchor). weight: lambda(t) [B], 1 if None.
+    """
+    to_data = measure(x_0_hat, x_0, distance=distance, c=c)  # [B]
+    if n is None:
+        return _average(to_data, weight)
+    if x_anchor is None:
+        raise ValueError("the mixed schedule needs the anchors x_0^(n)")
+    share = mixed_share(n).to(to_data.device, to_data.dtype)  # [B]
+    to_anchor = measure(x_0_hat, x_anchor, distance=distance, c=c)  # [B]
+    return _average(share * to_data + (1 - share) * to_anchor, weight)
+
+
+def mixed_share(n: Tensor) -> Tensor:
+    """1/n, the weight of the data at a sample's n-th visit: float64, n's shape. Raises ValueError below n = 1."""
+    if bool((n < 1).any()):
+        raise ValueError(f"visits count from 1, got {int(n.min())}")
+    return 1 / n.double()
+
+
+def _average(distances: Tensor, weight: Tensor | None) -> Tensor:
+    return distances.mean() if weight is None else (weight * distances).mean()

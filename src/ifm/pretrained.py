@@ -21,7 +21,7 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
         "dynamics": {"name": model.dynamics.name, **model.dynamics.options},
     }
     if isinstance(model, IntegrationFlow):
-        description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor}
+        description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     with fresh_folder(folder) as temporary:
         # Standard memory order, so that the file does not depend on how training laid out its weights.
         save_unet(model.network.to(memory_format=torch.contiguous_format), temporary)
@@ -44,6 +44,7 @@ def load_flow(folder: Path) -> IntegrationFlow:
         _dynamics(description),
         scheme=description["scheme"],
         takes_anchor=description["takes_anchor"],
+        anchor_input=description.get("anchor_input", "channels"),
     )
     return flow.eval()
 

@@ -22,6 +22,7 @@ PURPOSES = {
     "trajectory": 5,
     "prior": 6,
     "choice": 7,
+    "bank": 8,
 }
 _KEY_RANGE = 2**63
 
@@ -89,3 +90,10 @@ class EndlessShuffle:
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
+
+    def visits(self, step: int) -> np.ndarray:
+        """The how-manieth visit each entry of `batch(step)` is of its sample, from 1: int64 [B].
+
+        Every epoch holds every sample once, so this is the epoch, and needs no counters.
+        """
+        return np.arange(step * self.batch_size, (step + 1) * self.batch_size) // self.size + 1

@@ -54,6 +54,26 @@ def local_positions(accelerator: Accelerator, batch_size: int) -> np.ndarray:
     return np.arange(each) + accelerator.process_index * each
 
 
+class ProcessExchange:
+    """The collectives that a sharded anchor bank asks for (`ifm.anchors.Exchange`), over an accelerator's processes.
+
+    Tensors pass through the device, where its collectives need them, and come back to the host.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.is_main = accelerator.is_main_process
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[b, ...] of each process, in the order of ranks: [processes b, ...]."""
+        return self._accelerator.gather(x.to(self._accelerator.device)).cpu()
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over the processes, elementwise."""
+        return self._accelerator.reduce(x.to(self._accelerator.device), reduction="sum").cpu()
+
+
 def row_reader(array: Rows, device: torch.device) -> Callable[[np.ndarray], Tensor]:
     """A function from row indices [n] to those rows on the device, in the array's dtype.
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,13 @@ from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
 
 Loss = Callable[[nn.Module, int], Tensor]  # (model, step) -> this process's mean loss, a scalar
 OnLog = Callable[[dict[str, float]], None]
+
+
+class Memory(Protocol):
+    """What training keeps outside the model; `ifm.anchors.AnchorPolicy` is one."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class Diverged(UserError, FloatingPointError):
@@ -71,10 +78,12 @@ def fit(
     settings: TrainSettings,
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
+    memory: Memory | None = None,
     label: str = "training",
 ) -> FitResult:
     """Trains `model` in place and leaves it with its averaged (EMA) weights.
 
+    memory: what checkpoints hold besides the model, its average and the optimizer.
     Resumes from the newest checkpoint, and then goes through exactly the steps it would have gone through.
     Raises Diverged at a loss that is not finite, with the last checkpoint kept.
     """
@@ -91,6 +100,8 @@ def fit(
     saved = checkpoints.load() if checkpoints else None
     if saved:
         unpack(saved.tensors, model, ema.shadow_params, optimizer)
+        if memory:
+            memory.restore(saved.tensors)
         first = ema.optimization_step = saved.record["step"]
         if accelerator.scaler is not None and saved.record["scaler"]:
             accelerator.scaler.load_state_dict(saved.record["scaler"])
@@ -126,9 +137,10 @@ def fit(
             if on_log:
                 on_log(row)
         if checkpoints and done % settings.checkpoint_every == 0 and done < settings.steps:
+            kept = memory.state() if memory else {}  # by all processes
             if accelerator.is_main_process:
                 record = _record(accelerator, done, result.history, clock.seconds())
-                checkpoints.save(done, Snapshot(pack(model, ema.shadow_params, optimizer), record))
+                checkpoints.save(done, Snapshot(pack(model, ema.shadow_params, optimizer) | kept, record))
             accelerator.wait_for_everyone()
 
     result.seconds = clock.seconds()
