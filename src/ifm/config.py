@@ -160,6 +160,8 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """`teacher`."""
 
+    kind: Literal["network", "exact"]
+
 
 class TrajectoriesConfig(Section):
     """`trajectories`."""
@@ -260,6 +262,11 @@ class Config(Section):
         if self.evaluate.extractor == "classifier" and not self.has_labels:
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels"
+            )
+        if self.teacher.kind == "exact" and self.flow.init == "teacher":
+            raise ValueError(
+                "flow.init: teacher needs a network to start from, and teacher.kind: exact has none; "
+                "set flow.init to scratch"
             )
         return self
 
