@@ -236,6 +236,18 @@ class EvaluateConfig(Section):
         return self
 
 
+class DiagnoseConfig(Section):
+    """`diagnose`."""
+
+    paths: Annotated[int, Field(ge=2)]
+    solver_steps: Annotated[int, Field(ge=2)]
+    jacobian_paths: Count
+    jacobian_times: Annotated[int, Field(ge=2)]
+    whole_jacobian_up_to: Count
+    directions: Count
+    anchor_refinements: Annotated[int, Field(ge=2)]
+
+
 class Config(Section):
     """The whole of params.yaml."""
 
@@ -250,6 +262,7 @@ class Config(Section):
     anchor: AnchorConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
+    diagnose: DiagnoseConfig
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
