@@ -375,6 +375,12 @@ def test_curves_are_thinned_to_means():
     assert short["step"].iloc[0] == np.arange(1, 11).mean()
 
 
+def test_the_empty_curve_of_an_exact_teacher_is_left_out():
+    empty = pd.read_csv(io.StringIO("step,loss,grad_norm,lr\n"))
+    assert len(plots.thinned(empty)) == 0
+    assert list(plots.training_curves({("teacher", "ve"): empty, ("flow", "ve"): curve(1.0)})) == ["flow"]
+
+
 def test_class_shares_must_match_the_classes():
     with pytest.raises(ValueError, match="2 shares for 3 classes"):
         plots.class_histogram({"ve": [0.5, 0.5]}, real_shares=[0.3, 0.3, 0.4], classes=["a", "b", "c"])

@@ -196,7 +196,8 @@ def thinned(curve: pd.DataFrame, *, points: int = CURVE_POINTS) -> pd.DataFrame:
 
     Rows a logarithmic axis cannot show (NaN, infinite, not positive) are left out first.
     """
-    kept = curve.loc[np.isfinite(curve["loss"]) & (curve["loss"] > 0), ["step", "loss"]].reset_index(drop=True)
+    loss = curve["loss"].astype(float)  # an empty file's column has no type
+    kept = curve.loc[np.isfinite(loss) & (loss > 0), ["step", "loss"]].reset_index(drop=True)
     stretch = -(-len(kept) // points) or 1
     return kept.groupby(kept.index // stretch).mean()
 
