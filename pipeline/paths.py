@@ -28,6 +28,10 @@ def flow(dynamics: str) -> Path:
     return Path("models/flow") / dynamics
 
 
+def diagnostics(dynamics: str) -> Path:
+    return REPORTS / "diagnostics" / f"{dynamics}.json"
+
+
 def curve(stage: str) -> Path:
     """The training curve of a stage called e.g. teacher-ve."""
     return CURVES / f"{stage}.csv"

@@ -136,6 +136,11 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             {"data.source": "parquet", "data.path": "x", "data.label_column": None},
             "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels",
         ),
+        (
+            {"teacher.kind": "exact"},
+            "flow.init: teacher needs a network to start from, and teacher.kind: exact has none; "
+            "set flow.init to scratch",
+        ),
     ],
 )
 def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
@@ -158,6 +163,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"anchor.reset_probability": 0},
         {"teacher.lr": 1},  # an integer is a number
         {"sample.flow_samplers": []},
+        {"teacher.kind": "exact", "flow.init": "scratch"},
     ],
 )
 def test_values_at_the_edge_of_what_fits(changes: dict[str, Any]):

@@ -75,7 +75,8 @@ def test_every_section_is_read_by_some_stage():
         ("teacher", {"flow", "anchor", "trajectories", "sample", "evaluate", "data", "dynamics"}),
         ("trajectories", {"flow", "anchor", "teacher", "sample", "evaluate", "network"}),
         ("flow", {"teacher", "sample", "evaluate", "trajectories", "ode"}),
-        ("evaluate", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample"}),
+        ("evaluate", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "diagnose"}),
+        ("diagnose", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "evaluate"}),
     ],
 )
 def test_stages_read_no_more_than_they_must(stage, unread):
@@ -97,6 +98,8 @@ LAYERS = {
     "ifm.objectives": {"ifm.training", "ifm.sampling", "ifm.metrics", "ifm.networks", "ifm.model"},
     "ifm.anchors": {"ifm.training", "ifm.sampling", "ifm.metrics"},
     "ifm.sampling": {"ifm.training", "ifm.metrics", "ifm.data"},
+    "ifm.exact": {"ifm.training", "ifm.sampling", "ifm.metrics", "ifm.networks", "ifm.data"},
+    "ifm.diagnostics": {"ifm.training", "ifm.metrics", "ifm.data", "ifm.plots", "ifm.report"},
     "ifm.metrics": {"ifm.training", "ifm.sampling", "ifm.model", "ifm.networks", "ifm.dynamics"},
     "ifm.training": {"ifm.metrics", "ifm.tracking", "ifm.plots", "ifm.report"},
     "ifm": {"pipeline"},

@@ -25,9 +25,10 @@ TINY = {
     "flow.steps": 20, "flow.batch_size": 16, "flow.warmup_steps": 2, "flow.log_every": 5, "flow.checkpoint_every": 10,
     "sample.count": 96, "sample.batch_size": 32, "sample.grid_images": 16, "sample.flow_steps": [1, 2],
     "evaluate.teacher_nfe": [1, 5], "evaluate.kid_subsets": 3, "evaluate.classifier.steps": 20,
+    "diagnose.paths": 8, "diagnose.solver_steps": 4, "diagnose.jacobian_paths": 2, "diagnose.jacobian_times": 2,
 }  # fmt: skip
 SINGLE = ["fetch", "preprocess", "reference", "report", "track"]
-BRANCH = ["teacher@rf", "trajectories@rf", "flow@rf", "sample@rf", "evaluate@rf"]
+BRANCH = ["teacher@rf", "trajectories@rf", "flow@rf", "sample@rf", "evaluate@rf", "diagnose@rf"]
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -82,6 +82,33 @@ def pictures(seed, size=8, channels=1):
     ]
 
 
+def diagnostics_of(name, *, anchor=True, whole=True):
+    """What `ifm.diagnostics.diagnose` gives, and the stage's `reference`."""
+    quantiles = {"rms": 1.44, "low": 0.5, "median": 1.0, "high": 2.7}
+    return {
+        "dynamics": name,
+        "paths": 64,
+        "times": [1.0, 0.5, 0.1, 0.0],
+        "spread": 0.52,
+        "non_intersection": {"ratio": 0.877, "teacher_ratio": 0.9, "spacing": 0.25, "closest": [0.24, 0.22, 0.23]},
+        "jacobian": {
+            "whole": whole, "directions": None if whole else 8, "least": 2.43e-4, "folded": 0.625 if whole else None,
+            "times": [1.0, 0.1], "smallest": [0.002, 0.9], "smallest_least": [2.43e-4, 0.8], "largest": [9.0, 1.1],
+            "folded_profile": [0.625, 0.0] if whole else None,
+        },
+        "stability": {"x_T": quantiles, "t": quantiles} | ({"anchor": quantiles} if anchor else {}),
+        "anchor": {"contraction": 0.144, "last": 2e-7, "steps": [5e-3, 1e-4, 0.0]} if anchor else None,
+        "straightness": {
+            "teacher": 0.109, "flow": 0.1397, "teacher_profile": [0.1, 0.2, 0.3], "flow_profile": [0.1, 0.0, 0.8],
+        },
+        "error": {
+            "one_step": 0.186, "profile": [0.186, 0.1, 0.05],
+            "training": {"one_step": 0.0908, "times": [1.0, 0.5], "profile": [0.0908, 0.05]},
+        },
+        "reference": "teacher",
+    }  # fmt: skip
+
+
 def full_report(**changes):
     dynamics = ("ve", "rf", "pfgmpp")
     complete = Report(
@@ -96,6 +123,7 @@ def full_report(**changes):
         class_shares={name: [0.08, *[0.92 / 9] * 9] for name in dynamics},
         real_shares=[0.1] * 10,
         classes=[str(i) for i in range(10)],
+        diagnostics={name: diagnostics_of(name) for name in dynamics},
         reference={
             "extractor": "classifier",
             "dimension": 64,
@@ -176,6 +204,40 @@ def test_extractors_are_kept_apart():
     assert page.count("Floor: real test images") == 2  # two plots of the reference's extractor only
     with pytest.raises(ValueError, match="extractor"):
         plots.quality_against_nfe(both)
+
+
+def diagnostic_rows(page):
+    """Title -> cells of the diagnostics' table."""
+    table = page[page.index('<table class="diagnostics">') :]
+    rows = table[: table.index("</table>")].split("<tr>")[2:]
+    cells = [[re.sub("<[^>]+>", "", c).strip() for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+    return {title: numbers for title, *numbers in cells}
+
+
+def test_diagnostics_are_numbers_and_figures(page):
+    rows = diagnostic_rows(page)
+    assert len(rows) == 12
+    assert rows["Closest approach of estimated paths, in data spacings"] == ["0.877"] * 3
+    assert rows["Smallest singular value of the Jacobian, Gaussian data 1"] == ["2.4·10⁻⁴"] * 3
+    assert rows["Jacobians with negative determinant, largest share at one time, %"] == ["62.5"] * 3
+    assert rows["One-step error against the teacher’s fine solve, new paths"] == ["0.186"] * 3
+    for name in ("approach", "jacobian", "stability", "anchor", "straightness", "error"):
+        assert f'id="diagnostic-{name}-' in page
+    assert "captions" not in page
+
+
+def test_diagnostics_without_anchor_bounded_and_exact():
+    found = {"rf": diagnostics_of("rf", anchor=False, whole=False) | {"reference": "exact"}}
+    page = render(full_report(diagnostics=found))
+    rows = diagnostic_rows(page)
+    assert len(rows) == 9
+    assert not [title for title in rows if "nchor" in title or "determinant" in title]
+    assert "Smallest singular value of the Jacobian, bound from above by random directions, Gaussian data 1" in rows
+    assert "One-step error against the exact flow map, new paths" in rows
+    assert "diagnostic-anchor" not in page
+    assert "Smallest, bound from above" in page
+    mixed = render(full_report(diagnostics=found | {"ve": diagnostics_of("ve")}))
+    assert diagnostic_rows(mixed)["Sensitivity to the anchor"] == ["1.44", "–"]
 
 
 def test_published_figures_are_said_not_to_compare(page):
@@ -263,7 +325,7 @@ def test_optional_parts_may_be_missing():
     for absent in ("Classes", "Floor", "For scale", "nan", "None"):
         assert absent not in text
     complete = render(full_report())
-    for part in (">Samples</h2>", ">Training</h2>", ">End-point RMS</th>"):
+    for part in (">Samples</h2>", ">Training</h2>", ">Diagnostics</h2>", ">End-point RMS</th>"):
         assert part not in page
         assert part in complete
 
@@ -311,6 +373,12 @@ def test_curves_are_thinned_to_means():
     short = plots.thinned(long, points=100)
     assert len(short) == 100
     assert short["step"].iloc[0] == np.arange(1, 11).mean()
+
+
+def test_the_empty_curve_of_an_exact_teacher_is_left_out():
+    empty = pd.read_csv(io.StringIO("step,loss,grad_norm,lr\n"))
+    assert len(plots.thinned(empty)) == 0
+    assert list(plots.training_curves({("teacher", "ve"): empty, ("flow", "ve"): curve(1.0)})) == ["flow"]
 
 
 def test_class_shares_must_match_the_classes():

@@ -40,6 +40,7 @@ def work(stage: Stage) -> None:
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
             classes=reference["classes"] if shares else None,
+            diagnostics={d: read_json(paths.diagnostics(d)) for d in config.dynamics},
             reference=reference,
             versions=_versions(),
         )

@@ -1,7 +1,13 @@
 """teacher@d: the denoiser whose ODE is to be integrated."""
 
+import os
+
+import numpy as np
+import torch
+
 from ifm import dynamics, pretrained
 from ifm.data.arrays import ImageSet
+from ifm.exact import ExactTeacher
 from ifm.model import Teacher
 from ifm.networks import build_unet
 from ifm.training.checkpoint import Checkpoints
@@ -17,14 +23,17 @@ def params(stage: Stage) -> dict:
 
 
 def work(stage: Stage) -> None:
-    """Trains the teacher of one dynamics on data/processed."""
+    """Trains the teacher of one dynamics on data/processed, or writes the exact one."""
     config, d = stage.config, stage.dynamics
     images = ImageSet.open(paths.PROCESSED, "train")
+    if config.teacher.kind == "exact":
+        _write_exact(stage, images)
+        return
     accelerator = make_accelerator(config.teacher.precision, seed=config.seed)
     channels, size, _ = images.shape
     network = build_unet(image_size=size, in_channels=channels, out_channels=channels, **config.network.model_dump())
     teacher = Teacher(network, dynamics.build(d, **config.ode.options(d)))
-    inputs = {"images": images.metadata.splits["train"].sha256}
+    inputs = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=inputs))
     result = train_teacher(
         accelerator,
@@ -46,6 +55,26 @@ def work(stage: Stage) -> None:
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
     stage.run.log_model(stage.name, folder=paths.teacher(d), description=pretrained.describe(paths.teacher(d)))
     checkpoints.clear()
+
+
+def _inputs(images: ImageSet) -> dict[str, str]:
+    return {"images": images.metadata.splits["train"].sha256}
+
+
+def _write_exact(stage: Stage, images: ImageSet) -> None:
+    """The closed-form denoiser of the training images, mirrored ones included: no network, an empty curve."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    config, folder = stage.config, paths.teacher(stage.dynamics)
+    data = torch.from_numpy(images[np.arange(len(images))])  # uint8 [n, C, H, W]
+    if images.random_flip:
+        data = torch.cat([data, data.flip(-1)])
+    teacher = ExactTeacher(data, dynamics.build(stage.dynamics, **config.ode.options(stage.dynamics)))
+    record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": _inputs(images)}
+    pretrained.save_exact_teacher(teacher, folder, record=record)
+    write_curve(paths.curve(stage.name), [])
+    stage.run.timings["train_seconds"] = 0.0
+    stage.run.log_model(stage.name, folder=folder, description=pretrained.describe(folder))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pipeline import paths
 from pipeline.stage import Stage, data_name, main
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
-BRANCHED = ("teacher", "trajectories", "flow", "sample", "evaluate")
+BRANCHED = ("teacher", "trajectories", "flow", "sample", "evaluate", "diagnose")
 
 
 def work(stage: Stage) -> None:
@@ -17,6 +17,7 @@ def work(stage: Stage) -> None:
     config = stage.config
     names = [*SINGLE, *(f"{s}-{d}" for s in BRANCHED for d in config.dynamics)]
     results = {name: read_json(paths.METRICS / f"{name}.json") for name in ("reference", *config.dynamics)}
+    results["diagnostics"] = {d: read_json(paths.diagnostics(d)) for d in config.dynamics}
     figures = {k: v for k, v in flatten(results).items() if isinstance(v, int | float) and not isinstance(v, bool)}
     figures = {k: v for k, v in figures.items() if not k.endswith((".nfe", ".n_samples"))}
     experiment = os.environ.get("DVC_EXP_NAME")

@@ -160,6 +160,8 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """`teacher`."""
 
+    kind: Literal["network", "exact"]
+
 
 class TrajectoriesConfig(Section):
     """`trajectories`."""
@@ -247,6 +249,18 @@ class EvaluateConfig(Section):
         return self
 
 
+class DiagnoseConfig(Section):
+    """`diagnose`."""
+
+    paths: Annotated[int, Field(ge=2)]
+    solver_steps: Annotated[int, Field(ge=2)]
+    jacobian_paths: Count
+    jacobian_times: Annotated[int, Field(ge=2)]
+    whole_jacobian_up_to: Count
+    directions: Count
+    anchor_refinements: Annotated[int, Field(ge=2)]
+
+
 class Config(Section):
     """The whole of params.yaml."""
 
@@ -261,6 +275,7 @@ class Config(Section):
     anchor: AnchorConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
+    diagnose: DiagnoseConfig
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -277,6 +292,11 @@ class Config(Section):
         if self.evaluate.extractor == "classifier" and not self.has_labels:
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels"
+            )
+        if self.teacher.kind == "exact" and self.flow.init == "teacher":
+            raise ValueError(
+                "flow.init: teacher needs a network to start from, and teacher.kind: exact has none; "
+                "set flow.init to scratch"
             )
         return self
 

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 
 from ifm import dynamics as dynamics_module
+from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import load_unet, save_unet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DESCRIPTION = "ifm.json"
+EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 
 
 def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[str, Any]) -> None:
@@ -30,9 +32,29 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
         write_json(temporary / DESCRIPTION, description | record)
 
 
-def load_teacher(folder: Path) -> Teacher:
+def save_exact_teacher(teacher: ExactTeacher, folder: Path, *, record: dict[str, Any]) -> None:
+    """Writes an exact teacher, whole or not at all: its data as one tensor, and ifm.json."""
+    from safetensors.torch import save_file
+
+    with fresh_folder(folder) as temporary:
+        save_file({"data": teacher.data.reshape(-1, *teacher.shape)}, temporary / EXACT_DATA)
+        description = {
+            "kind": "teacher",
+            "denoiser": "exact",
+            "dynamics": {"name": teacher.dynamics.name, **teacher.dynamics.options},
+            "parameters": 0,
+            "sha256": file_sha256(temporary / EXACT_DATA),
+        }
+        write_json(temporary / DESCRIPTION, description | record)
+
+
+def load_teacher(folder: Path) -> Teacher | ExactTeacher:
     """Reads a teacher in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
     description = _describe(folder, kind="teacher")
+    if description.get("denoiser") == "exact":
+        from safetensors.torch import load_file
+
+        return ExactTeacher(load_file(folder / EXACT_DATA)["data"], _dynamics(description)).eval()
     return Teacher(load_unet(folder), _dynamics(description)).eval()
 
 

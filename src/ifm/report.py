@@ -51,6 +51,8 @@ class Report:
     class_shares: Mapping[str, Sequence[float]] | None = None
     real_shares: Sequence[float] | None = None
     classes: Sequence[str] | None = None
+    # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"
+    diagnostics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # extractor, dimension, n_train, n_test, split, accuracy, floor_fid
     reference: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -401,6 +403,66 @@ def _classes(report: Report) -> dict[str, Any] | None:
     return {"svg": Markup(svg), "rows": rows}
 
 
+# --- diagnostics --------------------------------------------------------------------------------------------
+
+
+def _diagnostics(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The claims as a table (a row for each number, a column for each dynamics) and the figures."""
+    if not found:
+        return None
+    keys = plots.ordered(found)
+    results = [found[key] for key in keys]
+    whole = all(result["jacobian"]["whole"] for result in results)
+    bound = "" if whole else ", bound from above by random directions"
+    references = {result["reference"] for result in results}
+    exact = "the exact flow map" if references == {"exact"} else "the teacher’s fine solve"
+
+    def values(*path: str, scale: float = 1) -> list[float | None]:
+        return [None if (value := _at(result, path)) is None else scale * value for result in results]
+
+    rows = [
+        ("Closest approach of estimated paths, in data spacings", values("non_intersection", "ratio")),
+        ("The same for the teacher’s end points", values("non_intersection", "teacher_ratio")),
+        (f"Smallest singular value of the Jacobian{bound}, Gaussian data 1", values("jacobian", "least")),
+        (
+            "Jacobians with negative determinant, largest share at one time, %",
+            values("jacobian", "folded", scale=100),
+        ),
+        ("Sensitivity to the start x_T, Gaussian data 1", values("stability", "x_T", "rms")),
+        ("Sensitivity to log time at t_max", values("stability", "t", "rms")),
+        ("Sensitivity to the anchor", values("stability", "anchor", "rms")),
+        ("Anchor: change from one evaluation to the next shrinks by the factor", values("anchor", "contraction")),
+        ("Straightness S of the teacher’s paths, straight 0", values("straightness", "teacher")),
+        ("Straightness S of the flow’s paths, straight 0", values("straightness", "flow")),
+        (f"One-step error against {exact}, new paths", values("error", "one_step")),
+        ("One-step error on training paths", values("error", "training", "one_step")),
+    ]
+    return {
+        "dynamics": [{"name": plots.DYNAMICS.get(key, key), "colour": plots.css_colour(key)} for key in keys],
+        "rows": [(title, [_number_cell(v) for v in row]) for title, row in rows if any(v is not None for v in row)],
+        "figures": {name: Markup(svg) for name, svg in plots.diagnostic_figures(found).items()},
+        "paths": sorted({result["paths"] for result in results}),
+    }
+
+
+def _at(result: Any, path: Sequence[str]) -> float | None:
+    for key in path:
+        if result is None or key not in result:
+            return None
+        result = result[key]
+    return result
+
+
+def _number_cell(value: float | None) -> str:
+    """Two or three digits that can be read: powers of ten where plain notation would be long."""
+    if value is None:
+        return MISSING
+    if value and abs(value) < 1e-3:
+        mantissa, power = f"{value:.1e}".split("e")
+        return f"{mantissa}·10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    return significant(value)
+
+
 # --- the page -----------------------------------------------------------------------------------------------
 
 
@@ -460,9 +522,9 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
 def render(report: Report) -> str:
     """The page as HTML text: self-contained, the same for the same input.
 
-    `curves`, `grids`, `class_shares` (with `real_shares` and `classes`), `reference` and its keys, and `versions`
-    may be empty or None; their parts are then left out. Raises ValueError where the summary is empty or lacks a
-    column, where a grid is not a PNG, or where shares and classes differ in number.
+    `curves`, `grids`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference` and its keys, and
+    `versions` may be empty or None; their parts are then left out. Raises ValueError where the summary is empty or
+    lacks a column, where a grid is not a PNG, or where shares and classes differ in number.
     """
     _check(report.summary)
     if report.summary.empty:
@@ -479,6 +541,7 @@ def render(report: Report) -> str:
         pictures=_pictures(report.grids),
         table=_full_table(report.summary),
         classes=_classes(report),
+        diagnostics=_diagnostics(report.diagnostics),
         curves=[(plots.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
         protocol=_protocol(report),
         published=PUBLISHED,

@@ -1,0 +1,52 @@
+"""diagnose@d: the paper's claims, measured on the trained flow."""
+
+import numpy as np
+import torch
+
+from ifm import pretrained
+from ifm.data.arrays import ImageSet, ShardedArray
+from ifm.data.trajectories import TrajectoryMetadata
+from ifm.diagnostics import StoredPaths, diagnose
+from ifm.exact import ExactTeacher
+from ifm.files import write_json
+from ifm.images import to_unit
+from ifm.sampling import Draws
+from ifm.tracking import flatten
+from pipeline import paths
+from pipeline.stage import Stage, main
+
+
+def params(stage: Stage) -> dict:
+    return stage.sections("seed", "diagnose")
+
+
+def work(stage: Stage) -> None:
+    """Non-intersection, stability, anchor convergence, straightness and error, into reports/diagnostics."""
+    config, d = stage.config, stage.dynamics
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last
+    teacher = pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=layout)
+    flow = pretrained.load_flow(paths.flow(d)).to(device, memory_format=layout)
+    settings = config.diagnose.model_dump()
+    members = range(settings.pop("paths"))
+    metadata = TrajectoryMetadata.read(paths.trajectories(d))
+    trajectories = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
+    images = ImageSet.open(paths.PROCESSED, "train")
+    stored = torch.from_numpy(trajectories[np.arange(min(len(members), len(trajectories)))]).float()
+    found = diagnose(
+        flow,
+        teacher,
+        Draws.of(flow.dynamics, tuple(metadata.image_shape), members, seed=config.seed, device=device),
+        data=to_unit(images[np.arange(len(images))]).to(device),
+        stored=StoredPaths(stored.to(device), torch.tensor(metadata.times)),
+        seed=config.seed,
+        **settings,
+    )
+    found["reference"] = "exact" if isinstance(teacher, ExactTeacher) else "teacher"
+    write_json(paths.diagnostics(d), found)
+    numbers = {k: v for k, v in flatten(found).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    stage.run.log_metrics(numbers)
+
+
+if __name__ == "__main__":
+    main(work, module="diagnose", params=params, per_dynamics=True)

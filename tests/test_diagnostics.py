@@ -1,0 +1,241 @@
+"""Diagnostics on maps whose answers are known."""
+
+import math
+
+import pytest
+import torch
+from exact import GaussianDenoiser
+from torch import nn
+
+from ifm import diagnostics, dynamics
+from ifm.diagnostics import (
+    StoredPaths,
+    anchor_steps,
+    closest_approach,
+    contraction,
+    diagnose,
+    flow_map_error,
+    gaussian_gain,
+    jacobians,
+    neighbour_spacing,
+    orthonormal,
+    projected_jacobians,
+    sensitivity,
+    spread,
+    straightness,
+)
+from ifm.exact import ExactTeacher, gaussian_flow_map
+from ifm.model import IntegrationFlow
+from ifm.random import Streams
+from ifm.sampling import Draws, solve_states, solve_trajectory
+
+NAMES = list(dynamics.DYNAMICS)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class LinearFlow(nn.Module):
+    """x_0_hat = s_d / sqrt(a^2 s_d^2 + b^2) x_t, the exact flow map of N(0, s_d^2), plus a share of the anchor."""
+
+    takes_anchor = True
+
+    def __init__(self, d, anchor=0.0):
+        super().__init__()
+        self.dynamics, self.anchor = d, anchor
+
+    def forward(self, x_t, t, *, x_anchor):
+        gain = gaussian_gain(self.dynamics, t.double()).to(x_t.dtype)
+        return gain.reshape(-1, *[1] * (x_t.ndim - 1)) * x_t + self.anchor * x_anchor
+
+
+# --- non-intersection ---------------------------------------------------------------------------------------
+
+
+def test_closest_approach_and_spacing_by_hand():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0], [-20.0, 0.0]])
+    assert closest_approach(x) == pytest.approx(1 / math.sqrt(2))
+    nearest = torch.tensor([5.0, 1.0, 1.0, 20.0], dtype=torch.float64) / math.sqrt(2)
+    for chunk in (1, 3, 100):
+        torch.testing.assert_close(neighbour_spacing(x, queries=4, chunk=chunk), nearest)
+    torch.testing.assert_close(neighbour_spacing(x, queries=2), nearest[:2])
+    assert closest_approach(x[[0, 1, 1]]) == 0
+
+
+def test_jacobian_of_a_linear_map():
+    """In full, and on directions: bounds from above and from below of the extreme singular values."""
+    A = normal(2, 12, 12)  # one map for each sample
+
+    def estimate(x, t):
+        return torch.einsum("bij,bj->bi", A, x.flatten(1)).reshape(x.shape) * t[:, None, None]
+
+    x_t, t = normal(2, 3, 4, seed=1), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    expected = A * t[:, None, None]
+    torch.testing.assert_close(jacobians(estimate, x_t, t, chunk=5), expected)
+    basis = orthonormal(normal(4, 3, 4, seed=2))
+    torch.testing.assert_close(basis @ basis.T, torch.eye(4).double())
+    projected = projected_jacobians(estimate, x_t, t, basis=basis, scale=3.0)
+    torch.testing.assert_close(projected, expected @ basis.T)
+    whole, part = torch.linalg.svdvals(expected), torch.linalg.svdvals(projected)
+    assert bool((part[:, -1] >= whole[:, -1]).all())
+    assert bool((part[:, 0] <= whole[:, 0]).all())
+    complete = projected_jacobians(estimate, x_t, t, basis=orthonormal(normal(12, 3, 4)), scale=1.0)
+    torch.testing.assert_close(torch.linalg.svdvals(complete), whole)
+
+
+@pytest.mark.parametrize("name", ["ve", "rf"])
+def test_gaussian_gain_is_the_gaussians_flow_map(name):
+    d = dynamics.build(name)
+    t = torch.tensor([0.0, 0.3, 1.0]).double()
+    x_t, s = normal(3, 5), torch.full((5,), d.sigma_data).double()
+    expected = gaussian_flow_map(d, x_t, t, mu=torch.zeros(5).double(), s=s)
+    torch.testing.assert_close(gaussian_gain(d, t)[:, None] * x_t, expected)
+
+
+# --- stability ----------------------------------------------------------------------------------------------
+
+
+def test_sensitivity_of_a_known_function():
+    x = normal(3, 4)
+    one = torch.ones(3, 4).double()
+    torch.testing.assert_close(sensitivity(lambda a: 3 * a, x, [one, -one]), torch.full((3,), 3.0).double())
+    cubic = sensitivity(lambda a: a**3, x, [one])
+    torch.testing.assert_close(cubic, (9 * x**4).mean(dim=1).sqrt(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.5, -0.1])
+def test_anchors_of_a_linear_flow_contract_by_its_factor(factor):
+    flow = LinearFlow(dynamics.build("rf"), anchor=factor)
+    x_T, a_0 = normal(8, 1, 4, 4), normal(8, 1, 4, 4, seed=1)
+    steps = anchor_steps(flow, x_T, x_anchor=a_0, steps=5)
+    assert len(steps) == 4
+    assert contraction(steps) == pytest.approx(abs(factor))
+    a_1 = flow(x_T, torch.ones(8).double(), x_anchor=a_0)
+    a_2 = flow(x_T, torch.ones(8).double(), x_anchor=a_1)
+    assert steps[0] == pytest.approx(float((a_2 - a_1).square().mean().sqrt()))
+
+
+def test_contraction_stops_at_rounding():
+    assert contraction([1e-2, 1e-3, 1e-4, 1e-7, 1e-7]) == pytest.approx(0.1)
+    assert contraction([0.0, 0.0]) is None
+    assert contraction([1e-3, 1e-8]) is None
+
+
+# --- straightness and error ---------------------------------------------------------------------------------
+
+
+def test_a_straight_path_has_straightness_zero():
+    x_T, x_0 = normal(16, 2), normal(16, 2, seed=1)
+    times = torch.tensor([1.0, 0.7, 0.1, 0.0])
+    found = straightness([(1 - t) * x_0 + t * x_T for t in times.double()], times=times)
+    assert found.total < 1e-15
+    assert max(found.profile) < 1e-15
+
+
+@pytest.mark.parametrize("T", [1.0, 20.0])
+def test_straightness_of_a_parabola(T):
+    """x = u + c u^2 with u = t / T moves at (1 + 2 c u) / T: S = c^2 / 3 over (1 + c)^2, whatever the range of t."""
+    c, times = 0.5, torch.linspace(T, 0, 2001, dtype=torch.float64)
+    found = straightness([(t / T + c * (t / T) ** 2) * torch.ones(1, 1) for t in times], times=times)
+    assert found.total == pytest.approx(c**2 / 3 / (1 + c) ** 2, rel=1e-4)
+    assert found.profile[0] == pytest.approx(c**2 / (1 + c) ** 2, rel=1e-2)
+
+
+def test_gaussian_data_have_a_known_straightness():
+    """Of rf: x_t = x_T sqrt((1 - t)^2 s^2 + t^2), by quadrature on a grid of its own."""
+    d, s = dynamics.build("rf"), 0.5
+    x_T = d.prior((4,), generator=Streams(0, "prior", range(64))).double()
+    denoiser = GaussianDenoiser(d, mu=torch.zeros(4).double(), s=torch.full((4,), s).double())
+    times = d.solver_times(256)
+    found = straightness(list(solve_states(denoiser, x_T, times=times)), times=times)
+    u = (torch.arange(100_000).double() + 0.5) / 100_000
+    v = (u - (1 - u) * s**2) / torch.sqrt((1 - u) ** 2 * s**2 + u**2)
+    expected = float((v - (1 - s)).square().mean()) / (1 - s) ** 2
+    assert found.total == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ve", "rf"])
+def test_flow_map_error_against_the_gaussians_closed_form(name):
+    d = dynamics.build(name)
+    mu, s = torch.tensor([0.1, -0.3]).double(), torch.tensor([0.5, 0.2]).double()
+    x_T = d.prior((2,), generator=Streams(0, "prior", range(500))).double()
+    x_0 = gaussian_flow_map(d, x_T, torch.full((500,), d.t_max).double(), mu=mu, s=s)
+    assert flow_map_error(x_0, x_0=x_0) == 0
+    assert flow_map_error(x_0 + 0.01 * spread(x_0), x_0=x_0) == pytest.approx(0.01)
+    solved = list(solve_states(GaussianDenoiser(d, mu=mu, s=s), x_T, times=d.solver_times(128)))[-1]
+    assert flow_map_error(solved, x_0=x_0) < 1e-3
+
+
+# --- all of them --------------------------------------------------------------------------------------------
+
+
+def run(flow, teacher, *, shape, data, whole=256, paths=64, steps=64):
+    d = flow.dynamics
+    draws = Draws.of(d, shape, range(paths), seed=0, device=torch.device("cpu"))
+    keep = [0, steps // 2, steps]
+    stored = solve_trajectory(teacher, draws.x_T.flip(0), times=d.solver_times(steps), keep=keep)
+    return diagnose(
+        flow, teacher, draws, data=data, stored=StoredPaths(stored, d.solver_times(steps)[keep]), solver_steps=steps,
+        jacobian_paths=4, jacobian_times=5, whole_jacobian_up_to=whole, directions=8, anchor_refinements=4, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ve", "rf"])
+@pytest.mark.parametrize("whole", [256, 1])
+def test_the_exact_flow_of_gaussian_data_passes_every_test(name, whole):
+    """Singular values 1, no fold, sensitivity 1 to x_T and 0 to the anchor, the solver's own error alone."""
+    d = dynamics.build(name)
+    s_d = torch.full((1, 3, 3), d.sigma_data)
+    flow, teacher = LinearFlow(d), GaussianDenoiser(d, mu=torch.zeros(1, 3, 3), s=s_d)
+    found = run(flow, teacher, shape=(1, 3, 3), data=d.sigma_data * normal(500, 1, 3, 3), whole=whole)
+    assert found["jacobian"]["whole"] == (whole == 256)
+    for key in ("smallest", "smallest_least", "largest"):
+        assert found["jacobian"][key] == pytest.approx([1.0] * 5, abs=2e-3)
+    assert found["jacobian"]["folded"] == (0 if whole == 256 else None)
+    assert found["stability"]["x_T"]["rms"] == pytest.approx(1, abs=0.1)  # 576 numbers set the unit
+    assert found["stability"]["anchor"]["rms"] == 0
+    assert found["anchor"]["steps"] == [0, 0, 0]
+    assert found["anchor"]["contraction"] is None
+    assert found["error"]["one_step"] < 5e-3
+    assert found["error"]["training"]["one_step"] < 5e-3
+    assert len(found["error"]["profile"]) == 64
+    # The flow followed as a denoiser goes straight from x_T to where it first pointed only if the paths are straight.
+    assert found["straightness"]["teacher"] > 1e-4
+    assert found["non_intersection"]["ratio"] == pytest.approx(
+        min(found["non_intersection"]["closest"]) / found["non_intersection"]["spacing"], rel=1e-5
+    )
+
+
+def test_a_mirroring_flow_is_seen_to_fold():
+    """Its Jacobian has a negative determinant at t_max: estimated paths have crossed on the way."""
+    d = dynamics.build("rf")
+
+    class Mirror(LinearFlow):
+        def forward(self, x_t, t, *, x_anchor):
+            x = super().forward(x_t, t, x_anchor=x_anchor)
+            turn = (1 - 2 * t)[:, None]  # 1 at data, -1 at noise
+            return torch.cat([turn * x[:, :1], x[:, 1:]], dim=1)
+
+    teacher = GaussianDenoiser(d, mu=torch.zeros(3), s=torch.full((3,), 0.5))
+    found = run(Mirror(d), teacher, shape=(3,), data=0.5 * normal(100, 3))
+    assert found["jacobian"]["folded"] == 1
+    assert found["jacobian"]["folded_profile"][0] == 1
+    assert found["jacobian"]["folded_profile"][-1] == 0
+    assert found["error"]["one_step"] > 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exact_teacher_and_a_flow_without_anchor(name):
+    """Points in two dimensions: everything finite, nothing about anchors."""
+    d = dynamics.build(name)
+    data = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.0, -0.7]])
+    flow = IntegrationFlow(nn.Linear(2, 2), d, scheme="edm", takes_anchor=False)
+    flow.network.forward = lambda inputs, c_noise: 0.5 * inputs
+    found = run(flow, ExactTeacher(data, d), shape=(2,), data=data, steps=16)
+    assert found["anchor"] is None
+    assert "anchor" not in found["stability"]
+    assert found["non_intersection"]["spacing"] == pytest.approx(1 / math.sqrt(2), rel=1e-5)
+    assert found["straightness"]["teacher"] > 0
+    assert math.isfinite(found["error"]["one_step"])
+    assert diagnostics.rms(data).shape == (3,)
