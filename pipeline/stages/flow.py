@@ -6,7 +6,7 @@ from ifm import anchors, pretrained
 from ifm.data.arrays import ShardedArray
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.model import IntegrationFlow
-from ifm.networks import build_unet, copy_weights
+from ifm.networks import build_network, copy_weights
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import make_accelerator
 from ifm.training.flow import train_flow
@@ -27,13 +27,8 @@ def work(stage: Stage) -> None:
     accelerator = make_accelerator(config.flow.precision, seed=config.seed)
     teacher = pretrained.load_teacher(paths.teacher(d))
     policy = anchors.build(config.anchor.policy, self_probability=config.anchor.self_probability)
-    channels, size, _ = metadata.image_shape
-    network = build_unet(
-        image_size=size,
-        in_channels=2 * channels if policy.takes_anchor else channels,
-        out_channels=channels,
-        **config.network.model_dump(),
-    )
+    shape = tuple(metadata.image_shape)
+    network = build_network(shape=shape, takes_anchor=policy.takes_anchor, **config.network.model_dump())
     if config.flow.init == "teacher":
         copy_weights(teacher.network, network)
     flow = IntegrationFlow(network, teacher.dynamics, scheme=config.flow.scheme, takes_anchor=policy.takes_anchor)

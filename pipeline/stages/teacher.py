@@ -1,9 +1,9 @@
 """teacher@d: the denoiser whose ODE is to be integrated."""
 
 from ifm import dynamics, pretrained
-from ifm.data.arrays import ImageSet
+from ifm.data.splits import open_split
 from ifm.model import Teacher
-from ifm.networks import build_unet
+from ifm.networks import build_network
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import make_accelerator
 from ifm.training.loop import TrainSettings, write_curve
@@ -19,10 +19,9 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Trains the teacher of one dynamics on data/processed."""
     config, d = stage.config, stage.dynamics
-    images = ImageSet.open(paths.PROCESSED, "train")
+    images = open_split(paths.PROCESSED, "train")
     accelerator = make_accelerator(config.teacher.precision, seed=config.seed)
-    channels, size, _ = images.shape
-    network = build_unet(image_size=size, in_channels=channels, out_channels=channels, **config.network.model_dump())
+    network = build_network(shape=images.shape, takes_anchor=False, **config.network.model_dump())
     teacher = Teacher(network, dynamics.build(d, **config.ode.options(d)))
     inputs = {"images": images.metadata.splits["train"].sha256}
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=inputs))
