@@ -44,7 +44,7 @@ lint: setup ## ruff alone, mending what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-preset: setup ## edit params.yaml: NAME=digits, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder)
+preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder)
 	$(BIN)/python -m pipeline.preset "$(NAME)" --data "$(DATA)"
 
 ui: setup ## MLflow on this machine's loopback, with the project's store

@@ -115,8 +115,10 @@ def _tracked(stage: Stage, params: Mapping[str, Any], *, tracked: bool) -> Itera
 
 
 def data_name(config: Config) -> str:
-    """What the data set is called in reports: its hub name, its folder's name, or "digits"."""
+    """What the data set is called in reports: its hub name, its folder's name, "digits", or its law."""
     data = config.data
+    if data.source == "points":
+        return data.points.law
     return data.name or (Path(data.path).resolve().name if data.path else data.source)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ifm import anchors, dynamics, objectives, pretrained
 from ifm.model import IntegrationFlow, Teacher
-from ifm.networks import anchor_patch, anchor_tokens, build_flow_network, build_unet, copy_weights
+from ifm.networks import anchor_patch, anchor_tokens, build_network, build_unet, copy_weights
 from ifm.random import Streams
 
 NAMES = list(dynamics.DYNAMICS)
@@ -35,9 +35,8 @@ INPUTS = [(False, "channels"), (True, "channels"), (True, "cross_attention")]  #
 
 def make_flow(name="ve", scheme="edm", takes_anchor=True, seed=0, anchor_input="channels", **network):
     torch.manual_seed(seed)
-    F = build_flow_network(
-        image_size=8, channels=1, takes_anchor=takes_anchor, anchor_input=anchor_input, network=NETWORK | network
-    )
+    shape = {"kind": "unet", "shape": (1, 8, 8), "mlp": {}}
+    F = build_network(takes_anchor=takes_anchor, anchor_input=anchor_input, **shape, **NETWORK | network)
     return IntegrationFlow(F, dynamics.build(name), scheme=scheme, takes_anchor=takes_anchor, anchor_input=anchor_input)
 
 

@@ -28,7 +28,7 @@ def leaves(values, at=""):
 
 
 def test_there_are_the_documented_presets():
-    assert set(preset.names()) == {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder"}
+    assert set(preset.names()) == {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points"}
 
 
 @pytest.mark.parametrize("name", preset.names())

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 
 from ifm import pretrained
-from ifm.data.arrays import ImageSet, ShardedArray
+from ifm.data.arrays import ShardedArray
+from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
 from ifm.exact import ExactTeacher
 from ifm.files import write_json
-from ifm.images import to_unit
+from ifm.images import at_work
 from ifm.sampling import Draws
 from ifm.tracking import flatten
 from pipeline import paths
@@ -31,13 +32,13 @@ def work(stage: Stage) -> None:
     members = range(settings.pop("paths"))
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
     trajectories = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
-    images = ImageSet.open(paths.PROCESSED, "train")
+    images = open_split(paths.PROCESSED, "train")
     stored = torch.from_numpy(trajectories[np.arange(min(len(members), len(trajectories)))]).float()
     found = diagnose(
         flow,
         teacher,
         Draws.of(flow.dynamics, tuple(metadata.image_shape), members, seed=config.seed, device=device),
-        data=to_unit(images[np.arange(len(images))]).to(device),
+        data=at_work(torch.from_numpy(images[np.arange(len(images))])).to(device),
         stored=StoredPaths(stored.to(device), torch.tensor(metadata.times)),
         seed=config.seed,
         **settings,

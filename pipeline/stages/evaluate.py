@@ -15,7 +15,10 @@ def params(stage: Stage) -> dict:
 
 
 def work(stage: Stage) -> None:
-    """FID, KID, end-point error and class shares of data/samples/{dynamics}, into reports/metrics."""
+    """Distances to the reference, end-point error and class shares of data/samples/{dynamics}, into reports/metrics.
+
+    Images have FID and KID, points sliced Wasserstein and energy distance.
+    """
     config, d = stage.config, stage.dynamics
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reference = load_reference(paths.REFERENCE, config.evaluate, device=device)
@@ -24,6 +27,7 @@ def work(stage: Stage) -> None:
         reference,
         kid_subsets=config.evaluate.kid_subsets,
         kid_subset_size=config.evaluate.kid_subset_size,
+        sliced_projections=config.evaluate.sliced_projections,
         seed=config.seed,
         progress=lambda items: progress(items, label=f"evaluate {d}", unit="sampler"),
     )

@@ -8,9 +8,11 @@ import torch
 
 from ifm import anchors, pretrained
 from ifm.data.arrays import ImageSet, ShardedArray
+from ifm.data.points import PointSet
+from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.model import IntegrationFlow
-from ifm.networks import build_flow_network, copy_weights
+from ifm.networks import build_network, copy_weights
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import ProcessExchange, make_accelerator
 from ifm.training.flow import train_flow, train_flow_on_data
@@ -27,8 +29,8 @@ def params(stage: Stage) -> dict:
 class TrainingSet:
     """What the objective trains on: data/trajectories/{dynamics}, or the training images for objective `data`."""
 
-    rows: ShardedArray | ImageSet
-    image_shape: tuple[int, ...]  # (C, H, W)
+    rows: ShardedArray | ImageSet | PointSet
+    image_shape: tuple[int, ...]  # (C, H, W) or (d,)
     digest: dict[str, str]  # what was trained on, for the checkpoint's key and the record
     train: Callable[..., FitResult]  # with what this objective alone needs
 
@@ -37,7 +39,7 @@ def open_training_set(stage: Stage) -> TrainingSet:
     """Opens what flow.objective needs, and nothing else."""
     d, flow = stage.dynamics, stage.config.flow
     if flow.objective == "data":
-        images = ImageSet.open(paths.PROCESSED, "train")
+        images = open_split(paths.PROCESSED, "train")
         train = partial(train_flow_on_data, random_flip=images.random_flip, mixed=flow.schedule == "mixed")
         digest = {
             "teacher": pretrained.describe(paths.teacher(d))["sha256"],
@@ -65,13 +67,11 @@ def work(stage: Stage) -> None:
             len(data.rows), data.image_shape, seed=config.seed, exchange=ProcessExchange(accelerator)
         ),
     )
-    channels, size, _ = data.image_shape
-    network = build_flow_network(
-        image_size=size,
-        channels=channels,
+    network = build_network(
+        shape=data.image_shape,
         takes_anchor=policy.takes_anchor,
         anchor_input=config.anchor.input,
-        network=config.network.model_dump(),
+        **config.network.model_dump(),
     )
     if config.flow.init == "teacher":
         copy_weights(teacher.network, network)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ifm.data.arrays import ImageSet
+from ifm.data.splits import open_split
 from ifm.files import write_json
 from ifm.metrics.reference import build_reference
 from pipeline import paths
@@ -10,11 +10,11 @@ from pipeline.stage import Stage, main
 
 
 def work(stage: Stage) -> None:
-    """Builds (for `classifier`: trains) the extractor and writes its features of the real images."""
+    """Builds (for `classifier`: trains) the extractor and writes its features of the real data."""
     figures = build_reference(
         stage.config.evaluate,
-        train=ImageSet.open(paths.PROCESSED, "train"),
-        test=ImageSet.open(paths.PROCESSED, "test"),
+        train=open_split(paths.PROCESSED, "train"),
+        test=open_split(paths.PROCESSED, "test"),
         out=paths.REFERENCE,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         on_log=stage.run.log_row,
@@ -28,6 +28,10 @@ if __name__ == "__main__":
         work,
         module="reference",
         params=lambda s: s.sections(
-            "evaluate.extractor", "evaluate.inception_path", "evaluate.classifier", "evaluate.reference_split"
+            "evaluate.extractor",
+            "evaluate.inception_path",
+            "evaluate.classifier",
+            "evaluate.reference_split",
+            "evaluate.sliced_projections",
         ),
     )

@@ -3,19 +3,23 @@
 import importlib.metadata
 import platform
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ifm.config import Config
+from ifm.data.trajectories import TrajectoryMetadata
 from ifm.files import read_json, write_text
 from ifm.pictures import side_by_side_choice
-from ifm.report import SUMMARY_COLUMNS, Report, render, summary_csv, summary_json
+from ifm.report import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
 from ifm.tracking import git_commit
 from pipeline import paths
 from pipeline.stage import Stage, data_name, main
 
-SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "numpy", "dvc", "mlflow")
+SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
+POINTS_SHOWN = 2000
 
 
 def work(stage: Stage) -> None:
@@ -27,6 +31,8 @@ def work(stage: Stage) -> None:
     reference = read_json(paths.METRICS / "reference.json")
     one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
+    points = config.data.source == "points"
+    in_a_plane = reference["image_shape"][0] > 1
     page = render(
         Report(
             summary=summary,
@@ -36,7 +42,8 @@ def work(stage: Stage) -> None:
             git_commit=git_commit() or "unknown",
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
-            grids={d: _grids(d) for d in config.dynamics},
+            grids={} if points else {d: _grids(d) for d in config.dynamics},
+            points={d: _points(d, reference) for d in config.dynamics} if points and in_a_plane else {},
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
             classes=reference["classes"] if shares else None,
@@ -79,13 +86,27 @@ def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[di
 
 
 def _grids(d: str) -> list[tuple[str, bytes]]:
-    """The flow in one step, the teacher at its largest and at its smallest number of evaluations: the same x_T."""
-    samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
+    """The PNG grids of the samplers shown."""
     folder = paths.samples(d) / "grids"
-    return [
-        (f"{s['model'].capitalize()}, {s['nfe']} NFE", (folder / f"{s['name']}.png").read_bytes())
-        for s in side_by_side_choice(samplers)
-    ]
+    return [(caption, (folder / f"{name}.png").read_bytes()) for caption, name in _shown(d)]
+
+
+def _points(d: str, reference: dict[str, Any]) -> PointSamples:
+    """Real points, those of the samplers shown, and the first stored paths."""
+    data = _first_rows(paths.REFERENCE / f"features-{reference['split']}.npy")
+    samples = [(caption, _first_rows(paths.samples(d) / f"{name}.npy")) for caption, name in _shown(d)[:2]]
+    shards = TrajectoryMetadata.read(paths.trajectories(d)).paths(paths.trajectories(d))
+    return PointSamples(data=data, samples=samples, paths=_first_rows(shards[0]).astype(np.float32))
+
+
+def _first_rows(file: Path) -> np.ndarray:
+    return np.array(np.load(file, mmap_mode="r", allow_pickle=False)[:POINTS_SHOWN])
+
+
+def _shown(d: str) -> list[tuple[str, str]]:
+    """(caption, name) of the flow in one step, the teacher at its largest and its smallest NFE: the same x_T."""
+    samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
+    return [(f"{s['model'].capitalize()}, {s['nfe']} NFE", s["name"]) for s in side_by_side_choice(samplers)]
 
 
 def _versions() -> dict[str, str]:

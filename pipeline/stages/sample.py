@@ -1,4 +1,4 @@
-"""sample@d: images from flow and teacher, all from the same prior draws."""
+"""sample@d: images or points from flow and teacher, all from the same prior draws."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def params(stage: Stage) -> dict:
 
 
 def work(stage: Stage) -> None:
-    """Draws sample.count images with every sampler, times them, and lays some out as grids."""
+    """Draws sample.count samples with every sampler, times them, and lays some images out as grids."""
     config, d = stage.config, stage.dynamics
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last
@@ -46,12 +46,14 @@ def work(stage: Stage) -> None:
             )
             np.save(out / f"{sampler.name}.npy", drawn.images, allow_pickle=False)
             stage.run.timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
-            pictures[sampler.name] = drawn.images[: config.sample.grid_images]
-            save_grid(pictures[sampler.name], out / "grids" / f"{sampler.name}.png", columns=COLUMNS)
+            if len(shape) == 3:
+                pictures[sampler.name] = drawn.images[: config.sample.grid_images]
+                save_grid(pictures[sampler.name], out / "grids" / f"{sampler.name}.png", columns=COLUMNS)
         described = [s.describe() for s in samplers]
-        titles = {s.name: s.title for s in samplers}
-        panels = [(titles[s["name"]], pictures[s["name"]]) for s in side_by_side_choice(described)]
-        side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
+        if pictures:
+            titles = {s.name: s.title for s in samplers}
+            panels = [(titles[s["name"]], pictures[s["name"]]) for s in side_by_side_choice(described)]
+            side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
         write_json(
             out / "metadata.json",
             {
@@ -64,7 +66,8 @@ def work(stage: Stage) -> None:
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
             },
         )
-    stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
+    if len(shape) == 3:
+        stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
 
 
 if __name__ == "__main__":

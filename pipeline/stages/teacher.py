@@ -7,9 +7,11 @@ import torch
 
 from ifm import dynamics, pretrained
 from ifm.data.arrays import ImageSet
+from ifm.data.points import PointSet
+from ifm.data.splits import open_split
 from ifm.exact import ExactTeacher
 from ifm.model import Teacher
-from ifm.networks import build_unet
+from ifm.networks import build_network
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import make_accelerator
 from ifm.training.loop import TrainSettings, write_curve
@@ -25,13 +27,12 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Trains the teacher of one dynamics on data/processed, or writes the exact one."""
     config, d = stage.config, stage.dynamics
-    images = ImageSet.open(paths.PROCESSED, "train")
+    images = open_split(paths.PROCESSED, "train")
     if config.teacher.kind == "exact":
         _write_exact(stage, images)
         return
     accelerator = make_accelerator(config.teacher.precision, seed=config.seed)
-    channels, size, _ = images.shape
-    network = build_unet(image_size=size, in_channels=channels, out_channels=channels, **config.network.model_dump())
+    network = build_network(shape=images.shape, takes_anchor=False, **config.network.model_dump())
     teacher = Teacher(network, dynamics.build(d, **config.ode.options(d)))
     inputs = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=inputs))
@@ -57,16 +58,16 @@ def work(stage: Stage) -> None:
     checkpoints.clear()
 
 
-def _inputs(images: ImageSet) -> dict[str, str]:
+def _inputs(images: ImageSet | PointSet) -> dict[str, str]:
     return {"images": images.metadata.splits["train"].sha256}
 
 
-def _write_exact(stage: Stage, images: ImageSet) -> None:
-    """The closed-form denoiser of the training images, mirrored ones included: no network, an empty curve."""
+def _write_exact(stage: Stage, images: ImageSet | PointSet) -> None:
+    """The closed-form denoiser of the training data, mirrored images included: no network, an empty curve."""
     if int(os.environ.get("RANK", "0")) != 0:
         return
     config, folder = stage.config, paths.teacher(stage.dynamics)
-    data = torch.from_numpy(images[np.arange(len(images))])  # uint8 [n, C, H, W]
+    data = torch.from_numpy(images[np.arange(len(images))])  # uint8 [n, C, H, W] or float32 [n, d]
     if images.random_flip:
         data = torch.cat([data, data.flip(-1)])
     teacher = ExactTeacher(data, dynamics.build(stage.dynamics, **config.ode.options(stage.dynamics)))

@@ -45,10 +45,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DataConfig(Section):
-    """`data`: where the images come from and what is made of them."""
+class PointsConfig(Section):
+    """`data.points`: the law of source: points."""
 
-    source: Literal["digits", "hub", "parquet", "imagefolder"]
+    law: Literal["eight_gaussians", "two_moons", "checkerboard", "spiral", "gaussian"]
+    count: Annotated[int, Field(ge=4)]
+    dimensions: Annotated[int, Field(ge=1, le=4096)]
+
+    @model_validator(mode="after")
+    def _law_has_the_dimensions(self) -> Self:
+        least, any_more = {"gaussian": (1, True), "eight_gaussians": (2, True)}.get(self.law, (2, False))
+        if self.dimensions < least or (self.dimensions > least and not any_more):
+            allowed = f"{least} or more" if any_more else f"{least}"
+            raise ValueError(f"dimensions = {self.dimensions} does not fit law: {self.law}, which has {allowed}")
+        return self
+
+
+class DataConfig(Section):
+    """`data`: where the images or points come from and what is made of them."""
+
+    source: Literal["digits", "hub", "parquet", "imagefolder", "points"]
     name: str | None
     revision: str | None
     path: str | None
@@ -64,12 +80,17 @@ class DataConfig(Section):
     channels: Annotated[Literal[1, 3], BeforeValidator(_integer)]
     resample: Literal["lanczos", "bicubic", "box"]
     random_flip: bool
+    points: PointsConfig
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
         needed = {"hub": "name", "parquet": "path", "imagefolder": "path"}.get(self.source)
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
+        if self.source == "points" and (self.random_flip or self.test_split is not None):
+            key, mend = ("random_flip", "false") if self.random_flip else ("test_split", "null")
+            value = "true" if self.random_flip else self.test_split
+            raise ValueError(f"{key}: {value} does not fit source: points; set it to {mend}")
         return self
 
 
@@ -115,14 +136,23 @@ class OdeConfig(Section):
         return getattr(self, dynamics).model_dump() | {"sigma_data": self.sigma_data}
 
 
-class NetworkConfig(Section):
-    """`network`: the U-Net of teacher and flow."""
+class MLPConfig(Section):
+    """`network.mlp`."""
 
+    width: Count
+    layers: Count
+
+
+class NetworkConfig(Section):
+    """`network`: the U-Net (images) or the MLP (points) of teacher and flow."""
+
+    kind: Literal["unet", "mlp"]
     channels: Annotated[list[Count], Field(min_length=1)]
     layers_per_block: Count
     attention: Annotated[list[bool], Field(min_length=1)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     norm_groups: Count
+    mlp: MLPConfig
 
     @model_validator(mode="after")
     def _lists_fit(self) -> Self:
@@ -233,12 +263,13 @@ class ClassifierConfig(Section):
 class EvaluateConfig(Section):
     """`evaluate`."""
 
-    extractor: Literal["classifier", "inception", "pixels"]
+    extractor: Literal["classifier", "inception", "pixels", "coordinates"]
     inception_path: str | None
     classifier: ClassifierConfig
     reference_split: Literal["train", "test"]
     kid_subsets: Count
     kid_subset_size: Annotated[int, Field(ge=2)]
+    sliced_projections: Count
     teacher_nfe: Annotated[list[Count], Field(min_length=1), Distinct]
 
     @model_validator(mode="after")
@@ -279,8 +310,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        points = self.data.source == "points"
+        for key, value, wanted in (
+            ("network.kind", self.network.kind, "mlp"),
+            ("evaluate.extractor", self.evaluate.extractor, "coordinates"),
+        ):
+            if points and value != wanted:
+                raise ValueError(f"{key}: {value} does not fit data.source: points; use {wanted}")
+            if not points and value == wanted:
+                other = "unet" if wanted == "mlp" else "classifier, inception or pixels"
+                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {other}")
         halvings = len(self.network.channels) - 1
-        if self.data.image_size % 2**halvings:
+        if not points and self.data.image_size % 2**halvings:
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}"

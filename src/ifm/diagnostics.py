@@ -19,9 +19,7 @@ from ifm.random import Streams
 from ifm.sampling import Denoiser, Draws, solve_states, stored_indices
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x_0_hat [B, ...], the anchor given
-STEP = (
-    1e-2  # of differences: float32 keeps five digits, and forward differentiation of a U-Net takes four times as long
-)
+STEP = 1e-2  # of differences: float32 keeps five digits; forward differentiation of a U-Net takes four times as long
 ROUNDING = 1e-6  # RMS of float32's own noise in data of unit scale
 _DIAGNOSING = 2**63  # a step that training never reaches
 

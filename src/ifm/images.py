@@ -1,4 +1,4 @@
-"""The two forms an image has here: uint8 arrays at rest, float tensors in [-1, 1] at work."""
+"""The two forms a sample has here: uint8 images (float32 points) at rest, float tensors (images in [-1, 1]) at work."""
 
 import numpy as np
 import torch
@@ -15,6 +15,23 @@ def to_uint8(x: Tensor) -> np.ndarray:
     if not bool(torch.isfinite(x).all()):
         raise ValueError("samples hold NaN or infinity; the model has diverged")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def at_work(x: Tensor) -> Tensor:
+    """The form samples are computed in: uint8 images as float32 in [-1, 1], points as they are."""
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
+
+
+def at_rest(x: Tensor) -> np.ndarray:
+    """The form samples are kept in: uint8 for images [n, C, H, W], float32 for points [n, d].
+
+    Raises ValueError at a value that is not finite.
+    """
+    if x.ndim == 4:
+        return to_uint8(x)
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("samples hold NaN or infinity; the model has diverged")
+    return x.float().cpu().numpy()
 
 
 def grid(images: np.ndarray, *, columns: int, pad: int = 1) -> np.ndarray:

@@ -3,9 +3,13 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ifm.mlp import MLP, is_mlp, load_mlp, save_mlp
+from ifm.mlp import WEIGHTS as MLP_WEIGHTS
 
 # diffusers embeds a "timestep" with periods from 2 pi to 2 pi 10^4. c_noise spans about 1 (rf) to 2.7 (ve), so this
 # puts neighbouring noise levels a visible phase apart, without the 1000 that makes the network stiff in t.
@@ -13,6 +17,8 @@ TIME_SCALE = 100.0
 ANCHOR_GRID = 8  # an anchor is cut into at least this many patches a side
 POSITION_FEATURES = 8  # numbers that tell where a patch lies, for each axis
 ATTENTION_HEAD = 8  # channels of an attention head, diffusers' UNet2DModel's default
+UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name
+INPUT_WEIGHTS = ("conv_in.weight", "inputs.weight")  # of U-Net and MLP: [C_out, C_in, ...]
 
 
 class UNet(nn.Module):
@@ -133,19 +139,31 @@ def build_cross_attention_unet(
     )
 
 
-def build_flow_network(
-    *, image_size: int, channels: int, takes_anchor: bool, anchor_input: str, network: dict
-) -> UNet | CrossAttentionUNet:
-    """The flow's network for images of `channels` channels, which takes the anchor as `anchor_input` says, or none.
+def build_network(
+    *,
+    kind: str,
+    shape: tuple[int, ...],
+    takes_anchor: bool,
+    anchor_input: str = "channels",
+    mlp: dict[str, Any],
+    **unet: Any,
+) -> nn.Module:
+    """F for data of one shape, (C, S, S) for `unet`, (d,) for `mlp`; the rest is as params.yaml has it.
 
-    network: params.yaml's section.
+    The anchor enters as further inputs (`anchor_input: channels`) or by cross-attention (U-Net alone).
     """
     if anchor_input not in ANCHOR_INPUTS:
         raise ValueError(f"unknown anchor input {anchor_input!r}; known: {', '.join(ANCHOR_INPUTS)}")
-    size = {"image_size": image_size, "out_channels": channels}
-    if takes_anchor and anchor_input == "cross_attention":
-        return build_cross_attention_unet(in_channels=channels, anchor_channels=channels, **size, **network)
-    return build_unet(in_channels=2 * channels if takes_anchor else channels, **size, **network)
+    channels, attends = shape[0], takes_anchor and anchor_input == "cross_attention"
+    inputs = 2 * channels if takes_anchor and not attends else channels
+    if kind == "mlp":
+        if attends:
+            raise ValueError("anchor input cross_attention needs the U-Net; the mlp takes channels")
+        return MLP(in_features=inputs, out_features=channels, **mlp)
+    size = {"image_size": shape[1], "in_channels": inputs, "out_channels": channels}
+    if attends:
+        return build_cross_attention_unet(anchor_channels=channels, **size, **unet)
+    return build_unet(**size, **unet)
 
 
 ANCHOR_INPUTS = ("channels", "cross_attention")
@@ -175,24 +193,38 @@ def load_unet(folder: Path) -> UNet | CrossAttentionUNet:
     )
 
 
-WRAPPERS = {"UNet2DModel": UNet, "UNet2DConditionModel": CrossAttentionUNet}
+WRAPPERS: dict[str, type[nn.Module]] = {"UNet2DModel": UNet, "UNet2DConditionModel": CrossAttentionUNet}
+
+
+def save_network(network: nn.Module, folder: Path) -> Path:
+    """Writes config.json and safetensors, no pickle; returns the weights' file."""
+    if isinstance(network, MLP):
+        save_mlp(network, folder)
+        return folder / MLP_WEIGHTS
+    save_unet(network, folder)
+    return folder / UNET_WEIGHTS
+
+
+def load_network(folder: Path) -> nn.Module:
+    """Reads what `save_network` wrote. Raises FileNotFoundError where there is nothing."""
+    return load_mlp(folder) if is_mlp(folder) else load_unet(folder)
 
 
 @torch.no_grad()
-def copy_weights(source: UNet, target: UNet | CrossAttentionUNet) -> list[str]:
+def copy_weights(source: nn.Module, target: nn.Module) -> list[str]:
     """Starts `target` from `source` where the shapes allow; returns the names it could not take.
 
-    Where the target's first convolution has more input channels (the anchor's), the shared ones are copied and the
+    Where the target's first layer has more input channels (the anchor's), the shared ones are copied and the
     new ones keep a tenth of their initial scale: small, so that the start is the source's function, but not zero, so
     that the anchor is heard (and its gradient flows) from the first step. The same holds for what cross-attention
     adds to its block (`proj_out`), where the source has no such attention.
     """
-    left, taken = [], source.model.state_dict()
-    for name, weight in target.model.state_dict().items():
+    left, taken = [], _body(source).state_dict()
+    for name, weight in _body(target).state_dict().items():
         given = taken.get(name)
         if given is not None and given.shape == weight.shape:
             weight.copy_(given)
-        elif name == "conv_in.weight" and given is not None and given.shape[1] < weight.shape[1]:
+        elif name in INPUT_WEIGHTS and given is not None and given.shape[1] < weight.shape[1]:
             weight.mul_(0.1)
             weight[:, : given.shape[1]] = given
         else:
@@ -200,3 +232,8 @@ def copy_weights(source: UNet, target: UNet | CrossAttentionUNet) -> list[str]:
                 weight.mul_(0.1)
             left.append(name)
     return left
+
+
+def _body(network: nn.Module) -> nn.Module:
+    """Where the weights are: inside a U-Net's wrapper, in the MLP itself."""
+    return network if isinstance(network, MLP) else network.model

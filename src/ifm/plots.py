@@ -28,6 +28,7 @@ SAMPLERS = {
     "renoise": "Flow, re-noised",
 }
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
+QUALITY = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein"}  # what a page judges by: the first it has
 
 OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#E69F00")
@@ -42,6 +43,7 @@ PAINT = {
 }
 WIDE, SIZE = (5.4, 3.7), 10.0  # inches (of 72 units), text height in units
 CURVE_POINTS = 300
+SQUARE, DATA_GREY, PATHS_SHOWN = (3.6, 3.5), "#8a8f96", 48
 
 STYLE = {
     "svg.fonttype": "none",
@@ -87,8 +89,8 @@ class Series:
 
 
 def quality_against_nfe(summary: pd.DataFrame, *, floor_fid: float | None = None) -> str:
-    """FID against the number of network evaluations, as SVG. See `_quality`."""
-    largest = max(_usable(summary, "nfe")["nfe"], default=1)
+    """FID (for points see `judged`) against the number of network evaluations, as SVG. See `_quality`."""
+    largest = max(_usable(judged(summary), "nfe")["nfe"], default=1)
     ticks = [2**k for k in range(math.floor(math.log2(largest)) + 1)]
 
     def axis(ax: "Axes") -> None:
@@ -97,7 +99,7 @@ def quality_against_nfe(summary: pd.DataFrame, *, floor_fid: float | None = None
         ax.set_xticks([], minor=True)
         ax.set_xlabel("Network evaluations per image (NFE)")
 
-    return _quality(summary, "nfe", axis, floor_fid=floor_fid, name="nfe", label="FID against NFE")
+    return _quality(summary, "nfe", axis, floor_fid=floor_fid, name="nfe", label=f"{quality(summary)} against NFE")
 
 
 def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = None) -> str:
@@ -118,8 +120,51 @@ def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = 
         axis,
         floor_fid=floor_fid,
         name="seconds",
-        label="FID against time per image",
+        label=f"{quality(summary)} against time per image",
     )
+
+
+def quality(summary: pd.DataFrame) -> str:
+    """What the rows are judged by: "FID", or for points, which have none, "Sliced 2-Wasserstein"."""
+    return QUALITY["fid" if judged(summary) is summary else "sliced_wasserstein"]
+
+
+def judged(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows with what they are judged by in the column fid."""
+    if summary["fid"].notna().any() or summary["sliced_wasserstein"].isna().all():
+        return summary
+    return summary.assign(fid=summary["sliced_wasserstein"])
+
+
+def scatter(points: np.ndarray, *, data: np.ndarray, shade: str, name: str, label: str) -> str:
+    """Points [n, d >= 2] over data [m, d] in grey, their first two coordinates, as SVG; axes are set by the data."""
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.add_subplot()
+        ax.scatter(*data[:, :2].T, s=5, color=DATA_GREY, alpha=0.5, linewidths=0, rasterized=True)
+        ax.scatter(*points[:, :2].T, s=5, color=shade, alpha=0.7, linewidths=0, rasterized=True)
+        _square(ax, data)
+
+    return _svg(draw, name=name, label=label, size=SQUARE)
+
+
+def path_lines(paths: np.ndarray, *, data: np.ndarray, shade: str, name: str, label: str) -> str:
+    """Paths [n, K, d >= 2] from noise to data over data [m, d] in grey, as SVG: a line each, a dot at its end.
+
+    The states of each time are scaled to the root mean square of the end points: noise can be 100 times wider.
+    """
+    rms = np.sqrt((paths.astype(np.float64) ** 2).mean(axis=(0, 2)))  # [K]
+    lines = paths * (rms[-1] / np.maximum(rms, 1e-12))[None, :, None]
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.add_subplot()
+        ax.scatter(*data[:, :2].T, s=5, color=DATA_GREY, alpha=0.5, linewidths=0, rasterized=True)
+        for line in lines[:PATHS_SHOWN]:
+            ax.plot(*line[:, :2].T, color=shade, linewidth=0.8, alpha=0.7)
+        ax.plot(*lines[:PATHS_SHOWN, -1, :2].T, "o", ms=2.6, color=shade, markeredgewidth=0)
+        _square(ax, data)
+
+    return _svg(draw, name=name, label=label, size=SQUARE)
 
 
 def training_curves(curves: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, str]:
@@ -380,6 +425,7 @@ def _quality(
     for column in ("data", "extractor"):
         if summary[column].nunique() > 1:
             raise ValueError(f"one plot, one {column}; got {sorted(summary[column].unique())}")
+    title, summary = quality(summary), judged(summary)
     variants = flow_variants(summary)
     lines = _series(_usable(summary, x), x, variants)
 
@@ -392,8 +438,10 @@ def _quality(
         ax.set_yscale("log")
         axis(ax)
         _log_y(ax)
-        ax.set_ylabel("FID")
-        _quality_legend(figure, lines, variants, floor=_positive(floor_fid))
+        ax.set_ylabel(title)
+        real = "images" if title == QUALITY["fid"] else "points"
+        floor = f"Floor: real test {real}" if _positive(floor_fid) else None
+        _quality_legend(figure, lines, variants, floor=floor)
 
     return _svg(draw, name=name, label=label)
 
@@ -468,7 +516,7 @@ def _marker(sampler: str, shade: str) -> dict:
     return {"marker": MARKERS.get(sampler, "D"), "markeredgecolor": PAPER, "markeredgewidth": 0.8, "ms": size}
 
 
-def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequence, *, floor: bool) -> None:
+def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequence, *, floor: str | None) -> None:
     """Two columns: colours of the dynamics and the floor; markers of the samplers and dashes of the variants."""
     from matplotlib.lines import Line2D
 
@@ -480,7 +528,7 @@ def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequenc
         for key in ordered([series.dynamics for series in lines])
     ]
     if floor:
-        left.append(entry("Floor: real test images", linewidth=0.9, alpha=0.75))
+        left.append(entry(floor, linewidth=0.9, alpha=0.75))
     dashes = {"heun": "--", "one_step": "none"}
     right = [
         entry(title, linestyle=dashes.get(key, "-"), **_marker(key, INK))
@@ -498,6 +546,18 @@ def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequenc
     if entries:
         handles, titles = zip(*entries, strict=True)
         figure.legend(handles, titles, loc="outside lower center", ncols=2)
+
+
+def _square(ax: "Axes", data: np.ndarray) -> None:
+    """Equal axes with the data in the middle and a quarter of its half-width around it."""
+    low, high = data[:, :2].min(axis=0), data[:, :2].max(axis=0)
+    middle, half = (low + high) / 2, 0.625 * float((high - low).max())
+    ax.set_xlim(middle[0] - half, middle[0] + half)
+    ax.set_ylim(middle[1] - half, middle[1] + half)
+    ax.set_aspect("equal")
+    ax.grid(False)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_major_locator().set_params(nbins=4)
 
 
 def _curve_panel(stage: str, curves: Mapping[str, pd.DataFrame]) -> str:
@@ -582,7 +642,7 @@ def _svg(draw: Callable[["Figure"], None], *, name: str, label: str, size: tuple
         for ax in figure.axes:
             ax.patch.set_visible(False)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", dpi=200, metadata={"Date": None})  # dpi: of rasterized parts
     return _inline(text.getvalue(), name=name, label=label)
 
 

@@ -1,4 +1,7 @@
-"""Models on disk: diffusers' own folder (config.json, safetensors) and an ifm.json that says what surrounds it."""
+"""Models on disk: the network's folder (config.json, safetensors; a U-Net's is diffusers' own) and an ifm.json.
+
+ifm.json says what surrounds the network.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,8 @@ from ifm import dynamics as dynamics_module
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
 from ifm.model import IntegrationFlow, Teacher
-from ifm.networks import load_unet, save_unet
+from ifm.networks import load_network, save_network
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 DESCRIPTION = "ifm.json"
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 
@@ -26,9 +28,9 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
         description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     with fresh_folder(folder) as temporary:
         # Standard memory order, so that the file does not depend on how training laid out its weights.
-        save_unet(model.network.to(memory_format=torch.contiguous_format), temporary)
+        weights = save_network(model.network.to(memory_format=torch.contiguous_format), temporary)
         description["parameters"] = sum(p.numel() for p in model.parameters())
-        description["sha256"] = file_sha256(temporary / WEIGHTS)
+        description["sha256"] = file_sha256(weights)
         write_json(temporary / DESCRIPTION, description | record)
 
 
@@ -55,14 +57,14 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
         from safetensors.torch import load_file
 
         return ExactTeacher(load_file(folder / EXACT_DATA)["data"], _dynamics(description)).eval()
-    return Teacher(load_unet(folder), _dynamics(description)).eval()
+    return Teacher(load_network(folder), _dynamics(description)).eval()
 
 
 def load_flow(folder: Path) -> IntegrationFlow:
     """Reads an integration flow in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
     description = _describe(folder, kind="flow")
     flow = IntegrationFlow(
-        load_unet(folder),
+        load_network(folder),
         _dynamics(description),
         scheme=description["scheme"],
         takes_anchor=description["takes_anchor"],

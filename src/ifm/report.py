@@ -25,6 +25,7 @@ from ifm.pictures import shrink_png
 SUMMARY_COLUMNS = (
     "data", "extractor", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed", "n_samples", "fid",
     "kid", "seconds_per_image", "parameters", "train_images", "train_seconds", "endpoint_rms", "min_class_share",
+    "sliced_wasserstein", "energy_distance",
 )  # fmt: skip
 TEXT_COLUMNS = ("data", "extractor", "dynamics", "model", "objective", "anchor", "sampler")
 INTEGER_COLUMNS = ("nfe", "seed", "n_samples", "parameters", "train_images")
@@ -49,6 +50,8 @@ class Report:
     grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
     # dynamics -> share of each class among the flow's samples in one step
     class_shares: Mapping[str, Sequence[float]] | None = None
+    # dynamics -> what the scatter plots show, for data that are points
+    points: Mapping[str, "PointSamples"] = field(default_factory=dict)
     real_shares: Sequence[float] | None = None
     classes: Sequence[str] | None = None
     # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"
@@ -56,6 +59,15 @@ class Report:
     # extractor, dimension, n_train, n_test, split, accuracy, floor_fid
     reference: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PointSamples:
+    """Samples of one dynamics whose data are points in two or more dimensions."""
+
+    data: np.ndarray  # [m, d], of the reference split
+    samples: Sequence[tuple[str, np.ndarray]]  # (caption, [n, d])
+    paths: np.ndarray  # [n, K, d], stored trajectories of the teacher
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,8 @@ COLUMNS = {
     "train_images": Column("Training images", True, _counts),
     "train_seconds": Column("Training time, s", True, _aligned(digits=2)),
     "endpoint_rms": Column("End-point RMS", True, _aligned(digits=3)),
+    "sliced_wasserstein": Column("Sliced Wasserstein", True, _aligned(digits=3)),
+    "energy_distance": Column("Energy distance", True, _aligned(digits=3)),
     "min_class_share": Column("Rarest class, %", True, _aligned(scale=100, least=1)),
 }
 FOLDED = (
@@ -227,13 +241,22 @@ FOLDED = (
     "parameters",
 )  # to the caption, if constant
 FLOW_ONLY = ("objective", "anchor")
+FLOORS = {
+    "floor_fid": "FID",
+    "floor_sliced_wasserstein": "sliced 2-Wasserstein",
+    "floor_energy_distance": "energy distance",
+}
 
 
 # --- tables -------------------------------------------------------------------------------------------------
 
 
 def headlines(summary: pd.DataFrame) -> list[Headline]:
-    """One line for each dynamics and (objective, anchor policy) pair of its flow; of one data set and extractor."""
+    """One line for each dynamics and (objective, anchor policy) pair of its flow; of one data set and extractor.
+
+    Where there is no FID, the fields called fid hold the distance that `plots.judged` takes.
+    """
+    summary = plots.judged(summary)
     variants = plots.flow_variants(summary) or [("", "")]
     lines = []
     for dynamics in plots.ordered(list(summary["dynamics"])):
@@ -311,7 +334,7 @@ def _fid(estimate: Estimate | None, decimals: int) -> str:
 def _full_table(summary: pd.DataFrame) -> dict[str, Any]:
     """Columns, rows and the constants of the table of all rows; an all-missing column is left out."""
     constant = [column for column in FOLDED if _is_constant(column, summary)]
-    shown = [c for c in SUMMARY_COLUMNS if c not in constant and (summary[c].notna().any() or c in ("fid", "nfe"))]
+    shown = [c for c in SUMMARY_COLUMNS if c not in constant and (summary[c].notna().any() or c == "nfe")]
     written = [_cells(COLUMNS[column], summary[column]) for column in shown]
     return {
         "columns": [COLUMNS[column] for column in shown],
@@ -378,6 +401,29 @@ def _picture(caption: str, png: bytes, name: str) -> dict[str, Any]:
         "width": width,
         "height": height,
     }
+
+
+def _scatters(points: Mapping[str, PointSamples]) -> list[dict[str, Any]]:
+    """Scatter plots and path lines of each dynamics as SVG, under a caption each."""
+    groups = []
+    for key in plots.ordered(points):
+        mine, name = points[key], plots.DYNAMICS.get(key, key)
+        common = {"data": mine.data, "shade": plots.colour(key)}
+        figures = [
+            (caption, plots.scatter(x, name=f"points-{key}-{i}", label=f"{name}: points, {caption}", **common))
+            for i, (caption, x) in enumerate(mine.samples)
+        ]
+        label = f"{name}: paths of the teacher"
+        lines = plots.path_lines(mine.paths, name=f"paths-{key}", label=label, **common)
+        figures.append(("Stored paths of the teacher, each time scaled to the data’s spread", lines))
+        groups.append(
+            {
+                "name": name,
+                "colour": plots.css_colour(key),
+                "figures": [{"caption": caption, "svg": Markup(svg)} for caption, svg in figures],
+            }
+        )
+    return groups
 
 
 def _classes(report: Report) -> dict[str, Any] | None:
@@ -470,12 +516,16 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
     """Headline and plots of one (data, extractor); the reference's floor belongs to its own extractor only."""
     data, extractor = (str(summary[column].iloc[0]) for column in ("data", "extractor"))
     lines = headlines(summary)
-    floor = reference.get("floor_fid") if reference.get("extractor", extractor) == extractor else None
+    quality = plots.quality(summary)
+    floor_key = "floor_fid" if quality == plots.QUALITY["fid"] else "floor_sliced_wasserstein"
+    floor = reference.get(floor_key) if reference.get("extractor", extractor) == extractor else None
     nfes = {line.teacher_nfe for line in lines if line.teacher_nfe is not None}
     seeds = summary["seed"].nunique()
     return {
         "data": data,
         "extractor": extractor,
+        "quality": quality,
+        "points": extractor == "coordinates",
         "lines": _headline_cells(lines),
         "nfe": nfes.pop() if len(nfes) == 1 else None,
         "variants": any(line.variant for line in lines),
@@ -504,15 +554,18 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
         extractor += f"; {100 * reference['accuracy']:.1f} % of the test images classified correctly"
     lines = [("Extractor", extractor), ("Samples", f"{_range(summary['n_samples'])} for each sampler")]
     split = reference.get("split")
+    what = "points" if reference.get("extractor") == "coordinates" else "images"
     if split is not None:
         count = reference.get(f"n_{split}")
-        lines.append(("Reference", f"{split} split" + (f", {int(count):,} images" if count is not None else "")))
-    floor = reference.get("floor_fid")
-    if floor is not None and math.isfinite(floor):
-        count = reference.get("n_test")
-        images = f"{int(count):,} images" if count is not None else "real images"
-        lines.append(("Floor", f"FID {significant(floor)}: test split ({images}) against train split"))
-    lines.append(("Rounding", "images to uint8 before the features are taken, samples and reference alike"))
+        lines.append(("Reference", f"{split} split" + (f", {int(count):,} {what}" if count is not None else "")))
+    for key, name in FLOORS.items():
+        floor = reference.get(key)
+        if floor is not None and math.isfinite(floor):
+            count = reference.get("n_test")
+            tests = f"{int(count):,} {what}" if count is not None else f"real {what}"
+            lines.append(("Floor", f"{name} {significant(floor)}: test split ({tests}) against train split"))
+    if what == "images":
+        lines.append(("Rounding", "images to uint8 before the features are taken, samples and reference alike"))
     if summary["endpoint_rms"].notna().any():
         lines.append(("End-point RMS", "flow against the teacher at its largest NFE, from the same prior draw"))
     lines.append(("Seeds", ", ".join(str(int(seed)) for seed in sorted(summary["seed"].dropna().unique()))))
@@ -522,8 +575,8 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
 def render(report: Report) -> str:
     """The page as HTML text: self-contained, the same for the same input.
 
-    `curves`, `grids`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference` and its keys, and
-    `versions` may be empty or None; their parts are then left out. Raises ValueError where the summary is empty or
+    `curves`, `grids`, `points`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference` and its
+    keys, and `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is empty,
     lacks a column, where a grid is not a PNG, or where shares and classes differ in number.
     """
     _check(report.summary)
@@ -539,6 +592,7 @@ def render(report: Report) -> str:
         report=report,
         measures=[_measure(rows, report.reference) for _, rows in groups],
         pictures=_pictures(report.grids),
+        scatters=_scatters(report.points),
         table=_full_table(report.summary),
         classes=_classes(report),
         diagnostics=_diagnostics(report.diagnostics),

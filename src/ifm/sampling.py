@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifm.dynamics import Dynamics, expand
 from ifm.dynamics.base import NoiseSource
-from ifm.images import to_uint8
+from ifm.images import at_rest
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
 
@@ -176,7 +176,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Drawn:
-    """images: uint8 [n, C, H, W]."""
+    """images: uint8 [n, C, H, W], or points float32 [n, d]."""
 
     images: np.ndarray
     seconds_per_image: float
@@ -216,9 +216,9 @@ def draw_samples(
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
 
     The clock covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the
-    rounding to uint8.
+    rounding of images to uint8.
     """
-    images, seconds = np.empty((count, *shape), np.uint8), 0.0
+    images, seconds = np.empty((count, *shape), np.uint8 if len(shape) == 3 else np.float32), 0.0
     sampler.run(Draws.of(dynamics, shape, range(min(batch_size, count)), seed=seed, device=device))
     for start in range(0, count, batch_size):
         members = range(start, min(start + batch_size, count))
@@ -228,7 +228,7 @@ def draw_samples(
         x_0_hat = sampler.run(draws)
         _wait(device)
         seconds += time.perf_counter() - began
-        images[members.start : members.stop] = to_uint8(x_0_hat)
+        images[members.start : members.stop] = at_rest(x_0_hat)
     return Drawn(images, seconds / count)
 
 

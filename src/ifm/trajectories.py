@@ -39,7 +39,7 @@ def generate(
     denoiser: Denoiser,
     dynamics: Dynamics,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     count: int,
     stored_times: int,
     solver_steps: int,
@@ -51,7 +51,7 @@ def generate(
 ) -> tuple[list[Path], Tensor]:
     """Solves `count` paths by Heun and writes the shards that `work` does not hold yet; returns them and the times.
 
-    shape: (C, H, W). times: float64 [K], falling from t_max to 0, of the grid
+    shape: (C, H, W), or (d,) for points. times: float64 [K], falling from t_max to 0, of the grid
     `dynamics.solver_times(solver_steps, rho=rho)`. A killed run goes on with its first missing shard.
     """
     times = dynamics.solver_times(solver_steps, rho=rho)

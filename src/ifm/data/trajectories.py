@@ -21,7 +21,7 @@ class TrajectoryMetadata:
     seed: int
     teacher: str  # sha256 of the teacher's weights
     shards: list[str]
-    image_shape: list[int]  # [C, H, W]
+    image_shape: list[int]  # [C, H, W], or [d] for points
 
     def write(self, folder: Path) -> None:
         write_json(folder / "metadata.json", asdict(self))

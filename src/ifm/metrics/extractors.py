@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images [n, C, H, W] -> float32 features [n, d]."""
+"""Feature extractors: uint8 images [n, C, H, W] (or float32 points [n, d]) -> float32 features [n, d]."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -60,6 +60,19 @@ class PixelExtractor(Extractor):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return to_unit(images).flatten(1).numpy()
+
+
+class CoordinateExtractor(Extractor):
+    """Points are their own features: float32 [n, d]."""
+
+    name = "coordinates"
+    checksum = "identity"
+
+    def __init__(self, *, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(images, np.float32)
 
 
 class InceptionExtractor(Extractor):

@@ -17,21 +17,23 @@ from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, loa
 from ifm.metrics.distances import Moments, fid, moments
 from ifm.metrics.extractors import (
     ClassifierExtractor,
+    CoordinateExtractor,
     Extractor,
     InceptionExtractor,
     PixelExtractor,
     features,
     find_inception,
 )
+from ifm.metrics.points import energy_distance, sliced_wasserstein
 
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
 BATCH = 256
 
 
-class LabelledImages(Protocol):
-    """A split of the data set: uint8 images [n, C, H, W] and labels int64 [n] or None."""
+class Labelled(Protocol):
+    """A split of the data set: uint8 images [n, C, H, W] or float32 points [n, d], and labels int64 [n] or None."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     labels: np.ndarray | None
     classes: list[str] | None
 
@@ -49,21 +51,23 @@ class Reference:
     moments: Moments
     classifier: Classifier | None
     class_shares: list[float] | None  # of the reference split
+    centres: np.ndarray | None  # of points with modes: the mean of each in the train split, float64 [k, d]
     metadata: dict[str, Any]
 
 
 def build_reference(
     config: EvaluateConfig,
     *,
-    train: LabelledImages,
-    test: LabelledImages,
+    train: Labelled,
+    test: Labelled,
     out: Path,
     device: torch.device,
     on_log: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder `out` and returns its metadata: extractor, checksum, dimension, accuracy, floor FID.
 
-    The floor is the FID of the split that is not the reference: what real images themselves reach.
+    The floor is the figure of the split that is not the reference: what real data themselves reach. Points have the
+    floors of their own two distances, and no FID.
     """
     with fresh_folder(out) as folder:
         classifier = _classifier(config, train, device=device, on_log=on_log)
@@ -86,8 +90,12 @@ def build_reference(
             "classes": train.classes,
             "class_shares": _shares(splits[config.reference_split]),
             "accuracy": accuracy(classifier, test[np.arange(len(test))], test.labels) if classifier else None,
-            "floor_fid": fid(moments(found[other]), moments(found[config.reference_split])) if len(test) > 1 else None,
+            "floor_fid": None,
         }
+        if config.extractor == "coordinates":
+            metadata |= _of_points(config, train, found[other], found[config.reference_split])
+        elif len(test) > 1:
+            metadata["floor_fid"] = fid(moments(found[other]), moments(found[config.reference_split]))
         write_json(folder / METADATA, metadata)
     return metadata
 
@@ -120,12 +128,13 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     if extractor.checksum != metadata["checksum"]:
         raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")
     found = np.load(folder / f"features-{metadata['split']}.npy", mmap_mode="r", allow_pickle=False)
-    return Reference(extractor, found, moments(found), classifier, metadata["class_shares"], metadata)
+    centres = np.array(metadata["mode_centres"]) if metadata.get("mode_centres") else None
+    return Reference(extractor, found, moments(found), classifier, metadata["class_shares"], centres, metadata)
 
 
 def _classifier(
     config: EvaluateConfig,
-    train: LabelledImages,
+    train: Labelled,
     *,
     device: torch.device,
     on_log: Callable[[dict[str, float]], None] | None,
@@ -146,12 +155,29 @@ def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device:
         return InceptionExtractor(find_inception(config.inception_path), device=device)
     if config.extractor == "pixels":
         return PixelExtractor(device=device)
+    if config.extractor == "coordinates":
+        return CoordinateExtractor(device=device)
     if classifier is None:
         raise UserError("the classifier's weights are missing; run `dvc repro --force reference`")
     return ClassifierExtractor(classifier, device=device)
 
 
-def _shares(images: LabelledImages) -> list[float] | None:
+def _of_points(
+    config: EvaluateConfig, train: Labelled, other: np.ndarray, reference: np.ndarray
+) -> dict[str, float | list | None]:
+    """Floors of the distances between points, and the centres of the law's modes: the mean of each in `train`."""
+    centres = None
+    if train.labels is not None and train.classes is not None:
+        points = train[np.arange(len(train))].astype(np.float64)
+        centres = [points[train.labels == k].mean(axis=0).tolist() for k in range(len(train.classes))]
+    return {
+        "mode_centres": centres,
+        "floor_sliced_wasserstein": sliced_wasserstein(other, reference, projections=config.sliced_projections),
+        "floor_energy_distance": energy_distance(other, reference),
+    }
+
+
+def _shares(images: Labelled) -> list[float] | None:
     if images.labels is None or images.classes is None:
         return None
     return (np.bincount(images.labels, minlength=len(images.classes)) / len(images)).tolist()

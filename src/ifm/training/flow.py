@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ifm import objectives
 from ifm.anchors import AnchorPolicy, BankAnchor, Visit
 from ifm.dynamics import Dynamics, expand
+from ifm.images import at_work
 from ifm.model import IntegrationFlow
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
@@ -122,7 +123,9 @@ def train_flow_on_data(
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
 ) -> FitResult:
-    """The paper's algorithm: fits the flow to images (uint8 [n, C, H, W]) in place; it ends with averaged weights.
+    """The paper's algorithm: fits the flow to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
+
+    It ends with averaged weights.
 
     Each sample is an image x_0, perturbed by fresh z to a fresh t: t_max with probability t_max_share, else by the
     dynamics' training law. x_0_hat = g(x_0^(n), x_t, t) is held to x_0 and, if `mixed`, with weight 1 - 1/n to
@@ -135,7 +138,7 @@ def train_flow_on_data(
     read = row_reader(images, accelerator.device)
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
-        x_0 = read(rows).float() / 127.5 - 1  # [b, C, H, W]
+        x_0 = at_work(read(rows))  # [b, C, H, W]
         noise = Streams(seed, "noise", positions, step=step)
         t = dynamics.draw_time(generator=noise)  # [b]
         t = torch.where(streams.uniform() < t_max_share, dynamics.t_max, t).to(x_0.device)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ifm import objectives
 from ifm.dynamics import expand
+from ifm.images import at_work
 from ifm.model import Teacher
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
@@ -24,9 +25,9 @@ def train_teacher(
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
 ) -> FitResult:
-    """Fits the teacher to images (uint8 [n, C, H, W]) in place; it ends with its averaged weights.
+    """Fits the teacher to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
 
-    The global batch of a step, its times and its noise depend on (seed, step) alone.
+    It ends with its averaged weights. The global batch of a step, its times and its noise depend on (seed, step) alone.
     """
     dynamics = teacher.dynamics
     positions = local_positions(accelerator, settings.batch_size)
@@ -34,7 +35,7 @@ def train_teacher(
     read = row_reader(images, accelerator.device)
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        x_0 = read(order.batch(step)[positions]).float() / 127.5 - 1  # [b, C, H, W]
+        x_0 = at_work(read(order.batch(step)[positions]))  # [b, C, H, W] or [b, d]
         draws = Streams(seed, "noise", positions, step=step)
         t = dynamics.draw_time(generator=draws).to(x_0.device)  # [b]
         z = dynamics.draw_noise(tuple(x_0.shape[1:]), generator=draws).to(x_0.device)  # [b, C, H, W]

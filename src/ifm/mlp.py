@@ -1,0 +1,74 @@
+"""A residual MLP as F, for points: scaled input and c_noise in, F_x out. It knows no dynamics."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ifm.files import read_json, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KIND = "MLP"  # config.json's _class_name, as diffusers writes its own
+
+
+class MLP(nn.Module):
+    """(inputs [B, in_features], c_noise [B]) -> F_x [B, out_features].
+
+    An input layer, `layers` residual blocks h + W_2 silu(W_1 silu(h) + W_t e), a linear head. e: sines and cosines of
+    c_noise. c_noise spans about 1 (rf) to 2.7 (ve), so the angular frequencies rise from 1 to 2^5: the slowest sees
+    the range as a whole, the fastest tells neighbouring noise levels apart.
+    """
+
+    def __init__(self, *, in_features: int, out_features: int, width: int, layers: int, frequencies: int = 16) -> None:
+        super().__init__()
+        self.options = {
+            "in_features": in_features,
+            "out_features": out_features,
+            "width": width,
+            "layers": layers,
+            "frequencies": frequencies,
+        }
+        self.register_buffer("omega", 2 ** torch.linspace(0, 5, frequencies), persistent=False)
+        self.inputs = nn.Linear(in_features, width)
+        self.times = nn.ModuleList(nn.Linear(2 * frequencies, width) for _ in range(layers))
+        self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.head = nn.Linear(width, out_features)
+
+    def forward(self, inputs: Tensor, c_noise: Tensor) -> Tensor:
+        phase = c_noise.to(self.omega.dtype)[:, None] * self.omega  # [B, frequencies]
+        e = torch.cat([phase.sin(), phase.cos()], dim=1).to(inputs.dtype)  # [B, 2 frequencies]
+        h = self.inputs(inputs)  # [B, width]
+        for time, first, second in zip(self.times, self.first, self.second, strict=True):
+            h = (h + second(nn.functional.silu(first(nn.functional.silu(h)) + time(e)))) * math.sqrt(0.5)
+        return self.head(nn.functional.silu(h))
+
+
+def save_mlp(network: MLP, folder: Path) -> None:
+    """Writes config.json and model.safetensors."""
+    save_file({name: w.detach().cpu().contiguous() for name, w in network.state_dict().items()}, folder / WEIGHTS)
+    write_json(folder / CONFIG, {"_class_name": KIND, **network.options})
+
+
+def is_mlp(folder: Path) -> bool:
+    """Whether the folder's config.json is `save_mlp`'s. Raises FileNotFoundError where there is none."""
+    return _config(folder).get("_class_name") == KIND
+
+
+def load_mlp(folder: Path) -> MLP:
+    """Reads what `save_mlp` wrote. Raises FileNotFoundError or ValueError that names the folder."""
+    options = _config(folder)
+    if options.pop("_class_name", None) != KIND:
+        raise ValueError(f"{folder}: holds no MLP")
+    network = MLP(**options)
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return network
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder}: no {CONFIG} there, so no saved network")
+    return dict(read_json(folder / CONFIG))
