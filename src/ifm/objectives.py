@@ -40,7 +40,7 @@ def adaptive_huber_c(x_0_hat: Tensor, target: Tensor) -> Tensor:
     """The batch's mean error |d|, without gradient: a scalar, at least the c by dimension.
 
     Errors above the mean count linearly and those below quadratically, at every stage of training. The rule is
-    our choice: an adaptive c is asked for without one. The floor keeps the root differentiable at d = 0.
+    our choice: the paper leaves it open. The floor keeps the root differentiable at d = 0.
     """
     d = x_0_hat - target
     return squared_norm(d).sqrt().mean().clamp_min(huber_c_by_dimension(d))
