@@ -1,15 +1,21 @@
 """The exact teacher against brute force, closed forms and limits, and the solver against it."""
 
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from exact import GaussianDenoiser, PointsDenoiser
 
-from ifm import dynamics, exact, pretrained
+from ifm import config, dynamics, exact, pretrained
+from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
 from ifm.exact import ExactTeacher, gaussian_flow_map
 from ifm.random import Streams
 from ifm.sampling import solve_ode, teacher_sampler
+from pipeline import paths
+from pipeline.stage import Stage
+from pipeline.stages import teacher as teacher_stage
 
 NAMES = list(dynamics.DYNAMICS)
 POINTS = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.0, -0.7]], dtype=torch.float64)
@@ -159,3 +165,25 @@ def test_save_and_load_are_exact(name, tmp_path):
     assert torch.equal(again(x_t, t), teacher(x_t, t))
     assert pretrained.describe(tmp_path / "a") == pretrained.describe(tmp_path / "b")
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"data.safetensors", "ifm.json"}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_stage_writes_the_training_images_and_their_mirror_images(flip, tmp_path, monkeypatch):
+    values = config.read_params(Path(__file__).parents[1] / "params.yaml")
+    values["teacher"]["kind"], values["flow"]["init"] = "exact", "scratch"
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), np.uint8)
+    monkeypatch.chdir(tmp_path)
+    paths.PROCESSED.mkdir(parents=True)
+    np.save(paths.PROCESSED / "train-00000.npy", images)
+    ProcessedMetadata(
+        source="digits", name=None, image_size=8, channels=1, classes=None, random_flip=flip, mean=[0.0], std=[1.0],
+        splits={"train": ProcessedSplit(count=6, shards=["train-00000.npy"], class_counts=None, sha256="0")},
+    ).write(paths.PROCESSED)  # fmt: skip
+    stage = Stage("teacher-rf", "teacher", config.parse(values), values, "rf")
+    teacher_stage.work(stage)
+    data = pretrained.load_teacher(paths.teacher("rf")).data.reshape(-1, 1, 8, 8).numpy()
+    assert (data == (np.concatenate([images, images[..., ::-1]]) if flip else images)).all()
+    description = pretrained.describe(paths.teacher("rf"))
+    assert (description["parameters"], description["train_images"]) == (0, 0)
+    assert paths.curve("teacher-rf").read_text() == "step,loss,grad_norm,lr\n"
+    assert stage.run.timings["train_seconds"] == 0

@@ -16,6 +16,8 @@ from ifm.tracking import flatten
 from pipeline import paths
 from pipeline.stage import Stage, main
 
+DATA_ROWS = 50_000  # training images for the data's spacing: the first, where there are more
+
 
 def params(stage: Stage) -> dict:
     return stage.sections("seed", "diagnose")
@@ -38,7 +40,7 @@ def work(stage: Stage) -> None:
         flow,
         teacher,
         Draws.of(flow.dynamics, tuple(metadata.image_shape), members, seed=config.seed, device=device),
-        data=at_work(torch.from_numpy(images[np.arange(len(images))])).to(device),
+        data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
         stored=StoredPaths(stored.to(device), torch.tensor(metadata.times)),
         seed=config.seed,
         **settings,
