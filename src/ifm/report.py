@@ -513,9 +513,9 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
 def render(report: Report) -> str:
     """The page as HTML text: self-contained, the same for the same input.
 
-    `curves`, `grids`, `points`, `class_shares` (with `real_shares` and `classes`), `reference` and its keys,
-    and `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is empty, lacks a
-    column, where a grid is not a PNG, or where shares and classes differ in number.
+    `curves`, `grids`, `points`, `class_shares` (with `real_shares` and `classes`), `reference` and its keys, and
+    `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is empty or lacks
+    a column, where a grid is not a PNG, or where shares and classes differ in number.
     """
     _check(report.summary)
     if report.summary.empty:
