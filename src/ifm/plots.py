@@ -97,7 +97,7 @@ def quality_against_nfe(summary: pd.DataFrame, *, floor_fid: float | None = None
         ax.set_xscale("log", base=2)
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.set_xticks([], minor=True)
-        ax.set_xlabel("Network evaluations per image (NFE)")
+        ax.set_xlabel(f"Network evaluations per {unit(summary)} (NFE)")
 
     return _quality(summary, "nfe", axis, floor_fid=floor_fid, name="nfe", label=f"{quality(summary)} against NFE")
 
@@ -112,7 +112,7 @@ def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = 
         ax.set_xticks(ticks, [_duration(tick) for tick in ticks])
         ax.set_xticks([], minor=True)
         ax.set_xlim(low, high)
-        ax.set_xlabel("Time per image")
+        ax.set_xlabel(f"Time per {unit(summary)}")
 
     return _quality(
         summary,
@@ -120,13 +120,18 @@ def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = 
         axis,
         floor_fid=floor_fid,
         name="seconds",
-        label=f"{quality(summary)} against time per image",
+        label=f"{quality(summary)} against time per {unit(summary)}",
     )
 
 
 def quality(summary: pd.DataFrame) -> str:
     """What the rows are judged by: "FID", or for points, which have none, "Sliced 2-Wasserstein"."""
     return QUALITY["fid" if judged(summary) is summary else "sliced_wasserstein"]
+
+
+def unit(summary: pd.DataFrame) -> str:
+    """What one sample is: "image", or "point" where the rows have no FID."""
+    return "image" if quality(summary) == QUALITY["fid"] else "point"
 
 
 def judged(summary: pd.DataFrame) -> pd.DataFrame:
@@ -162,7 +167,7 @@ def path_lines(paths: np.ndarray, *, data: np.ndarray, shade: str, name: str, la
         for line in lines[:PATHS_SHOWN]:
             ax.plot(*line[:, :2].T, color=shade, linewidth=0.8, alpha=0.7)
         ax.plot(*lines[:PATHS_SHOWN, -1, :2].T, "o", ms=2.6, color=shade, markeredgewidth=0)
-        _square(ax, data)
+        _square(ax, data, reach=1.7)  # the noise is wider than most data
 
     return _svg(draw, name=name, label=label, size=SQUARE)
 
@@ -425,7 +430,7 @@ def _quality(
     for column in ("data", "extractor"):
         if summary[column].nunique() > 1:
             raise ValueError(f"one plot, one {column}; got {sorted(summary[column].unique())}")
-    title, summary = quality(summary), judged(summary)
+    title, sample, summary = quality(summary), unit(summary), judged(summary)
     variants = flow_variants(summary)
     lines = _series(_usable(summary, x), x, variants)
 
@@ -439,8 +444,7 @@ def _quality(
         axis(ax)
         _log_y(ax)
         ax.set_ylabel(title)
-        real = "images" if title == QUALITY["fid"] else "points"
-        floor = f"Floor: real test {real}" if _positive(floor_fid) else None
+        floor = f"Floor: real test {sample}s" if _positive(floor_fid) else None
         _quality_legend(figure, lines, variants, floor=floor)
 
     return _svg(draw, name=name, label=label)
@@ -548,10 +552,10 @@ def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequenc
         figure.legend(handles, titles, loc="outside lower center", ncols=2)
 
 
-def _square(ax: "Axes", data: np.ndarray) -> None:
-    """Equal axes with the data in the middle and a quarter of its half-width around it."""
+def _square(ax: "Axes", data: np.ndarray, *, reach: float = 1.25) -> None:
+    """Equal axes with the data in the middle, out to `reach` times its half-width."""
     low, high = data[:, :2].min(axis=0), data[:, :2].max(axis=0)
-    middle, half = (low + high) / 2, 0.625 * float((high - low).max())
+    middle, half = (low + high) / 2, reach / 2 * float((high - low).max())
     ax.set_xlim(middle[0] - half, middle[0] + half)
     ax.set_ylim(middle[1] - half, middle[1] + half)
     ax.set_aspect("equal")

@@ -1,5 +1,6 @@
 """From x_T to x_0: the flow in one or a few evaluations, the teacher by Heun or Euler, and stored trajectories."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -215,10 +216,10 @@ def draw_samples(
 ) -> Drawn:
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
 
-    The clock covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the
+    seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the
     rounding of images to uint8.
     """
-    images, seconds = np.empty((count, *shape), np.uint8 if len(shape) == 3 else np.float32), 0.0
+    images, seconds = np.empty((count, *shape), np.uint8 if len(shape) == 3 else np.float32), []
     sampler.run(Draws.of(dynamics, shape, range(min(batch_size, count)), seed=seed, device=device))
     for start in range(0, count, batch_size):
         members = range(start, min(start + batch_size, count))
@@ -227,9 +228,9 @@ def draw_samples(
         began = time.perf_counter()
         x_0_hat = sampler.run(draws)
         _wait(device)
-        seconds += time.perf_counter() - began
+        seconds.append((time.perf_counter() - began) / len(members))
         images[members.start : members.stop] = at_rest(x_0_hat)
-    return Drawn(images, seconds / count)
+    return Drawn(images, statistics.median(seconds))
 
 
 def _wait(device: torch.device) -> None:
