@@ -216,8 +216,9 @@ def draw_samples(
 ) -> Drawn:
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
 
-    seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the
-    rounding of images to uint8.
+    seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock
+    covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the rounding
+    of images to uint8.
     """
     images, seconds = np.empty((count, *shape), np.uint8 if len(shape) == 3 else np.float32), []
     sampler.run(Draws.of(dynamics, shape, range(min(batch_size, count)), seed=seed, device=device))
