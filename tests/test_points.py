@@ -26,7 +26,7 @@ from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, solve_ode
 from pipeline import paths, preset
 from pipeline.stage import Stage
-from pipeline.stages import evaluate, fetch, flow, preprocess, reference, report, sample, teacher, trajectories
+from pipeline.stages import diagnose, evaluate, fetch, flow, preprocess, reference, report, sample, teacher, trajectories
 
 ROOT = Path(__file__).parents[1]
 PLANAR = ["eight_gaussians", "two_moons", "checkerboard", "spiral", "gaussian"]
@@ -394,7 +394,7 @@ def test_every_stage_on_points(name, dimensions, tmp_path, monkeypatch):
     values["dynamics"] = ["rf", "pfgmpp"]
     config = parse(values)
     Path("params.yaml").write_text(json.dumps(values))
-    single, branched = [fetch, preprocess, reference], [teacher, trajectories, flow, sample, evaluate]
+    single, branched = [fetch, preprocess, reference], [teacher, trajectories, flow, sample, evaluate, diagnose]
     for stage, d in (
         [(s, None) for s in single] + [(s, d) for d in values["dynamics"] for s in branched] + [(report, None)]
     ):
