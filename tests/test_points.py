@@ -26,7 +26,18 @@ from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, solve_ode
 from pipeline import paths, preset
 from pipeline.stage import Stage
-from pipeline.stages import diagnose, evaluate, fetch, flow, preprocess, reference, report, sample, teacher, trajectories
+from pipeline.stages import (
+    diagnose,
+    evaluate,
+    fetch,
+    flow,
+    preprocess,
+    reference,
+    report,
+    sample,
+    teacher,
+    trajectories,
+)
 
 ROOT = Path(__file__).parents[1]
 PLANAR = ["eight_gaussians", "two_moons", "checkerboard", "spiral", "gaussian"]
@@ -204,6 +215,7 @@ def points_values(**changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"anchor__input": "cross_attention"}, "anchor.input: cross_attention needs the unet"),
         ({"network__kind": "unet"}, "network.kind: unet does not fit data.source: points; use mlp"),
         ({"evaluate__extractor": "pixels"}, "evaluate.extractor: pixels does not fit data.source: points; use coord"),
         ({"data__source": "digits"}, "network.kind: mlp does not fit data.source: digits; use unet"),

@@ -320,6 +320,8 @@ class Config(Section):
             if not points and value == wanted:
                 other = "unet" if wanted == "mlp" else "classifier, inception or pixels"
                 raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {other}")
+        if points and self.anchor.input == "cross_attention":
+            raise ValueError("anchor.input: cross_attention needs the unet; with data.source: points use channels")
         halvings = len(self.network.channels) - 1
         if not points and self.data.image_size % 2**halvings:
             raise ValueError(
