@@ -31,7 +31,7 @@ def work(stage: Stage) -> None:
     one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
     points = config.data.source == "points"
-    in_a_plane = reference["image_shape"][0] > 1
+    planar = points and reference["image_shape"][0] > 1  # what a scatter plot needs
     page = render(
         Report(
             summary=summary,
@@ -42,7 +42,7 @@ def work(stage: Stage) -> None:
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
             grids={} if points else {d: _grids(d) for d in config.dynamics},
-            points={d: _points(d, reference) for d in config.dynamics} if points and in_a_plane else {},
+            points={d: _points(d, reference) for d in config.dynamics} if planar else {},
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
             classes=reference["classes"] if shares else None,
