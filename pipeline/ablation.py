@@ -368,15 +368,17 @@ def rows(task: Task, results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def collect(tasks: Sequence[Task], runner: Runner) -> tuple[pd.DataFrame, list[Left]]:
-    """The finished tasks' rows, and the results that could not be read."""
-    done, found, unread = runner.finished(), [], []
+    """The finished tasks' rows, and what has none: not finished, or not to be read."""
+    done, found, without = runner.finished(), [], []
     for task in tasks:
-        if task.name in done:
-            try:
-                found += rows(task, runner.read(task))
-            except UserError as error:
-                unread.append(Left(task.label, str(error)))
-    return pd.DataFrame(found, columns=list(COLUMNS)), unread
+        if task.name not in done:
+            without.append(Left(task.label, "not finished"))
+            continue
+        try:
+            found += rows(task, runner.read(task))
+        except UserError as error:
+            without.append(Left(task.label, str(error)))
+    return pd.DataFrame(found, columns=list(COLUMNS)), without
 
 
 def merged(new: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -489,13 +491,14 @@ def ablate(arguments: argparse.Namespace, runner: Runner) -> int:
     try:
         failed = run_all(tasks, runner, say=lambda line: print(line, flush=True))
     finally:  # after a Ctrl-C too: what is finished is shown
-        table, unread = collect(tasks, runner)
+        table, without = collect(tasks, runner)
+        reasons = {one.label: one for one in [*without, *failed]}  # why it failed, where that is known
         if len(table):
-            write(merged(table, CSV), left=[*failed, *unread, *skipped], commit=commit)
-            print(f"{len(table)} rows in {CSV}; page: {PAGE}")
-    for one in [*failed, *unread]:
+            write(merged(table, CSV), left=[*reasons.values(), *skipped], commit=commit)
+            print(f"{len(table)} rows in {CSV}; page: {PAGE}", flush=True)
+    for one in reasons.values():
         print(f"failed: {one.label}: {one.reason}", file=sys.stderr)
-    return 1 if failed or unread else 0
+    return 1 if reasons else 0
 
 
 def main() -> None:

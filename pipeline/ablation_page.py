@@ -233,7 +233,7 @@ def answer(question: Question, table: pd.DataFrame, *, data: str, number: int) -
         "data": data,
         "metric": METRICS[metric],
         "svg": Markup(_figure(shown, groups, found, table, metric=metric, name=f"q{number}-{data}")),
-        "heads": [plots.DYNAMICS.get(d, d) if d else METRICS[metric] for d in groups],
+        "heads": [plots.DYNAMICS.get(d, d) if d else "PFGM++ and VE" for d in groups],
         "second": METRICS[second] if second else None,
         "rows": [
             {
@@ -249,11 +249,13 @@ def answer(question: Question, table: pd.DataFrame, *, data: str, number: int) -
 
 def tally(answers: Sequence[dict[str, Any]]) -> str:
     """How often the claim agrees with what was measured, in words."""
-    counts = Counter(line["verdict"] for one in answers for line in one["lines"] if line["verdict"])
+    lines = [line for one in answers for line in one["lines"]]
+    counts = Counter(line["verdict"] for line in lines if line["verdict"])
     total = counts.total()
     if not total:
-        return "not judged"
-    return ", ".join(f"{counts[v]} of {total} {v}" for v in (HOLDS, CONTRADICTED, UNDECIDED, UNMEASURED) if counts[v])
+        return "no order claimed" if lines else "not measured"
+    said = (f"{v} in {counts[v]} of {total}" for v in (HOLDS, CONTRADICTED, UNDECIDED, UNMEASURED) if counts[v])
+    return ", ".join(said)
 
 
 def _figure(

@@ -3,6 +3,7 @@
 import argparse
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ from pipeline.ablation_page import CONTRADICTED, HOLDS, UNDECIDED, UNMEASURED, E
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "params.yaml").read_text()
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
 def planned(presets=("points",), seeds=(0,), **options):
@@ -229,6 +231,7 @@ def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, ca
     table = pd.read_csv("reports/ablation.csv")
     assert tuple(table.columns) == ablation.COLUMNS
     assert table.variant.unique().tolist() == ["trajectory-self", "trajectory-none", "trajectory-noise"]
+    assert (checkout / "reports/ablation.html").read_text().count("<dd>not finished</dd>") == 25
     runner.killed_at, runner.fails = None, {"printed"}
     assert ablation.ablate(arguments(), runner) == 1
     assert "failed: points printed seed 1: ERROR" in capsys.readouterr().err
@@ -258,6 +261,7 @@ def git(folder, *words):
     subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
 
 
+@needs_git
 def test_the_checkout_must_be_a_clean_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -320,16 +324,16 @@ ANCHOR = "Anchor policy, objective trajectory"
 
 def test_sentences_follow_the_numbers():
     answers = answers_of(table_of(better_with_bank), ANCHOR)
-    assert ablation_page.tally(answers) == "6 of 6 agrees"
+    assert ablation_page.tally(answers) == "agrees in 6 of 6"
     assert answers[0]["lines"][0]["text"] == "bank 0.505 ± 0.0050, none 1.01 ± 0.010: 50 % lower"
-    assert ablation_page.tally(answers_of(table_of(worse_with_bank), ANCHOR)) == "6 of 6 contradicts"
+    assert ablation_page.tally(answers_of(table_of(worse_with_bank), ANCHOR)) == "contradicts in 6 of 6"
     same = table_of(lambda task, d, nfe: 1 + 0.1 * task.seed)
-    assert ablation_page.tally(answers_of(same, ANCHOR)) == "6 of 6 not told apart"
+    assert ablation_page.tally(answers_of(same, ANCHOR)) == "not told apart in 6 of 6"
     single = table_of(better_with_bank, seeds=[0])
-    assert ablation_page.tally(answers_of(single, ANCHOR)) == "6 of 6 no spread to judge by"
+    assert ablation_page.tally(answers_of(single, ANCHOR)) == "no spread to judge by in 6 of 6"
     assert answers_of(single, ANCHOR)[0]["lines"][0]["text"] == "bank 0.500, none 1.00: 50 % lower, one seed"
     mixed = table_of(lambda task, d, nfe: (better_with_bank if d == "rf" else worse_with_bank)(task, d, nfe))
-    assert ablation_page.tally(answers_of(mixed, ANCHOR)) == "2 of 6 agrees, 4 of 6 contradicts"
+    assert ablation_page.tally(answers_of(mixed, ANCHOR)) == "agrees in 2 of 6, contradicts in 4 of 6"
 
 
 @pytest.mark.parametrize(
@@ -422,6 +426,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@needs_git
 @pytest.mark.slow
 def test_two_variants_for_real_train_one_teacher(tmp_path):
     project = clone_of_this(tmp_path / "ifm")
