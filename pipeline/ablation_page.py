@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from markupsafe import Markup
 from ifm import plots
 from ifm.report import MISSING, significant
 
+ONE_STEP = "One evaluation, mean ± sd"
 TEMPLATE = Path(__file__).with_name("ablation.html")
 METRICS = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein", "energy_distance": "Energy distance"}
 HOLDS, CONTRADICTED, UNDECIDED, UNMEASURED = "agrees", "contradicts", "not told apart", "no spread to judge by"
@@ -86,24 +87,24 @@ QUESTIONS = (
         "higher than the same flow on a teacher’s paths. “Printed” is its whole algorithm: loss to data, bank, scheme "
         "paper, from scratch, t by its training law.",
         (
-            Setting("trajectory, self", "trajectory-self"),
-            Setting("trajectory, bank", "trajectory-bank"),
-            Setting("data, bank", "data-bank"),
+            Setting("trajectory + self", "trajectory-self"),
+            Setting("trajectory + bank", "trajectory-bank"),
+            Setting("data + bank", "data-bank"),
             Setting("printed", "printed"),
         ),
-        (Contrast("data, bank", "trajectory, bank"), Contrast("printed", "trajectory, self")),
+        (Contrast("data + bank", "trajectory + bank"), Contrast("printed", "trajectory + self")),
     ),
     Question(
         "The integral against the instantaneous velocity",
         "The paper: the learned integral gives the end point in one evaluation, where one step along the instantaneous "
         "velocity (the teacher at 1 NFE) misses it. The flow should be lower.",
         (
-            Setting("velocity, 1 NFE", "trajectory-self", "teacher_1_"),
-            Setting("integral, trajectory", "trajectory-self"),
-            Setting("integral, data", "data-bank"),
-            Setting("integral, printed", "printed"),
+            Setting("velocity (1 NFE)", "trajectory-self", "teacher_1_"),
+            Setting("integral (trajectory)", "trajectory-self"),
+            Setting("integral (data)", "data-bank"),
+            Setting("integral (printed)", "printed"),
         ),
-        tuple(Contrast(f"integral, {name}", "velocity, 1 NFE") for name in ("trajectory", "data", "printed")),
+        tuple(Contrast(f"integral ({name})", "velocity (1 NFE)") for name in ("trajectory", "data", "printed")),
     ),
     Question(
         "Scheme of preconditioning",
@@ -195,7 +196,7 @@ def sentence(contrast: Contrast, first: Estimate, second: Estimate) -> str:
         how = f"{significant(abs(change), 2)} % {'lower' if change < 0 else 'higher'}"
     if said == UNMEASURED:
         how += ", one seed"
-    return f"{contrast.first} {first}, {contrast.second} {second}: {how}"
+    return f"{contrast.first} {first} against {contrast.second} {second}: {how}"
 
 
 def judged_by(table: pd.DataFrame) -> str:
@@ -289,7 +290,7 @@ def _figure(
                     ax.vlines(at, low, mine.mean + mine.deviation, color=shade, linewidth=1.6, zorder=3)
                 ax.plot([at], [mine.mean], linestyle="none", color=shade, zorder=4, **plots._marker("one_step", shade))
         ax.set_xlim(-0.5, len(settings) - 0.5)
-        ax.set_xticks(range(len(settings)), [setting.label.replace(", ", ",\n") for setting in settings])
+        ax.set_xticks(range(len(settings)), [re.sub(r" ([+(])", r"\n\1", setting.label) for setting in settings])
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
         ax.set_yscale("log")
@@ -298,15 +299,17 @@ def _figure(
             ax.set_ylim(low / 1.2, high * 1.2)
         plots._log_y(ax)
         ax.set_ylabel(METRICS[metric])
-        handles = [
-            *(ax.plot([], [], color=colours[d], linewidth=4)[0] for d in plots.ordered(colours)),
-            ax.plot([], [], color=plots.INK, linestyle="none", **plots._marker("one_step", plots.INK))[0],
-            ax.plot([], [], linestyle="none", **plots._marker("heun", plots.INK))[0],
+        # Dynamics in the legend's first row, markers in its second; matplotlib fills columns.
+        names = plots.ordered(colours)
+        dots = [
+            (ax.plot([], [], color=plots.INK, linestyle="none", **plots._marker("one_step", plots.INK))[0], ONE_STEP),
+            (ax.plot([], [], linestyle="none", **plots._marker("heun", plots.INK))[0], f"Teacher, {most} NFE"),
         ]
-        titles = [plots.DYNAMICS.get(d, d) for d in plots.ordered(colours)]
-        figure.legend(
-            handles, [*titles, "One evaluation, mean ± sd", f"Teacher, {most} NFE"], loc="outside lower center", ncols=3
-        )
+        lines = [(ax.plot([], [], color=colours[d], linewidth=4)[0], plots.DYNAMICS.get(d, d)) for d in names]
+        blank = (ax.plot([], [], linestyle="none")[0], "")
+        columns = list(zip_longest(lines, dots, fillvalue=blank))
+        handles, titles = zip(*(entry for column in columns for entry in column), strict=True)
+        figure.legend(handles, titles, loc="outside lower center", ncols=len(columns))
 
     return plots._svg(draw, name=re.sub(r"\W", "-", name), label="Dots with bars: mean and standard deviation")
 
