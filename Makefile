@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro track test test-slow lint preset ui readme clean
+.PHONY: help setup repro track test test-slow lint preset ablation ui readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ lint: setup ## ruff alone, mending what it can
 
 preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder)
 	$(BIN)/python -m pipeline.preset "$(NAME)" --data "$(DATA)"
+
+ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", DRY=1 to list them
+	$(BIN)/python -m pipeline.ablation $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
