@@ -16,12 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import pandas as pd
@@ -30,9 +29,9 @@ from filelock import FileLock, Timeout
 from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_text
-from ifm.tracking import digest
+from ifm.tracking import digest, flatten
 from pipeline import ablation_page, paths, preset
-from pipeline.stage import data_name, declared_code
+from pipeline.stage import data_name, declared_code, terminate
 
 CSV, PAGE = paths.REPORTS / "ablation.csv", paths.REPORTS / "ablation.html"
 LOGS = Path(".ifm/ablation")
@@ -143,7 +142,7 @@ def plan(
     exist and for an override of a key that does not exist.
     """
     tasks, skipped = [], []
-    before = dict(_leaves(_load(text)))
+    before = flatten(_load(text))
     applied = {name: _load(preset.apply(name, text)) for name in presets}
     for name, seed, variant in itertools.product(presets, seeds, variants):
         values = copy.deepcopy(applied[name])
@@ -162,7 +161,7 @@ def plan(
             continue
         read = {section: value for section, value in values.items() if section not in UNREAD}
         key = digest({"params": read, "dynamics": dynamics, "code": code})[:10]
-        settings = {k: v for k, v in _leaves(values) if k not in before or before[k] != v}
+        settings = {k: v for k, v in flatten(values).items() if k not in before or before[k] != v}
         experiment = f"ablation-{name}-{variant.name}-s{seed}-{key}"
         tasks.append(Task(experiment, name, variant, seed, dynamics, config, settings))
     return tasks, skipped
@@ -174,16 +173,8 @@ def code_digest() -> str:
     return digest({str(file): file_sha256(file) for file in sorted(files)})
 
 
-def _load(text: str) -> dict[str, Any]:
+def _load(text: str) -> Any:
     return preset._yaml(typ="safe").load(text)
-
-
-def _leaves(values: Mapping[str, Any], at: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -447,7 +438,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     bad = [word for word in words if "=" not in word]
     if bad:
         raise UserError(f"--set {bad[0]}: must be key=value, e.g. flow.steps=500")
-    return {key: preset._yaml(typ="safe").load(value) for key, _, value in (word.partition("=") for word in words)}
+    return {key: _load(value) for key, _, value in (word.partition("=") for word in words)}
 
 
 def _describe(tasks: Sequence[Task], skipped: Sequence[Left], finished: set[str]) -> str:
@@ -461,10 +452,6 @@ def _describe(tasks: Sequence[Task], skipped: Sequence[Left], finished: set[str]
     lines += [f"skipped   {one.label}: {one.reason}" for one in skipped]
     waiting = sum(task.name not in finished for task in tasks)
     return "\n".join([*lines, f"{len(tasks)} experiments, {waiting} to run, {len(skipped)} skipped"])
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def ablate(arguments: argparse.Namespace, runner: Runner) -> int:
@@ -510,7 +497,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="params of every variant")
     parser.add_argument("--dry-run", action="store_true", help="list the variants and what would run")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         if arguments.dry_run:
             sys.exit(ablate(arguments, DvcRunner()))

@@ -86,7 +86,7 @@ def main(
     dynamics = getattr(arguments, "dynamics", None)
     name = f"{module}-{dynamics}" if dynamics else module
     stage = Stage(name, module, config, read_params(paths.PARAMS), dynamics)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         with _tracked(stage, params(stage), tracked=tracked):
             work(stage)
@@ -96,7 +96,7 @@ def main(
         sys.exit(f"{name}: {error}")
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the stage by an exception, so that its run is closed and its temporary files go."""
     sys.exit(128 + number)
 
