@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics
-from ifm.model import IntegrationFlow, Teacher
+from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.networks import build_unet
 from ifm.random import EndlessShuffle
 from ifm.training.engine import ProcessExchange, local_positions
-from ifm.training.flow import train_flow, train_flow_on_data
+from ifm.training.flow import consistency_phase, data_phase, interval_phase, train_flow, trajectory_phase
 from ifm.training.loop import TrainSettings
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import generate
@@ -36,11 +36,11 @@ class Recorded:
         return self.array[rows]
 
 
-def unet(in_channels):
+def unet(in_channels, **more):
     torch.manual_seed(0)
     return build_unet(
         image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1,
-        attention=[False, False], dropout=0.0, norm_groups=4,
+        attention=[False, False], dropout=0.0, norm_groups=4, **more,
     )  # fmt: skip
 
 
@@ -73,10 +73,17 @@ def main(out: Path) -> None:
     )  # fmt: skip
     paths = np.concatenate([np.load(shard) for shard in shards])
     flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
-    train_flow(
-        accelerator, flow, Recorded(paths), times=times, policy=anchors.SelfAnchor(0.5), settings=settings,
-        t_max_share=0.5, distance="pseudo_huber", huber_c=None, seed=1,
-    )  # fmt: skip
+    compare = {"distance": "pseudo_huber", "huber_c": None}
+    pairs = {"random_flip": True, "t_max_share": 0.5, "batch_size": settings.batch_size, "seed": 1}
+    run = {"settings": settings, "seed": 1}
+    phase = trajectory_phase(accelerator, flow, Recorded(paths), times=times, t_max_share=0.5, **compare)
+    train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
+    free = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
+    phase = consistency_phase(accelerator, free, images.array, intervals=(2, 8), **pairs, **compare)
+    train_flow(accelerator, free, [phase], policy=anchors.SelfAnchor(0.5), **run)
+    interval = IntervalFlow(unet(2, two_times=True), d, takes_anchor=True)
+    phase = interval_phase(accelerator, interval, images.array, same_share=0.5, power=1.0, **pairs)
+    train_flow(accelerator, interval, [phase], policy=anchors.SelfAnchor(0.5), **run)
     bank = anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator))
     digest = [live(bank, local_positions(accelerator, 12))]
     torch.distributed.broadcast_object_list(digest) if accelerator.num_processes > 1 else None
@@ -86,15 +93,17 @@ def main(out: Path) -> None:
         anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator)), reset_probability=0.25
     )
     on_data = IntegrationFlow(unet(2), d, scheme="paper", takes_anchor=True)
-    train_flow_on_data(
-        accelerator, on_data, images.array, random_flip=True, policy=policy, settings=settings, t_max_share=0.5,
-        distance="adaptive_huber", huber_c=None, weighting="inverse_scale", mixed=True, seed=1,
-    )  # fmt: skip
+    how = {"distance": "adaptive_huber", "huber_c": None, "weighting": "inverse_scale", "mixed": True}
+    train_flow(
+        accelerator, on_data, [data_phase(accelerator, on_data, images.array, **how, **pairs)], policy=policy, **run
+    )
     state = policy.state()
     (out / f"batches-{accelerator.process_index}.json").write_text(json.dumps(images.asked))
     if accelerator.is_main_process:
         torch.save(teacher.state_dict(), out / "teacher.pt")
         torch.save(flow.state_dict(), out / "flow.pt")
+        torch.save(free.state_dict(), out / "consistency.pt")
+        torch.save(interval.state_dict(), out / "interval.pt")
         torch.save(on_data.state_dict(), out / "data.pt")
         torch.save(state["anchor.bank"], out / "bank.pt")
 

@@ -13,12 +13,15 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics, objectives
-from ifm.model import IntegrationFlow, Teacher
+from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.networks import build_unet
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.engine import LaunchError, ProcessExchange, local_positions, row_reader
-from ifm.training.flow import draw_stored_index, time_weight, train_flow, train_flow_on_data
+from ifm.training.flow import (
+    consistency_intervals, consistency_phase, data_phase, draw_stored_index, draw_time, interval_phase, time_weight,
+    train_flow, trajectory_phase,
+)  # fmt: skip
 from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
 from ifm.training.teacher import train_teacher
 
@@ -39,12 +42,12 @@ def settings(**changes):
     return TrainSettings(**SETTINGS | changes)
 
 
-def unet(in_channels=1):
+def unet(in_channels=1, **changed):
     torch.manual_seed(0)
+    options = {"attention": [False, False], "dropout": 0.0, "norm_groups": 4} | changed
     return build_unet(
-        image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1,
-        attention=[False, False], dropout=0.0, norm_groups=4,
-    )  # fmt: skip
+        image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1, **options
+    )
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), np.uint8)
@@ -60,13 +63,17 @@ def run_teacher(**options):
 
 def run_flow(**options):
     flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
-    chosen = options.pop("settings", settings())
-    result = train_flow(
-        Accelerator(cpu=True), flow, PATHS, times=torch.tensor([80.0, 1.0, 0.0]),
-        policy=anchors.SelfAnchor(0.5), settings=chosen, t_max_share=0.5, distance="pseudo_huber", huber_c=None,
-        seed=1, **options,
-    )  # fmt: skip
-    return flow.state_dict(), result
+    accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
+    phase = on_paths(accelerator, flow)
+    return flow.state_dict(), train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
+
+
+COMPARE = {"distance": "pseudo_huber", "huber_c": None}
+
+
+def on_paths(accelerator, flow):
+    times = torch.tensor([80.0, 1.0, 0.0])
+    return trajectory_phase(accelerator, flow, PATHS, times=times, t_max_share=0.5, **COMPARE)
 
 
 def bank_of(size, accelerator=None, reset=0.25):
@@ -78,28 +85,49 @@ def bank_of(size, accelerator=None, reset=0.25):
 def run_bank(**options):
     """Objective `trajectory` with the bank; the bank stands beside the weights."""
     flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
-    accelerator, chosen = Accelerator(cpu=True), options.pop("settings", settings())
+    accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
     policy = bank_of(len(PATHS), accelerator)
-    result = train_flow(
-        accelerator, flow, PATHS, times=torch.tensor([80.0, 1.0, 0.0]), policy=policy, settings=chosen,
-        t_max_share=0.5, distance="pseudo_huber", huber_c=None, seed=1, **options,
-    )  # fmt: skip
+    result = train_flow(accelerator, flow, [on_paths(accelerator, flow)], policy=policy, **run)
     return flow.state_dict() | policy.state(), result
 
 
-DATA = {
-    "random_flip": True, "settings": settings(), "t_max_share": 0.3, "distance": "adaptive_huber", "huber_c": None,
-    "weighting": "inverse_scale", "mixed": True, "seed": 1,
-}  # fmt: skip
+PAIRS = {"random_flip": True, "t_max_share": 0.3, "seed": 1}
+DATA = {"distance": "adaptive_huber", "huber_c": None, "weighting": "inverse_scale", "mixed": True}
 
 
-def run_data(**options):
+def train_on_data(flow, images, *, policy, run, **changed):
+    accelerator = Accelerator(cpu=True)
+    options = PAIRS | DATA | {"batch_size": run["settings"].batch_size} | changed
+    phase = data_phase(accelerator, flow, images, **options)
+    return train_flow(accelerator, flow, [phase], policy=policy, seed=1, **run)
+
+
+def run_data(policy=None, **options):
     """Objective `data` with all of its options."""
     flow = IntegrationFlow(unet(2), dynamics.build("pfgmpp"), scheme="paper", takes_anchor=True)
-    accelerator = Accelerator(cpu=True)
-    policy = options.pop("policy", None) or bank_of(len(IMAGES), accelerator)
-    result = train_flow_on_data(accelerator, flow, IMAGES, policy=policy, **DATA | options)
+    policy = policy or bank_of(len(IMAGES), Accelerator(cpu=True))
+    result = train_on_data(flow, IMAGES, policy=policy, run={"settings": settings()} | options)
     return flow.state_dict() | policy.state(), result
+
+
+def run_phases(**options):
+    """`trajectory`, then `consistency`."""
+    flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
+    accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
+    batch = run["settings"].batch_size
+    second = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), batch_size=batch, **PAIRS, **COMPARE)
+    phases = [on_paths(accelerator, flow), second]
+    return flow.state_dict(), train_flow(accelerator, flow, phases, policy=anchors.SelfAnchor(0.5), **run)
+
+
+def run_interval(**options):
+    """`interval`, with attention (whose fast kernels have no forward mode)."""
+    network = unet(2, attention=[False, True], two_times=True)
+    flow = IntervalFlow(network, dynamics.build("rf"), takes_anchor=True)
+    accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
+    how = {"same_share": 0.5, "power": 1.0, "batch_size": run["settings"].batch_size}
+    phase = interval_phase(accelerator, flow, IMAGES, **how, **PAIRS)
+    return flow.state_dict(), train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
 
 
 class Killed(Exception):
@@ -114,7 +142,7 @@ def kill_at(step):
     return on_log
 
 
-@pytest.mark.parametrize("run", [run_teacher, run_flow, run_bank, run_data])
+@pytest.mark.parametrize("run", [run_teacher, run_flow, run_bank, run_data, run_phases, run_interval])
 @pytest.mark.parametrize("at", [6, 9])
 def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
     """Bit for bit: weights (the average's), bank, curve; the kill comes after the checkpoint of step 5."""
@@ -130,7 +158,7 @@ def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
 
 @pytest.mark.parametrize(
     ("run", "kinds"),
-    [(run_flow, {"model", "ema", "optimizer"})]
+    [(run, {"model", "ema", "optimizer"}) for run in (run_flow, run_phases, run_interval)]
     + [(run, {"model", "ema", "optimizer", "anchor"}) for run in (run_bank, run_data)],
 )
 def test_a_second_kill_and_the_optimizers_state(run, kinds, tmp_path):
@@ -232,9 +260,9 @@ def test_an_objective_data_step_is_the_papers_algorithm():
     for steps in (1, 2):
         flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
         before, policy = copy.deepcopy(flow).train(), bank_of(8, reset=0.0)
-        result = train_flow_on_data(
-            Accelerator(cpu=True), flow, images, policy=policy,
-            **DATA | {"settings": settings(steps=steps, lr=1e-12), "random_flip": False, "distance": "pseudo_huber"},
+        result = train_on_data(
+            flow, images, policy=policy, run={"settings": settings(steps=steps, lr=1e-12)}, random_flip=False,
+            distance="pseudo_huber",
         )  # fmt: skip
         found = [row["loss"] for row in result.history]
         held = torch.zeros(8, 1, 8, 8)
@@ -273,8 +301,7 @@ def test_with_objective_data_the_one_step_map_tends_to_the_mean():
         steps=300, batch_size=20, lr=0.02, lr_decay="cosine", warmup_steps=0, log_every=300, checkpoint_every=300
     )  # fmt: skip
     plain = {"distance": "l2", "mixed": False, "weighting": "none", "t_max_share": 1.0, "random_flip": False}
-    run = DATA | plain | {"settings": chosen}
-    train_flow_on_data(Accelerator(cpu=True), flow, IMAGES, policy=anchors.NoAnchor(), **run)
+    train_on_data(flow, IMAGES, policy=anchors.NoAnchor(), run={"settings": chosen}, **plain)
     mean = torch.from_numpy(IMAGES).float().mean(0) / 127.5 - 1
     torch.testing.assert_close(flow.network.image.detach()[0], mean, rtol=0, atol=0.01)
 
@@ -343,7 +370,7 @@ def test_processes_see_the_same_global_batches_and_reach_the_same_model(processe
         shares = json.loads((many / f"bank-{part}.json").read_text())
         assert shares["digest"] == json.loads((one / "bank-0.json").read_text())["digest"]  # bit for bit
         assert shares["bytes"] == len(range(part, 30, processes)) * 128
-    for name in ("teacher", "flow", "data"):
+    for name in ("teacher", "flow", "data", "consistency", "interval"):
         a, b = (torch.load(out / f"{name}.pt", weights_only=True) for out in outputs)
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=2e-3, atol=2e-5)

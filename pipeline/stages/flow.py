@@ -1,98 +1,88 @@
 """flow@d: the integration flow, noise to image in one evaluation."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 
-from ifm import anchors, pretrained
-from ifm.data.arrays import ImageSet, ShardedArray
-from ifm.data.points import PointSet
+from ifm import anchors, dynamics, pretrained
+from ifm.data.arrays import ShardedArray
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
-from ifm.model import IntegrationFlow
+from ifm.model import IntegrationFlow, build_flow
 from ifm.networks import build_network, copy_weights
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import ProcessExchange, make_accelerator
-from ifm.training.flow import train_flow, train_flow_on_data
-from ifm.training.loop import FitResult, TrainSettings, write_curve
+from ifm.training.flow import Phase, consistency_phase, data_phase, interval_phase, train_flow, trajectory_phase
+from ifm.training.loop import TrainSettings, write_curve
 from pipeline import paths
 from pipeline.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "network", "flow", "anchor")
+    return stage.sections("seed", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "flow", "anchor")
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """What the objective trains on: data/trajectories/{dynamics}, or the training images for objective `data`."""
+def build(stage: Stage, *, shape: tuple[int, ...]) -> tuple[IntegrationFlow, dict[str, str]]:
+    """The untrained flow, and the checksum of the teacher's weights where it starts from them (flow.init)."""
+    config, d, start = stage.config, stage.dynamics, {}
+    two_times = "interval" in config.flow.objectives
+    anchor = {"takes_anchor": config.anchor.policy != "none", "anchor_input": config.anchor.input}
+    network = build_network(shape=shape, two_times=two_times, **anchor, **config.network.model_dump())
+    if config.flow.init == "teacher":
+        copy_weights(pretrained.load_teacher(paths.teacher(d)).network, network)
+        start = {"teacher": pretrained.describe(paths.teacher(d))["sha256"]}
+    ode = dynamics.build(d, **config.ode.options(d))
+    return build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor), start
 
-    rows: ShardedArray | ImageSet | PointSet
-    image_shape: tuple[int, ...]  # (C, H, W) or (d,)
-    digest: dict[str, str]  # what was trained on, for the checkpoint's key and the record
-    train: Callable[..., FitResult]  # with what this objective alone needs
 
-
-def open_training_set(stage: Stage) -> TrainingSet:
-    """Opens what flow.objective needs, and nothing else."""
-    d, flow = stage.dynamics, stage.config.flow
-    if flow.objective == "data":
+def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -> tuple[list[Phase], dict[str, str]]:
+    """The phases that flow.objective or flow.phases ask for, and the checksums of what they train on."""
+    config, d = stage.config.flow, stage.dynamics
+    compare = {"distance": config.distance, "huber_c": config.huber_c}
+    phases, digest = [], {}
+    for objective in config.objectives:
+        if objective == "trajectory":
+            metadata = TrajectoryMetadata.read(paths.trajectories(d))
+            rows = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
+            digest["trajectories"] = metadata.digest(paths.trajectories(d))
+            options = {"t_max_share": config.t_max_share, "weighting": config.time_weight, **compare}
+            phases.append(trajectory_phase(accelerator, flow, rows, times=torch.tensor(metadata.times), **options))
+            continue
         images = open_split(paths.PROCESSED, "train")
-        train = partial(train_flow_on_data, random_flip=images.random_flip, mixed=flow.schedule == "mixed")
-        digest = {
-            "teacher": pretrained.describe(paths.teacher(d))["sha256"],
-            "images": images.metadata.splits["train"].sha256,
-        }
-        return TrainingSet(images, images.shape, digest, train)
-    metadata = TrajectoryMetadata.read(paths.trajectories(d))
-    rows = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
-    train = partial(train_flow, times=torch.tensor(metadata.times))
-    digest = {"teacher": metadata.teacher, "trajectories": metadata.digest(paths.trajectories(d))}
-    return TrainingSet(rows, tuple(metadata.image_shape), digest, train)
+        digest["images"] = images.metadata.splits["train"].sha256
+        make = {
+            "data": partial(data_phase, mixed=config.schedule == "mixed", weighting=config.time_weight, **compare),
+            "consistency": partial(consistency_phase, intervals=config.consistency.range, **compare),
+            "interval": partial(interval_phase, **config.interval.model_dump()),
+        }[objective]
+        pairs = {"random_flip": images.random_flip, "t_max_share": config.t_max_share}
+        phases.append(make(accelerator, flow, images, batch_size=config.batch_size, seed=stage.config.seed, **pairs))
+    return phases, digest
 
 
 def work(stage: Stage) -> None:
-    """Trains the flow of one dynamics on data/trajectories/{dynamics}, or on data/processed (objective `data`)."""
+    """Trains the flow of one dynamics, on data/trajectories/{dynamics} or, without a teacher, on data/processed."""
     config, d = stage.config, stage.dynamics
-    data = open_training_set(stage)
+    shape = tuple(open_split(paths.PROCESSED, "train").shape)
     accelerator = make_accelerator(config.flow.precision, seed=config.seed)
-    teacher = pretrained.load_teacher(paths.teacher(d))
+    flow, start = build(stage, shape=shape)
+    phases, digest = open_phases(stage, accelerator, flow)
     policy = anchors.build(
         config.anchor.policy,
         self_probability=config.anchor.self_probability,
         reset_probability=config.anchor.reset_probability,
         make_bank=lambda: anchors.AnchorBank(
-            len(data.rows), data.image_shape, seed=config.seed, exchange=ProcessExchange(accelerator)
+            phases[0].size, shape, seed=config.seed, exchange=ProcessExchange(accelerator)
         ),
     )
-    network = build_network(
-        shape=data.image_shape,
-        takes_anchor=policy.takes_anchor,
-        anchor_input=config.anchor.input,
-        **config.network.model_dump(),
-    )
-    if config.flow.init == "teacher":
-        copy_weights(teacher.network, network)
-    flow = IntegrationFlow(
-        network,
-        teacher.dynamics,
-        scheme=config.flow.scheme,
-        takes_anchor=policy.takes_anchor,
-        anchor_input=config.anchor.input,
-    )
-    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=data.digest))
-    result = data.train(
+    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=start | digest))
+    result = train_flow(
         accelerator,
         flow,
-        data.rows,
+        phases,
         policy=policy,
         settings=TrainSettings.from_config(config.flow),
-        t_max_share=config.flow.t_max_share,
-        distance=config.flow.distance,
-        huber_c=config.flow.huber_c,
-        weighting=config.flow.time_weight,
         seed=config.seed,
         checkpoints=checkpoints,
         on_log=stage.run.log_row,
@@ -100,11 +90,11 @@ def work(stage: Stage) -> None:
     if not accelerator.is_main_process:
         return
     record = {
-        "objective": config.flow.objective,
+        "objective": "+".join(config.flow.objectives),
         "anchor": config.anchor.policy,
-        "image_shape": list(data.image_shape),
+        "image_shape": list(shape),
         "train_images": config.flow.steps * config.flow.batch_size,
-        "trained_on": data.digest,
+        "trained_on": start | digest,
     }
     pretrained.save_model(flow, paths.flow(d), record=record)
     write_curve(paths.curve(stage.name), result.history)

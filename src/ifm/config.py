@@ -190,7 +190,7 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """`teacher`."""
 
-    kind: Literal["network", "exact"]
+    kind: Literal["network", "exact", "none"]
 
 
 class TrajectoriesConfig(Section):
@@ -210,10 +210,40 @@ class TrajectoriesConfig(Section):
         return self
 
 
+Objective = Literal["trajectory", "data", "consistency", "interval"]
+
+
+class ConsistencyConfig(Section):
+    """`flow.consistency`."""
+
+    first_intervals: Annotated[int, Field(ge=2)]
+    last_intervals: Annotated[int, Field(ge=2)]
+
+    @property
+    def range(self) -> tuple[int, int]:
+        return self.first_intervals, self.last_intervals
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        if self.last_intervals < self.first_intervals:
+            raise ValueError(
+                f"last_intervals ({self.last_intervals}) must be at least first_intervals ({self.first_intervals})"
+            )
+        return self
+
+
+class IntervalConfig(Section):
+    """`flow.interval`."""
+
+    same_share: Annotated[float, Field(ge=0, lt=1)]
+    power: Annotated[float, Field(ge=0, le=2)]
+
+
 class FlowConfig(TrainConfig):
     """`flow`."""
 
-    objective: Literal["trajectory", "data"]
+    objective: Objective
+    phases: Annotated[list[Objective], Field(min_length=1), Distinct] | None
     scheme: Literal["edm", "paper"]
     init: Literal["teacher", "scratch"]
     distance: Literal["pseudo_huber", "adaptive_huber", "l2"]
@@ -221,13 +251,31 @@ class FlowConfig(TrainConfig):
     time_weight: Literal["none", "inverse_scale"]
     schedule: Literal["data_only", "mixed"]
     t_max_share: Annotated[float, Field(ge=0, le=1)]
+    consistency: ConsistencyConfig
+    interval: IntervalConfig
+
+    @property
+    def objectives(self) -> list[str]:
+        """What the flow is trained by, one after the other."""
+        return list(self.phases or [self.objective])
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:
-        if self.objective == "trajectory" and not self.t_max_share:
-            raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; only data allows 0")
-        if self.objective == "trajectory" and self.schedule == "mixed":
-            raise ValueError("schedule: mixed needs objective: data, got trajectory; use schedule: data_only")
+        named = self.objectives
+        if "trajectory" in named and not self.t_max_share:
+            raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; the others allow 0")
+        if self.schedule == "mixed" and named != ["data"]:
+            raise ValueError(
+                f"schedule: mixed needs objective: data alone, got {', '.join(named)}; use schedule: data_only"
+            )
+        if "interval" in named and len(named) > 1:
+            raise ValueError(
+                f"phases: interval trains a network of two times, which no other phase has; got {', '.join(named)}"
+            )
+        if named == ["interval"] and self.scheme != "edm":
+            raise ValueError(f"scheme: {self.scheme} does not fit objective: interval; use edm")
+        if self.steps < len(named):
+            raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} phases")
         return self
 
 
@@ -246,7 +294,7 @@ class SampleConfig(Section):
     count: Annotated[int, Field(ge=2)]
     batch_size: Count
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
-    flow_samplers: Annotated[list[Literal["anchor", "renoise"]], Distinct]
+    flow_samplers: Annotated[list[Literal["anchor", "renoise", "chain"]], Distinct]
     grid_images: Count
 
 
@@ -336,10 +384,35 @@ class Config(Section):
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels"
             )
-        if self.teacher.kind == "exact" and self.flow.init == "teacher":
+        if self.teacher.kind != "network" and self.flow.init == "teacher":
             raise ValueError(
-                "flow.init: teacher needs a network to start from, and teacher.kind: exact has none; "
+                f"flow.init: teacher needs a network to start from, and teacher.kind: {self.teacher.kind} has none; "
                 "set flow.init to scratch"
+            )
+        objectives = self.flow.objectives
+        if self.teacher.kind == "none" and "trajectory" in objectives:
+            raise ValueError(
+                "flow.objective: trajectory learns a teacher's paths, and teacher.kind is none; set it to network or "
+                "exact, or flow.objective to consistency, interval or data"
+            )
+        if "interval" in objectives and self.flow.init == "teacher":
+            raise ValueError(
+                "flow.init: teacher does not fit flow.objective: interval, whose network takes two times; "
+                "set flow.init to scratch"
+            )
+        if "interval" in objectives and self.anchor.policy == "bank":
+            raise ValueError(
+                "anchor.policy: bank does not fit flow.objective: interval, which makes no estimates of x_0 to keep; "
+                "use none, noise or self"
+            )
+        if self.anchor.policy == "bank" and len(objectives) > 1:
+            raise ValueError(
+                "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
+                "several; use none, noise or self"
+            )
+        if "chain" in self.sample.flow_samplers and "interval" not in objectives:
+            raise ValueError(
+                "sample.flow_samplers: chain goes through sub-intervals, which flow.objective: interval alone learns"
             )
         return self
 

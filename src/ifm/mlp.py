@@ -15,14 +15,23 @@ KIND = "MLP"  # config.json's _class_name, as diffusers writes its own
 
 
 class MLP(nn.Module):
-    """(inputs [B, in_features], c_noise [B]) -> F_x [B, out_features].
+    """(inputs [B, in_features], c_noise [B]) -> F_x [B, out_features]; with `two_times`, c_end [B] too.
 
     An input layer, `layers` residual blocks h + W_2 silu(W_1 silu(h) + W_t e), a linear head. e: sines and cosines of
     c_noise. c_noise spans about 1 (rf) to 2.7 (ve), so the angular frequencies rise from 1 to 2^5: the slowest sees
     the range as a whole, the fastest tells neighbouring noise levels apart.
     """
 
-    def __init__(self, *, in_features: int, out_features: int, width: int, layers: int, frequencies: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        out_features: int,
+        width: int,
+        layers: int,
+        frequencies: int = 16,
+        two_times: bool = False,
+    ) -> None:
         super().__init__()
         self.options = {
             "in_features": in_features,
@@ -30,17 +39,19 @@ class MLP(nn.Module):
             "width": width,
             "layers": layers,
             "frequencies": frequencies,
+            "two_times": two_times,
         }
         self.register_buffer("omega", 2 ** torch.linspace(0, 5, frequencies), persistent=False)
         self.inputs = nn.Linear(in_features, width)
-        self.times = nn.ModuleList(nn.Linear(2 * frequencies, width) for _ in range(layers))
+        embedded = 2 * frequencies * (2 if two_times else 1)
+        self.times = nn.ModuleList(nn.Linear(embedded, width) for _ in range(layers))
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.head = nn.Linear(width, out_features)
 
-    def forward(self, inputs: Tensor, c_noise: Tensor) -> Tensor:
-        phase = c_noise.to(self.omega.dtype)[:, None] * self.omega  # [B, frequencies]
-        e = torch.cat([phase.sin(), phase.cos()], dim=1).to(inputs.dtype)  # [B, 2 frequencies]
+    def forward(self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None) -> Tensor:
+        phases = [c.to(self.omega.dtype)[:, None] * self.omega for c in (c_noise, c_end) if c is not None]
+        e = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1).to(inputs.dtype)
         h = self.inputs(inputs)  # [B, width]
         for time, first, second in zip(self.times, self.first, self.second, strict=True):
             h = (h + second(nn.functional.silu(first(nn.functional.silu(h)) + time(e)))) * math.sqrt(0.5)

@@ -14,6 +14,9 @@ from ifm.mlp import WEIGHTS as MLP_WEIGHTS
 # diffusers embeds a "timestep" with periods from 2 pi to 2 pi 10^4. c_noise spans about 1 (rf) to 2.7 (ve), so this
 # puts neighbouring noise levels a visible phase apart, without the 1000 that makes the network stiff in t.
 TIME_SCALE = 100.0
+# An angle spans pi/2, and `interval` differentiates by it: at 100 the fastest phase would turn 25 times, and the
+# derivative be that much larger than the function.
+INTERVAL_TIME_SCALE = 10.0
 ANCHOR_GRID = 8  # an anchor is cut into at least this many patches a side
 POSITION_FEATURES = 8  # numbers that tell where a patch lies, for each axis
 ATTENTION_HEAD = 8  # channels of an attention head, diffusers' UNet2DModel's default
@@ -22,46 +25,64 @@ INPUT_WEIGHTS = ("conv_in.weight", "inputs.weight")  # of U-Net and MLP: [C_out,
 
 
 class UNet(nn.Module):
-    """diffusers' UNet2DModel as F: (inputs [B, C_in, H, W], c_noise [B]) -> F_x [B, C_out, H, W]."""
+    """diffusers' UNet2DModel as F: (inputs [B, C_in, H, W], c_noise [B]) -> F_x [B, C_out, H, W].
+
+    With two times (`c_end` [B], an interval's end) the second goes where diffusers takes a class: embedded like the
+    first (class_embed_type "timestep") and added to it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, c_noise: Tensor) -> Tensor:
-        return self.model(inputs, TIME_SCALE * c_noise, return_dict=False)[0]
+    def forward(self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None) -> Tensor:
+        return self.model(inputs, return_dict=False, **_times(c_noise, c_end))[0]
 
 
-def build_unet(
-    *,
-    image_size: int,
-    in_channels: int,
-    out_channels: int,
-    channels: list[int],
-    layers_per_block: int,
-    attention: list[bool],
-    dropout: float,
-    norm_groups: int,
-) -> UNet:
-    """A U-Net with one resolution per entry of `channels`, halving from `image_size`; `attention` per resolution."""
+def _times(c_noise: Tensor, c_end: Tensor | None) -> dict[str, Tensor]:
+    """One time or two, as diffusers' U-Nets take them."""
+    if c_end is None:
+        return {"timestep": TIME_SCALE * c_noise}
+    return {"timestep": INTERVAL_TIME_SCALE * c_noise, "class_labels": INTERVAL_TIME_SCALE * c_end}
+
+
+def build_unet(*, in_channels: int, out_channels: int, attention: list[bool], **shape: Any) -> UNet:
+    """A U-Net with one resolution per entry of `channels`, halving from `image_size`; `attention` per resolution.
+
+    shape: image_size, channels, layers_per_block, dropout, norm_groups, two_times, as `_unet_options` takes them.
+    """
     from diffusers import UNet2DModel
 
-    down = ["AttnDownBlock2D" if a else "DownBlock2D" for a in attention]
-    up = ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
     return UNet(
         UNet2DModel(
-            sample_size=image_size,
             in_channels=in_channels,
             out_channels=out_channels,
-            block_out_channels=tuple(channels),
-            layers_per_block=layers_per_block,
-            down_block_types=tuple(down),
-            up_block_types=tuple(up),
-            norm_num_groups=norm_groups,
-            dropout=dropout,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
             add_attention=any(attention),
+            **_unet_options(**shape),
         )
     )
+
+
+def _unet_options(
+    *,
+    image_size: int,
+    channels: list[int],
+    layers_per_block: int,
+    dropout: float,
+    norm_groups: int,
+    two_times: bool = False,
+) -> dict[str, Any]:
+    """What both of diffusers' U-Nets are told alike."""
+    options = {
+        "sample_size": image_size,
+        "block_out_channels": tuple(channels),
+        "layers_per_block": layers_per_block,
+        "norm_num_groups": norm_groups,
+        "dropout": dropout,
+    }
+    return options | ({"class_embed_type": "timestep"} if two_times else {})
 
 
 class CrossAttentionUNet(nn.Module):
@@ -76,9 +97,10 @@ class CrossAttentionUNet(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, c_noise: Tensor, x_anchor: Tensor) -> Tensor:
-        tokens = anchor_tokens(x_anchor)
-        return self.model(inputs, TIME_SCALE * c_noise, encoder_hidden_states=tokens, return_dict=False)[0]
+    def forward(self, inputs: Tensor, c_noise: Tensor, x_anchor: Tensor, c_end: Tensor | None = None) -> Tensor:
+        return self.model(
+            inputs, encoder_hidden_states=anchor_tokens(x_anchor), return_dict=False, **_times(c_noise, c_end)
+        )[0]
 
 
 def anchor_patch(image_size: int) -> int:
@@ -109,32 +131,24 @@ def build_cross_attention_unet(
     out_channels: int,
     anchor_channels: int,
     channels: list[int],
-    layers_per_block: int,
     attention: list[bool],
-    dropout: float,
-    norm_groups: int,
+    **shape: Any,
 ) -> CrossAttentionUNet:
     """`build_unet`'s network with cross-attention to the anchor in place of self-attention, and in the middle."""
     from diffusers import UNet2DConditionModel
 
-    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
-    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
     return CrossAttentionUNet(
         UNet2DConditionModel(
-            sample_size=image_size,
             in_channels=in_channels,
             out_channels=out_channels,
-            block_out_channels=tuple(channels),
-            layers_per_block=layers_per_block,
-            down_block_types=tuple(down),
-            up_block_types=tuple(up),
-            norm_num_groups=norm_groups,
-            dropout=dropout,
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
             # diffusers takes the NUMBER of heads under this name
             attention_head_dim=tuple(c // ATTENTION_HEAD if c % ATTENTION_HEAD == 0 else 1 for c in channels),
             cross_attention_dim=channels[-1],
             encoder_hid_dim=anchor_channels * anchor_patch(image_size) ** 2 + 2 * POSITION_FEATURES,
             encoder_hid_dim_type="text_proj",
+            **_unet_options(image_size=image_size, channels=channels, **shape),
         )
     )
 
@@ -145,12 +159,14 @@ def build_network(
     shape: tuple[int, ...],
     takes_anchor: bool,
     anchor_input: str = "channels",
+    two_times: bool = False,
     mlp: dict[str, Any],
     **unet: Any,
 ) -> nn.Module:
     """F for data of one shape, (C, S, S) for `unet`, (d,) for `mlp`; the rest is as params.yaml has it.
 
-    The anchor enters as further inputs (`anchor_input: channels`) or by cross-attention (U-Net alone).
+    The anchor enters as further inputs (`anchor_input: channels`) or by cross-attention (U-Net alone); `two_times`
+    is for intervals.
     """
     if anchor_input not in ANCHOR_INPUTS:
         raise ValueError(f"unknown anchor input {anchor_input!r}; known: {', '.join(ANCHOR_INPUTS)}")
@@ -159,8 +175,8 @@ def build_network(
     if kind == "mlp":
         if attends:
             raise ValueError("anchor input cross_attention needs the U-Net; the mlp takes channels")
-        return MLP(in_features=inputs, out_features=channels, **mlp)
-    size = {"image_size": shape[1], "in_channels": inputs, "out_channels": channels}
+        return MLP(in_features=inputs, out_features=channels, two_times=two_times, **mlp)
+    size = {"image_size": shape[1], "in_channels": inputs, "out_channels": channels, "two_times": two_times}
     if attends:
         return build_cross_attention_unet(anchor_channels=channels, **size, **unet)
     return build_unet(**size, **unet)

@@ -5,9 +5,12 @@
 | `denoising` (teacher) | a data point, fresh z and t | that data point |
 | `trajectory` (flow) | a stored teacher trajectory | its end point |
 | `data` (flow, the paper's) | a data point, fresh z and t | that data point, and its anchor x_0^(n) if mixed |
+| `consistency` (flow) | a data point, fresh z and t | the flow's own x_0_hat at the same pair's x_r, r < t |
+| `interval` (two-time flow) | a data point, fresh z and t, s <= t | the mean velocity's identity over [s, t] |
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -128,6 +131,49 @@ def mixed_share(n: Tensor) -> Tensor:
     if bool((n < 1).any()):
         raise ValueError(f"visits count from 1, got {int(n.min())}")
     return 1 / n.double()
+
+
+def consistency(
+    x_0_hat: Tensor,
+    *,
+    target: Tensor,
+    interval: Tensor,
+    distance: str = "pseudo_huber",
+    c: float | Tensor | None = None,
+) -> Tensor:
+    """d(g(x_anchor, x_t, t), g(x_anchor, x_r, r)) / (theta_t - theta_r), averaged over the batch: a scalar.
+
+    target: g at x_r, the same pair's point at the earlier r, without gradient; x_0 itself where r = 0.
+    interval: theta_t - theta_r [B] in units of its longest, so that short last steps near the data count as much.
+    The weight 1 / (t - r) and the pseudo-Huber distance are iCT's (Song & Dhariwal 2023, sec. 3.3 and 3.4).
+    """
+    return _average(measure(x_0_hat, target, distance=distance, c=c), 1 / interval)
+
+
+MeanVelocity = Callable[[Tensor, Tensor], Tensor]  # (y [B, ...], theta_t [B]) -> u(y, theta_s, theta_t) [B, ...]
+
+
+def mean_velocity_target(u: MeanVelocity, y: Tensor, *, velocity: Tensor, theta: Tensor, theta_s: Tensor) -> Tensor:
+    """dy/dtheta - (theta_t - theta_s) du/dtheta, without gradient: [B, ...] (MeanFlow, Geng et al. 2025, eq. 6 to 8).
+
+    (theta_t - theta_s) u = y_t - y_s. Along the path y_s stands still, and the derivative by theta_t is
+    u + (theta_t - theta_s) du/dtheta = dy/dtheta, with du/dtheta the total derivative: along (velocity, 1), by
+    forward-mode differentiation. velocity: a pair's dy/dtheta, whose mean given y is the marginal one; the target is
+    linear in it.
+    """
+    with torch.no_grad():
+        _, du = torch.func.jvp(u, (y, theta), (velocity, torch.ones_like(theta)))
+    return velocity - expand(theta - theta_s, y) * du
+
+
+def interval(u_hat: Tensor, *, target: Tensor, power: float, floor: float = 1e-3) -> Tensor:
+    """w |u_hat - u_target|^2 / N with w = 1 / (|u_hat - u_target|^2 / N + floor)^power, averaged: a scalar.
+
+    w without gradient (MeanFlow, sec. 4.3, with the mean square in place of the sum). power 0 is the plain square,
+    whose minimum is the mean; with a power the minimum moves towards the target's mode where its spread is large.
+    """
+    error = squared_l2(u_hat, target)  # [B]
+    return ((error.detach() + floor) ** -power * error).mean()
 
 
 def _average(distances: Tensor, weight: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from ifm import dynamics as dynamics_module
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
-from ifm.model import IntegrationFlow, Teacher
+from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import load_network, save_network
 
 DESCRIPTION = "ifm.json"
@@ -26,6 +26,7 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
     }
     if isinstance(model, IntegrationFlow):
         description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
+        description |= {"two_times": isinstance(model, IntervalFlow)}
     with fresh_folder(folder) as temporary:
         # Standard memory order, so that the file does not depend on how training laid out its weights.
         weights = save_network(model.network.to(memory_format=torch.contiguous_format), temporary)
@@ -63,14 +64,14 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
 def load_flow(folder: Path) -> IntegrationFlow:
     """Reads an integration flow in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
     description = _describe(folder, kind="flow")
-    flow = IntegrationFlow(
+    return build_flow(
         load_network(folder),
         _dynamics(description),
         scheme=description["scheme"],
         takes_anchor=description["takes_anchor"],
         anchor_input=description.get("anchor_input", "channels"),
-    )
-    return flow.eval()
+        two_times=description.get("two_times", False),
+    ).eval()
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ifm.dynamics import Dynamics, expand
 from ifm.dynamics.base import NoiseSource
 from ifm.images import at_rest
-from ifm.model import IntegrationFlow, Teacher
+from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.random import Streams
 
 RENOISE_RHO = 7.0
@@ -124,6 +124,24 @@ def sample_renoised(
     return x_0_hat
 
 
+@torch.no_grad()
+def sample_chained(flow: IntervalFlow, x_T: Tensor, *, x_anchor: Tensor | None, steps: int) -> Tensor:
+    """x_T through `steps` sub-intervals, even in the path's angle, down to t_min: [B, C, H, W].
+
+    Each costs one evaluation and ends where the next one starts, without fresh noise: any number of steps follows
+    the same path.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    dynamics, x = flow.dynamics, x_T
+    widest = dynamics.angle(torch.tensor([dynamics.t_max], dtype=torch.float64))
+    times = dynamics.time_at(torch.linspace(1, 0, steps + 1, dtype=torch.float64) * widest).tolist()
+    for t, s in pairwise([dynamics.t_max, *times[1:]]):
+        ends = [torch.full((len(x),), at, dtype=x.dtype, device=x.device) for at in (t, s)]
+        x = flow(x, ends[0], x_anchor=x_anchor, s=ends[1])
+    return x
+
+
 def renoising_times(dynamics: Dynamics, steps: int) -> list[float]:
     """t_max and the times after it on EDM's grid of steps + 1 points above 0, the last of them left out.
 
@@ -158,7 +176,7 @@ class Sampler:
     """A named way from x_T to x_0_hat. run: the draws of a batch -> x_0_hat [B, C, H, W]."""
 
     model: str  # "teacher" | "flow"
-    sampler: str  # "heun" | "one_step" | "anchor" | "renoise"
+    sampler: str  # "heun" | "one_step" | "anchor" | "renoise" | "chain"
     nfe: int
     run: Callable[[Draws], Tensor]
 
@@ -194,12 +212,16 @@ def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int) -> Sampler:
 
     def run(draws: Draws) -> Tensor:
         x_anchor = draws.x_anchor if flow.takes_anchor else None
+        if kind == "chain":
+            return sample_chained(flow, draws.x_T, x_anchor=x_anchor, steps=steps)
         if kind == "renoise":
             return sample_renoised(flow, draws.x_T, x_anchor=x_anchor, steps=steps, generator=draws.renoise)
         return sample(flow, draws.x_T, x_anchor=x_anchor, steps=steps)
 
-    if kind not in ("one_step", "anchor", "renoise"):
-        raise ValueError(f"unknown sampler {kind!r}; known: one_step, anchor, renoise")
+    if kind not in ("one_step", "anchor", "renoise", "chain"):
+        raise ValueError(f"unknown sampler {kind!r}; known: one_step, anchor, renoise, chain")
+    if kind == "chain" and not isinstance(flow, IntervalFlow):
+        raise ValueError("sampler chain needs a flow trained by objective interval")
     return Sampler("flow", kind, steps, run)
 
 

@@ -119,6 +119,44 @@ class Dynamics(ABC):
         z = self.draw_noise(shape, generator=generator)
         return self.coefficients(torch.full((len(z),), self.t_max, dtype=z.dtype)).b[0] * z
 
+    # --- the angle: every dynamics as a rotation from data to noise --------------------------------------------
+
+    def scale(self, t: Tensor) -> Tensor:
+        """lambda(t) = sqrt(a^2 s_d^2 + b^2), the standard deviation of x_t: [B]."""
+        at = self.coefficients(t)
+        return (at.a**2 * self.sigma_data**2 + at.b**2).sqrt()
+
+    def angle(self, t: Tensor) -> Tensor:
+        """theta = arctan(b / (a s_d)), from 0 at the data to at most pi/2 at the noise: [B].
+
+        y = x_t / lambda(t) = cos(theta) x_0 / s_d + sin(theta) z has unit variance, and along a pair's path
+        dy/dtheta = cos(theta) z - sin(theta) x_0 / s_d has it too, for every dynamics (TrigFlow, Lu & Song 2024,
+        has s_d z for z). See docs/interval.md.
+        """
+        at = self.coefficients(t)
+        return torch.atan2(at.b, at.a * self.sigma_data)
+
+    def angular_velocity(self, x_0: Tensor, *, z: Tensor, theta: Tensor) -> Tensor:
+        """dy/dtheta = cos(theta) z - sin(theta) x_0 / s_d of a pair's path: [B, C, H, W]. theta: [B]."""
+        return expand(theta.cos(), x_0) * z - expand(theta.sin(), x_0) * x_0 / self.sigma_data
+
+    @abstractmethod
+    def time_at(self, angle: Tensor) -> Tensor:
+        """The inverse of `angle`, clamped to [t_min, t_max]: [B]."""
+
+    def interval_preconditioning(self, t: Tensor, s: Tensor) -> Preconditioning:
+        """x_s_hat = c_skip x_t + c_out F(c_in x_t, ...): y turned by delta = theta_t - theta_s, with F = -dy/dtheta.
+
+        With lambda as in `scale`: c_skip = lambda_s / lambda_t cos(delta), c_out = lambda_s sin(delta),
+        c_in = 1 / lambda_t. At s = t they are exactly 1 and 0; at s = 0 they are EDM's, the teacher's. c_noise is the
+        angle.
+        """
+        theta, here, there = self.angle(t), self.scale(t), self.scale(s)
+        delta = theta - self.angle(s)
+        return Preconditioning(
+            c_skip=there / here * delta.cos(), c_out=there * delta.sin(), c_in=1 / here, c_noise=theta
+        )
+
     def check_scheme(self, scheme: str) -> None:
         if scheme not in self.schemes:
             raise ValueError(f"unknown scheme {scheme!r}; {self.name} has {', '.join(self.schemes)}")

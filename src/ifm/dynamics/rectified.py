@@ -77,3 +77,8 @@ class RectifiedFlow(Dynamics):
             return self.teacher_preconditioning(t)
         ones = torch.ones_like(t)
         return Preconditioning(c_skip=ones, c_out=-t, c_in=ones, c_noise=t)
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        """t = s_d sin(theta) / (cos(theta) + s_d sin(theta)), from t / (1 - t) = s_d tan(theta)."""
+        noise = self.sigma_data * angle.sin()
+        return (noise / (angle.cos() + noise)).clamp(self.t_min, self.t_max)

@@ -68,3 +68,7 @@ class VarianceExploding(Dynamics):
             c_skip = torch.full_like(t, s_d**2) / skip_total
             c_out = s_d * since * total.rsqrt()
         return Preconditioning(c_skip=c_skip, c_out=c_out, c_in=total.rsqrt(), c_noise=t.log() / 4)
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        """t = s_d tan(theta)."""
+        return (self.sigma_data * angle.tan()).clamp(self.t_min, self.t_max)

@@ -1,18 +1,26 @@
-"""Training the integration flow: on the teacher's trajectories (objective `trajectory`) or on images (`data`)."""
+"""Training the integration flow: on the teacher's trajectories (objective `trajectory`), or on data without a teacher.
 
-from collections.abc import Callable
+`data` is the paper's algorithm; `consistency` and `interval` hold the flow to identities along the path.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifm import objectives
-from ifm.anchors import AnchorPolicy, BankAnchor, Visit
+from ifm.anchors import AnchorPolicy, BankAnchor, Visit, evenly_chosen
 from ifm.dynamics import Dynamics, expand
 from ifm.images import at_work
-from ifm.model import IntegrationFlow
+from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import Rows, local_positions, row_reader
@@ -39,11 +47,42 @@ class Examples:
     x_t: Tensor  # [b, C, H, W]
     t: Tensor  # [b]
     x_0: Tensor  # [b, C, H, W]
+    z: Tensor | None = None  # [b, C, H, W], the noise of a pair's path
     mirrored: Tensor | None = None  # [b], which images are shown left-right mirrored
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything a loss may need of one step, besides the model."""
+
+    step: int  # of the phase
+    steps: int  # the phase has
+    at: Examples
+    x_anchor: Tensor | None  # [b, C, H, W]
+    streams: Streams  # one for each example, for further draws
+    visits: Callable[[], Tensor] | None  # n of each anchor, from 1: int64 [b]; bank alone
 
 
 # (rows [b], the step, its anchor streams) -> examples
 Draw = Callable[[np.ndarray, int, Streams], Examples]
+# (model, batch) -> x_0_hat [b, C, H, W] for the anchor policy (None where the loss makes none), loss (scalar)
+FlowLoss = Callable[[nn.Module, Batch], tuple[Tensor | None, Tensor]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far apart two estimates of x_0 are: params.yaml's flow.distance and flow.huber_c."""
+
+    accelerator: Accelerator
+    distance: str
+    huber_c: float | None
+
+    def options(self, x_0_hat: Tensor, target: Tensor) -> dict[str, Any]:
+        """`distance` and `c` for this batch; an adaptive c is the mean over all processes."""
+        c = self.huber_c
+        if self.distance == "adaptive_huber":
+            c = self.accelerator.reduce(objectives.adaptive_huber_c(x_0_hat, target), reduction="mean")
+        return {"distance": self.distance, "c": c}
 
 
 def time_weight(dynamics: Dynamics, t: Tensor, *, kind: str) -> Tensor | None:
@@ -59,154 +98,260 @@ def time_weight(dynamics: Dynamics, t: Tensor, *, kind: str) -> Tensor | None:
 TIME_WEIGHTS = ("none", "inverse_scale")
 
 
-def train_flow(
+@dataclass(frozen=True)
+class Phase:
+    """An objective on its data: how many samples there are, a batch's examples, and the loss."""
+
+    size: int
+    draw: Draw
+    loss: FlowLoss
+
+
+def trajectory_phase(
     accelerator: Accelerator,
     flow: IntegrationFlow,
     trajectories: Rows,
     *,
     times: Tensor,
-    policy: AnchorPolicy,
-    settings: TrainSettings,
     t_max_share: float,
     distance: str,
     huber_c: float | None,
-    seed: int,
     weighting: str = "none",
-    checkpoints: Checkpoints | None = None,
-    on_log: OnLog | None = None,
-) -> FitResult:
-    """Fits the flow to trajectories (float16 [n, K, C, H, W], at `times` [K]) in place; it ends with averaged weights.
+) -> Phase:
+    """Objective `trajectory`, on trajectories (float16 [n, K, C, H, W], at `times` [K]).
 
     Each sample is one stored point (x_t, t) of a path and the path's end x_0, of which it is a function: the
-    regression is well posed. The global batch of a step depends on (seed, step) alone.
+    regression is well posed.
     """
     read = row_reader(trajectories, accelerator.device)
     stored_times = times.float().to(accelerator.device)
+    comparison = Comparison(accelerator, distance, huber_c)
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
         path = read(rows).float()  # [b, K, C, H, W]
         k = draw_stored_index(streams.uniform(), stored=len(times), t_max_share=t_max_share).to(path.device)
         return Examples(path[torch.arange(len(k), device=k.device), k], stored_times[k], path[:, -1])
 
-    return _fit_flow(
-        accelerator,
-        flow,
-        draw,
-        objective="trajectory",
-        size=len(trajectories),
-        policy=policy,
-        settings=settings,
-        distance=distance,
-        huber_c=huber_c,
-        weighting=weighting,
-        mixed=False,
-        seed=seed,
-        checkpoints=checkpoints,
-        on_log=on_log,
-    )
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        at = batch.at
+        x_0_hat = model(at.x_t, at.t, x_anchor=batch.x_anchor)
+        weight = time_weight(flow.dynamics, at.t, kind=weighting)
+        how = comparison.options(x_0_hat, at.x_0)
+        return x_0_hat, objectives.trajectory(x_0_hat, x_0=at.x_0, weight=weight, **how)
+
+    return Phase(len(trajectories), draw, loss)
 
 
-def train_flow_on_data(
+def data_phase(
     accelerator: Accelerator,
     flow: IntegrationFlow,
     images: Rows,
     *,
-    random_flip: bool,
-    policy: AnchorPolicy,
-    settings: TrainSettings,
-    t_max_share: float,
     distance: str,
     huber_c: float | None,
-    weighting: str,
-    mixed: bool,
-    seed: int,
-    checkpoints: Checkpoints | None = None,
-    on_log: OnLog | None = None,
-) -> FitResult:
-    """The paper's algorithm: fits the flow to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
-
-    It ends with averaged weights.
+    weighting: str = "none",
+    mixed: bool = False,
+    **pairs: Any,
+) -> Phase:
+    """The paper's algorithm, on images (uint8 [n, C, H, W]) or points (float32 [n, d]); pairs: see `draw_pairs`.
 
     Each sample is an image x_0, perturbed by fresh z to a fresh t: t_max with probability t_max_share, else by the
     dynamics' training law. x_0_hat = g(x_0^(n), x_t, t) is held to x_0 and, if `mixed`, with weight 1 - 1/n to
-    x_0^(n); then, under policy `bank`, x_0^(n+1) = x_0_hat. All draws depend on (seed, step) alone.
+    x_0^(n); then, under policy `bank`, x_0^(n+1) = x_0_hat.
+    """
+    comparison = Comparison(accelerator, distance, huber_c)
 
-    Raises ValueError if `mixed` is asked of a policy that keeps no anchors.
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        at = batch.at
+        x_0_hat = model(at.x_t, at.t, x_anchor=batch.x_anchor)
+        weight = time_weight(flow.dynamics, at.t, kind=weighting)
+        n, how = _visits(batch) if mixed else None, comparison.options(x_0_hat, at.x_0)
+        return x_0_hat, objectives.data(x_0_hat, x_0=at.x_0, x_anchor=batch.x_anchor, n=n, weight=weight, **how)
+
+    return Phase(len(images), draw_pairs(accelerator, flow.dynamics, images, **pairs), loss)
+
+
+def _visits(batch: Batch) -> Tensor:
+    if batch.visits is None:
+        raise ValueError("the mixed schedule holds x_0_hat to its sample's own anchor: it needs anchor policy bank")
+    return batch.visits()
+
+
+def consistency_phase(
+    accelerator: Accelerator,
+    flow: IntegrationFlow,
+    images: Rows,
+    *,
+    distance: str,
+    huber_c: float | None,
+    intervals: tuple[int, int],
+    **pairs: Any,
+) -> Phase:
+    """Consistency training (Song & Dhariwal 2023): g(., x_t, t) is held to g(., x_r, r) at the same pair's earlier r.
+
+    The path's angle is cut into as many equal intervals as `consistency_intervals` says for a step, from
+    `intervals[0]` to `intervals[1]`; r lies one of them before t. At r = 0 the target is x_0 itself. The target is the
+    flow in training mode with the same anchor, without gradient. images, pairs: as in `data_phase`.
+    """
+    dynamics, comparison = flow.dynamics, Comparison(accelerator, distance, huber_c)
+    widest = float(dynamics.angle(torch.tensor([dynamics.t_max], dtype=torch.float64)))
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        at = batch.at
+        longest = widest / consistency_intervals(batch.step, steps=batch.steps, first=intervals[0], last=intervals[1])
+        theta = dynamics.angle(at.t)
+        r = dynamics.time_at((theta - longest).clamp_min(0))
+        with torch.no_grad():
+            target = flow(dynamics.perturb(at.x_0, z=at.z, t=r), r, x_anchor=batch.x_anchor)
+        x_0_hat = model(at.x_t, at.t, x_anchor=batch.x_anchor)
+        interval = ((theta - dynamics.angle(r)) / longest).clamp_min(LEAST_INTERVAL)
+        how = comparison.options(x_0_hat, target)
+        return x_0_hat, objectives.consistency(x_0_hat, target=target, interval=interval, **how)
+
+    return Phase(len(images), draw_pairs(accelerator, dynamics, images, even_share=EVEN_SHARE, **pairs), loss)
+
+
+def interval_phase(
+    accelerator: Accelerator,
+    flow: IntervalFlow,
+    images: Rows,
+    *,
+    batch_size: int,
+    t_max_share: float,
+    same_share: float,
+    power: float,
+    **pairs: Any,
+) -> Phase:
+    """Mean velocities over [s, t] in the path's angle (MeanFlow, Geng et al. 2025; docs/interval.md).
+
+    A share `same_share` of a batch has s = t, where the target is the pair's own velocity; the others' s and t are
+    two draws of the time law in order, and the target takes a forward-mode derivative of the flow. images, pairs: as
+    in `data_phase`.
     """
     dynamics = flow.dynamics
-    positions = local_positions(accelerator, settings.batch_size)
+    positions = torch.from_numpy(local_positions(accelerator, batch_size))
+    apart = ~evenly_chosen(positions, same_share).to(accelerator.device)  # [b]
+    law = {"t_max_share": t_max_share, "even_share": EVEN_SHARE}
+    draw = draw_pairs(accelerator, dynamics, images, batch_size=batch_size, **law, **pairs)
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[None, Tensor]:
+        at, x_anchor = batch.at, batch.x_anchor
+        other = draw_time(dynamics, batch.streams, batch.streams, **law).to(at.t.device)  # [b]
+        t = torch.where(apart, torch.maximum(at.t, other), at.t)
+        s = torch.where(apart, torch.minimum(at.t, other), at.t)
+        theta, theta_s = dynamics.angle(t), dynamics.angle(s)
+        x_t = dynamics.perturb(at.x_0, z=at.z, t=t)
+        target = dynamics.angular_velocity(at.x_0, z=at.z, theta=theta)
+        if apart.any():
+            y = (x_t / expand(dynamics.scale(t), x_t))[apart]
+            given = {"theta_s": theta_s[apart], "x_anchor": None if x_anchor is None else x_anchor[apart]}
+            with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no forward mode
+                target[apart] = objectives.mean_velocity_target(
+                    lambda y, theta: flow.mean_velocity(y, theta, **given),
+                    y,
+                    velocity=target[apart],
+                    theta=theta[apart],
+                    theta_s=theta_s[apart],
+                )
+        u_hat = model(x_t, t, x_anchor=x_anchor, s=s, mean_velocity=True)
+        return None, objectives.interval(u_hat, target=target, power=power)
+
+    return Phase(len(images), draw, loss)
+
+
+def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> int:
+    """N(k): `first`, doubled at equal distances in training until `last` (Song & Dhariwal 2023, sec. 3.4)."""
+    stages = math.floor(math.log2(last / first)) + 1
+    return min(first * 2 ** min(stages - 1, step * stages // steps), last)
+
+
+EVEN_SHARE = 0.5  # of the times below t_max: even in the angle; the rest by the teacher's law, which hardly ever comes
+LEAST_INTERVAL = 1e-3  # near t_max; of the longest: keeps 1 / (theta_t - theta_r) finite where t = r = t_min
+
+
+def draw_time(dynamics: Dynamics, law: Streams, choice: Streams, *, t_max_share: float, even_share: float) -> Tensor:
+    """t_max with probability t_max_share; of the others a share even in the angle, the rest by the training law: [b].
+
+    law, choice: what the training law and the choice draw from.
+    """
+    t = dynamics.draw_time(generator=law)
+    if even_share:
+        even = choice.uniform() / even_share
+        widest = dynamics.angle(torch.tensor([dynamics.t_max]))
+        t = torch.where(even < 1, dynamics.time_at(even * widest), t)
+    return torch.where(choice.uniform() < t_max_share, dynamics.t_max, t)
+
+
+def draw_pairs(
+    accelerator: Accelerator,
+    dynamics: Dynamics,
+    images: Rows,
+    *,
+    random_flip: bool,
+    t_max_share: float,
+    batch_size: int,
+    seed: int,
+    even_share: float = 0.0,
+) -> Draw:
+    """Images or points x_0 [b, ...], perturbed by fresh z to a fresh t; all draws depend on (seed, step) alone.
+
+    t_max_share, even_share: see `draw_time`.
+    """
+    positions = local_positions(accelerator, batch_size)
     read = row_reader(images, accelerator.device)
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
         x_0 = at_work(read(rows))  # [b, C, H, W]
         noise = Streams(seed, "noise", positions, step=step)
-        t = dynamics.draw_time(generator=noise)  # [b]
-        t = torch.where(streams.uniform() < t_max_share, dynamics.t_max, t).to(x_0.device)
+        t = draw_time(dynamics, noise, streams, t_max_share=t_max_share, even_share=even_share).to(x_0.device)  # [b]
         z = dynamics.draw_noise(tuple(x_0.shape[1:]), generator=noise).to(x_0.device)  # [b, C, H, W]
         mirrored = None
         if random_flip:
             mirrored = noise.uniform().to(x_0.device) < 0.5
             x_0 = torch.where(expand(mirrored, x_0).bool(), x_0.flip(-1), x_0)
-        return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, mirrored)
+        return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored)
 
-    return _fit_flow(
-        accelerator,
-        flow,
-        draw,
-        objective="data",
-        size=len(images),
-        policy=policy,
-        settings=settings,
-        distance=distance,
-        huber_c=huber_c,
-        weighting=weighting,
-        mixed=mixed,
-        seed=seed,
-        checkpoints=checkpoints,
-        on_log=on_log,
-    )
+    return draw
 
 
-def _fit_flow(
+def train_flow(
     accelerator: Accelerator,
     flow: IntegrationFlow,
-    draw: Draw,
+    phases: Sequence[Phase],
     *,
-    objective: str,
-    size: int,
     policy: AnchorPolicy,
     settings: TrainSettings,
-    distance: str,
-    huber_c: float | None,
-    weighting: str,
-    mixed: bool,
     seed: int,
-    checkpoints: Checkpoints | None,
-    on_log: OnLog | None,
+    checkpoints: Checkpoints | None = None,
+    on_log: OnLog | None = None,
 ) -> FitResult:
-    """What both objectives share: batches, anchors, distance and weight."""
-    if mixed and not isinstance(policy, BankAnchor):
-        raise ValueError("the mixed schedule holds x_0_hat to its sample's own anchor: it needs anchor policy bank")
+    """Fits the flow in place by one phase after the other, each an equal part of the steps.
+
+    It ends with averaged weights. Phases share optimizer, average and the schedule of the learning rate. The global batch of a step depends on
+    (seed, step) alone.
+
+    Raises ValueError for policy bank with several phases, whose samples are not the same.
+    """
+    if isinstance(policy, BankAnchor) and len(phases) > 1:
+        raise ValueError("anchor policy bank keeps an anchor for each sample of one phase; use self or noise")
     positions = local_positions(accelerator, settings.batch_size)
     in_batch = torch.from_numpy(positions)
-    order = EndlessShuffle(size, settings.batch_size, seed=seed)
+    orders = [EndlessShuffle(phase.size, settings.batch_size, seed=seed) for phase in phases]
+    starts = [settings.steps * i // len(phases) for i in range(len(phases) + 1)]
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        rows = order.batch(step)  # [B]
+        i = bisect_right(starts, step) - 1
+        rows = orders[i].batch(step)  # [B]
         streams = Streams(seed, "anchor", positions, step=step)
-        at = draw(rows[positions], step, streams)
-        visit = Visit(rows, order.visits(step), at.mirrored)
+        at = phases[i].draw(rows[positions], step, streams)
+        visit = Visit(rows, orders[i].visits(step), at.mirrored)
         x_anchor = policy(flow, at.x_t, at.t, generator=streams, positions=in_batch, visit=visit)
-        x_0_hat = model(at.x_t, at.t, x_anchor=x_anchor)
-        policy.refresh(x_0_hat.detach())
-        weight = time_weight(flow.dynamics, at.t, kind=weighting)
-        c = huber_c
-        if distance == "adaptive_huber":
-            c = accelerator.reduce(objectives.adaptive_huber_c(x_0_hat, at.x_0), reduction="mean")
-        if objective == "trajectory":
-            return objectives.trajectory(x_0_hat, x_0=at.x_0, distance=distance, c=c, weight=weight)
-        n = policy.visits(in_batch, visit) if mixed else None
-        return objectives.data(x_0_hat, x_0=at.x_0, x_anchor=x_anchor, n=n, distance=distance, c=c, weight=weight)
+        visits = partial(policy.visits, in_batch, visit) if isinstance(policy, BankAnchor) else None
+        batch = Batch(step - starts[i], starts[i + 1] - starts[i], at, x_anchor, streams, visits)
+        x_0_hat, value = phases[i].loss(model, batch)
+        if x_0_hat is not None:
+            policy.refresh(x_0_hat.detach())
+        return value
 
     return fit(
         accelerator,
