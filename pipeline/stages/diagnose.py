@@ -8,7 +8,7 @@ from ifm.data.arrays import ShardedArray
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
-from ifm.exact import ExactTeacher
+from ifm.exact import ExactTeacher, flow_map_of
 from ifm.files import write_json
 from ifm.images import at_work
 from ifm.sampling import Draws
@@ -43,6 +43,7 @@ def work(stage: Stage) -> None:
         data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
         stored=StoredPaths(stored.to(device), torch.tensor(metadata.times)),
         seed=config.seed,
+        exact=flow_map_of(flow.dynamics, images.gaussian, device=device),
         **settings,
     )
     found["reference"] = "exact" if isinstance(teacher, ExactTeacher) else "teacher"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ifm.dynamics import Dynamics, expand
+from ifm.exact import FlowMap
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
 from ifm.sampling import Denoiser, Draws, solve_states, stored_indices
@@ -188,11 +189,13 @@ def diagnose(
     directions: int,
     anchor_refinements: int,
     seed: int,
+    exact: FlowMap | None = None,
 ) -> dict[str, Any]:
     """All diagnostics of one flow, as plain values for JSON (six significant digits).
 
     draws: x_T and x_anchor of the paths, which training has not seen. data: real samples [n, ...]. Profiles are over
-    `times`, the reference solve's grid; `seed` draws the directions of derivatives.
+    `times`, the reference solve's grid; `seed` draws the directions of derivatives. exact: the data's own flow map,
+    where it is known.
     """
     dynamics, x_T, x_anchor = flow.dynamics, draws.x_T, draws.x_anchor
     times = dynamics.solver_times(solver_steps)
@@ -243,6 +246,7 @@ def diagnose(
                 "one_step": profile[0],
                 "profile": profile,
                 "training": _training_error(flow, stored, x_anchor),
+                **_exact_error(exact, x_T, times[0], one_step=estimates[0], teacher=x_0),
             },
         }
     )
@@ -320,6 +324,14 @@ def _stability(flow: IntegrationFlow, x_T: Tensor, x_anchor: Tensor, directions:
 def _quantiles(values: Tensor) -> dict[str, float]:
     low, median, high = values.double().quantile(values.new_tensor([0.05, 0.5, 0.95]).double()).tolist()
     return {"rms": _total(values), "low": low, "median": median, "high": high}
+
+
+def _exact_error(exact: FlowMap | None, x_T: Tensor, t: Tensor, **estimates: Tensor) -> dict[str, Any]:
+    """The error of each estimate of x_T's end point against the exact one; nothing where that is not known."""
+    if exact is None:
+        return {}
+    x_0 = exact(x_T, _batch(x_T, float(t)))
+    return {"exact": {name: flow_map_error(x_0_hat, x_0=x_0) for name, x_0_hat in estimates.items()}}
 
 
 @torch.no_grad()

@@ -198,6 +198,11 @@ class ImageSet:
         return self.metadata.random_flip
 
     @property
+    def gaussian(self) -> None:
+        """The law of images is not known; of points it may be."""
+        return None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all images."""
         return self.images.nbytes

@@ -253,6 +253,11 @@ class PointSet:
         return False
 
     @property
+    def gaussian(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """mu and s where the law is N(mu, diag(s^2)): float64 [d], [d]; None for the other laws."""
+        return gaussian_moments(*self.shape) if self.metadata.name == "gaussian" else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all points."""
         return self.points.nbytes
