@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ifm import tracking
 from ifm.config import DYNAMICS_NAMES, Config, ConfigError, load, read_params
 from ifm.errors import UserError
 from ifm.tracking import StageRun
 from pipeline import launch, paths
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -33,6 +36,13 @@ class Stage:
     def sections(self, *names: str) -> dict[str, Any]:
         """The plain values of some params, by dotted name, e.g. ``sections("seed", "ode.ve")``."""
         return {name: _lookup(self.values, name) for name in names}
+
+    @property
+    def device(self) -> "torch.device":
+        """A GPU where there is one."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def work_folder(self, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
         """Where this very computation keeps what a kill must not lose: .ifm/checkpoints/<stage>-<hash>.

@@ -26,10 +26,8 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Non-intersection, stability, anchor convergence, straightness and error, into reports/diagnostics."""
     config, d = stage.config, stage.dynamics
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layout = torch.channels_last
-    teacher = pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=layout)
-    flow = pretrained.load_flow(paths.flow(d)).to(device, memory_format=layout)
+    device = stage.device
+    teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
     settings = config.diagnose.model_dump()
     members = range(settings.pop("paths"))
     metadata = TrajectoryMetadata.read(paths.trajectories(d))

@@ -92,7 +92,7 @@ class EndlessShuffle:
         return np.concatenate(parts)
 
     def visits(self, step: int) -> np.ndarray:
-        """The how-manieth visit each entry of `batch(step)` is of its sample, from 1: int64 [B].
+        """Which visit to its sample each entry of `batch(step)` is, counted from 1: int64 [B].
 
         Every epoch holds every sample once, so this is the epoch, and needs no counters.
         """
