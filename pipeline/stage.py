@@ -12,8 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from ifm import tracking
-from ifm.config import DYNAMICS_NAMES, Config, ConfigError, load, read_params
+from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.tracking import StageRun
 from pipeline import launch, paths
@@ -63,8 +65,13 @@ def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
 
 def declared_code(stage: str) -> list[Path]:
     """The Python files among the deps of a stage in dvc.yaml."""
-    graph = read_params(Path("dvc.yaml"))
+    graph = _of_dvc(Path("dvc.yaml"))
     return [Path(d) for d in graph["stages"][stage]["deps"] if str(d).endswith(".py")]
+
+
+def _of_dvc(path: Path) -> dict[str, Any]:
+    """dvc.yaml or dvc.lock, by libyaml: the reader of params.yaml, in pure Python, takes half a second for the lock."""
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def main(
@@ -86,7 +93,8 @@ def main(
         parser.add_argument("dynamics", choices=DYNAMICS_NAMES)
     arguments = parser.parse_args()
     try:
-        config = load(paths.PARAMS)
+        values = read_params(paths.PARAMS)
+        config = parse(values, source=str(paths.PARAMS))
     except ConfigError as error:
         sys.exit(f"{error}")
     if parallel:
@@ -95,7 +103,7 @@ def main(
             sys.exit(status)
     dynamics = getattr(arguments, "dynamics", None)
     name = f"{module}-{dynamics}" if dynamics else module
-    stage = Stage(name, module, config, read_params(paths.PARAMS), dynamics)
+    stage = Stage(name, module, config, values, dynamics)
     signal.signal(signal.SIGTERM, terminate)
     try:
         with _tracked(stage, params(stage), tracked=tracked):
@@ -134,12 +142,12 @@ def data_name(config: Config) -> str:
 
 def _input_tags(stage: Stage) -> dict[str, str]:
     """md5 of each data input, as dvc.lock holds it from the stages before."""
-    lock, graph = Path("dvc.lock"), read_params(Path("dvc.yaml"))
+    lock, graph = Path("dvc.lock"), _of_dvc(Path("dvc.yaml"))
     if not lock.is_file():
         return {}
     made = {
         out["path"]: out.get("md5")
-        for entry in (read_params(lock).get("stages") or {}).values()
+        for entry in (_of_dvc(lock).get("stages") or {}).values()
         for out in entry.get("outs", [])
     }
     deps = [str(d).replace("${item.dynamics}", stage.dynamics or "") for d in graph["stages"][stage.module]["deps"]]

@@ -59,12 +59,16 @@ def neighbour_spacing(data: Tensor, *, queries: int, chunk: int = 4096) -> Tenso
 
 
 def jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, chunk: int = 64) -> Tensor:
-    """d x_0_hat / d x_t in full: [B, N, N], by N reverse passes over the whole batch."""
-
-    def summed(flat: Tensor) -> Tensor:  # samples do not meet, so the sum's derivative holds each sample's own
-        return estimate(flat.reshape(x_t.shape), t).flatten(1).sum(dim=0)
-
-    return torch.func.jacrev(summed, chunk_size=chunk)(x_t.flatten(1)).permute(1, 0, 2)
+    """d x_0_hat / d x_t in full: [B, N, N], by N reverse passes over the whole batch, `chunk` of them at a time."""
+    x = x_t.flatten(1).detach().requires_grad_()
+    # Samples do not meet, so the sum's derivative holds each sample's own. torch.func.jacrev is the same, after a
+    # second and a half of imports (torch.compile's).
+    summed = estimate(x.reshape(x_t.shape), t).flatten(1).sum(dim=0)  # [N]
+    rows = [
+        torch.autograd.grad(summed, x, picked, is_grads_batched=True, retain_graph=True)[0]
+        for picked in torch.eye(len(summed), dtype=summed.dtype, device=x.device).split(chunk)
+    ]
+    return torch.cat(rows).permute(1, 0, 2)
 
 
 def projected_jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, basis: Tensor, scale: float) -> Tensor:
