@@ -1,6 +1,7 @@
 """What every stage shares: arguments, checked params, tracking, signals, one clear message for what a user can mend."""
 
 import argparse
+import gc
 import hashlib
 import os
 import signal
@@ -107,6 +108,8 @@ def main(
     signal.signal(signal.SIGTERM, terminate)
     try:
         with _tracked(stage, params(stage), tracked=tracked):
+            gc.freeze()
+            gc.enable()  # pipeline.stages has put it off while modules were imported
             work(stage)
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
