@@ -7,8 +7,7 @@ from functools import partial
 import torch
 
 from ifm import anchors, pretrained
-from ifm.data.arrays import ImageSet, ShardedArray
-from ifm.data.points import PointSet
+from ifm.data.arrays import SampleSet, ShardedArray
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.model import IntegrationFlow
@@ -29,7 +28,7 @@ def params(stage: Stage) -> dict:
 class TrainingSet:
     """What the objective trains on: data/trajectories/{dynamics}, or the training images for objective `data`."""
 
-    rows: ShardedArray | ImageSet | PointSet
+    rows: ShardedArray | SampleSet
     image_shape: tuple[int, ...]  # (C, H, W) or (d,)
     digest: dict[str, str]  # what was trained on, for the checkpoint's key and the record
     train: Callable[..., FitResult]  # with what this objective alone needs
