@@ -174,7 +174,7 @@ def code_digest() -> str:
 
 
 def _load(text: str) -> Any:
-    return preset._yaml(typ="safe").load(text)
+    return preset.parse_yaml(text)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:

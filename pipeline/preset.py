@@ -44,9 +44,14 @@ def apply(name: str, text: str, *, data: str | None = None) -> str:
     _merge(params, overlay, at="")
     out = io.StringIO()
     yaml.dump(params, out)
-    parse(_yaml(typ="safe").load(out.getvalue()), source=f"preset {name}")
+    parse(parse_yaml(out.getvalue()), source=f"preset {name}")
     # ruamel keeps a comment in its column, which a longer value pushes to the right for good: back to two spaces.
     return re.sub(r"""^([^#'"\n]*\S) +# """, r"\1  # ", out.getvalue(), flags=re.MULTILINE)
+
+
+def parse_yaml(text: str) -> Any:
+    """The text of params.yaml as plain values."""
+    return _yaml(typ="safe").load(text)
 
 
 def _yaml(typ: str = "rt") -> YAML:

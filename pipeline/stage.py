@@ -1,6 +1,7 @@
 """What every stage shares: arguments, checked params, tracking, signals, one clear message for what a user can mend."""
 
 import argparse
+import gc
 import hashlib
 import os
 import signal
@@ -10,13 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from ifm import tracking
-from ifm.config import DYNAMICS_NAMES, Config, ConfigError, load, read_params
+from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.tracking import StageRun
 from pipeline import launch, paths
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -33,6 +39,13 @@ class Stage:
     def sections(self, *names: str) -> dict[str, Any]:
         """The plain values of some params, by dotted name, e.g. ``sections("seed", "ode.ve")``."""
         return {name: _lookup(self.values, name) for name in names}
+
+    @property
+    def device(self) -> "torch.device":
+        """A GPU where there is one."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def work_folder(self, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
         """Where this very computation keeps what a kill must not lose: .ifm/checkpoints/<stage>-<hash>.
@@ -53,8 +66,13 @@ def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
 
 def declared_code(stage: str) -> list[Path]:
     """The Python files among the deps of a stage in dvc.yaml."""
-    graph = read_params(Path("dvc.yaml"))
+    graph = _of_dvc(Path("dvc.yaml"))
     return [Path(d) for d in graph["stages"][stage]["deps"] if str(d).endswith(".py")]
+
+
+def _of_dvc(path: Path) -> dict[str, Any]:
+    """dvc.yaml or dvc.lock, by libyaml: the reader of params.yaml, in pure Python, takes half a second for the lock."""
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def main(
@@ -76,7 +94,8 @@ def main(
         parser.add_argument("dynamics", choices=DYNAMICS_NAMES)
     arguments = parser.parse_args()
     try:
-        config = load(paths.PARAMS)
+        values = read_params(paths.PARAMS)
+        config = parse(values, source=str(paths.PARAMS))
     except ConfigError as error:
         sys.exit(f"{error}")
     if parallel:
@@ -85,10 +104,12 @@ def main(
             sys.exit(status)
     dynamics = getattr(arguments, "dynamics", None)
     name = f"{module}-{dynamics}" if dynamics else module
-    stage = Stage(name, module, config, read_params(paths.PARAMS), dynamics)
+    stage = Stage(name, module, config, values, dynamics)
     signal.signal(signal.SIGTERM, terminate)
     try:
         with _tracked(stage, params(stage), tracked=tracked):
+            gc.freeze()
+            gc.enable()  # pipeline.stages has put it off while modules were imported
             work(stage)
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
@@ -124,12 +145,12 @@ def data_name(config: Config) -> str:
 
 def _input_tags(stage: Stage) -> dict[str, str]:
     """md5 of each data input, as dvc.lock holds it from the stages before."""
-    lock, graph = Path("dvc.lock"), read_params(Path("dvc.yaml"))
+    lock, graph = Path("dvc.lock"), _of_dvc(Path("dvc.yaml"))
     if not lock.is_file():
         return {}
     made = {
         out["path"]: out.get("md5")
-        for entry in (read_params(lock).get("stages") or {}).values()
+        for entry in (_of_dvc(lock).get("stages") or {}).values()
         for out in entry.get("outs", [])
     }
     deps = [str(d).replace("${item.dynamics}", stage.dynamics or "") for d in graph["stages"][stage.module]["deps"]]

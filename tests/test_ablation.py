@@ -117,7 +117,7 @@ def test_overrides_are_read_by_dvc_as_the_same_values(tmp_path):
         file = tmp_path / "params.yaml"
         file.write_text(TEXT)
         apply_overrides(file, [f"{k}={ablation.override_text(v)}" for k, v in task.settings.items()])
-        assert ablation.parse(preset._yaml(typ="safe").load(file.read_text())) == task.config
+        assert ablation.parse(preset.parse_yaml(file.read_text())) == task.config
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

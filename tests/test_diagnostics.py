@@ -1,13 +1,21 @@
 """Diagnostics on maps whose answers are known."""
 
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from exact import GaussianDenoiser
 from torch import nn
 
-from ifm import diagnostics, dynamics
+from ifm import diagnostics, dynamics, pretrained
+from ifm.config import parse
+from ifm.data.points import fetch_points, gaussian_moments, preprocess_points
+from ifm.data.splits import open_split
+from ifm.data.trajectories import TrajectoryMetadata
 from ifm.diagnostics import (
     StoredPaths,
     anchor_steps,
@@ -24,12 +32,17 @@ from ifm.diagnostics import (
     spread,
     straightness,
 )
-from ifm.exact import ExactTeacher, gaussian_flow_map
+from ifm.exact import ExactTeacher, flow_map_of, gaussian_flow_map
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
 from ifm.sampling import Draws, solve_states, solve_trajectory
+from pipeline import paths as places
+from pipeline import preset
+from pipeline.stage import Stage
+from pipeline.stages import diagnose as diagnose_stage
 
 NAMES = list(dynamics.DYNAMICS)
+ROOT = Path(__file__).parents[1]
 
 
 def normal(*shape, seed=0):
@@ -239,3 +252,77 @@ def test_an_exact_teacher_and_a_flow_without_anchor(name):
     assert found["straightness"]["teacher"] > 0
     assert math.isfinite(found["error"]["one_step"])
     assert diagnostics.rms(data).shape == (3,)
+    assert "exact" not in found["error"]
+
+
+# --- data with a closed form --------------------------------------------------------------------------------
+
+
+class ClosedForm(nn.Module):
+    """The flow map of N(mu, diag(s^2)), and beside it a share of the samples' spread; takes no anchor."""
+
+    takes_anchor = False
+
+    def __init__(self, d, mu, s, *, off=0.0):
+        super().__init__()
+        self.dynamics, self.mu, self.s, self.off = d, mu, s, off
+
+    def forward(self, x_t, t, *, x_anchor):
+        x_0 = gaussian_flow_map(self.dynamics, x_t, t, mu=self.mu, s=self.s)
+        return x_0 + self.off * spread(x_0.detach())
+
+
+class Solved(nn.Module):
+    """The denoiser of N(mu, diag(s^2)) as a module, to be solved."""
+
+    def __init__(self, d, mu, s):
+        super().__init__()
+        self.dynamics, self.forward = d, GaussianDenoiser(d, mu=mu, s=s)
+
+
+def processed(law, folder, dimensions=3):
+    """data/processed of a law in `folder`, and the params it was made by."""
+    values = preset.parse_yaml(preset.apply("points", (ROOT / "params.yaml").read_text()))
+    values["data"]["points"] |= {"law": law, "dimensions": dimensions, "count": 300}
+    values["diagnose"] |= {"paths": 32, "solver_steps": 16, "jacobian_paths": 2, "jacobian_times": 2}
+    config = parse(values)
+    fetch_points(config.data, folder / places.RAW)
+    preprocess_points(config.data, folder / places.RAW, folder / places.PROCESSED)
+    return config, values
+
+
+def test_which_data_have_a_known_flow_map(tmp_path):
+    x_T, t = normal(4, 2), torch.tensor([1.0])
+    for law in ("gaussian", "spiral"):
+        processed(law, tmp_path, dimensions=2)
+        moments = open_split(tmp_path / places.PROCESSED, "train").gaussian
+        maps = {name: flow_map_of(dynamics.build(name), moments) for name in NAMES}
+        assert {name for name, found in maps.items() if found} == ({"ve", "rf"} if law == "gaussian" else set())
+        if law == "gaussian":  # rf at t = 1: mu + s x_T
+            mu, s = torch.tensor([0.2, -0.2]).double(), torch.tensor([0.6, 0.3]).double()
+            torch.testing.assert_close(maps["rf"](x_T, t), mu + s * x_T)
+
+
+@pytest.mark.parametrize("name", ["ve", "rf"])
+@pytest.mark.parametrize("off", [0.0, 0.05])
+def test_the_stage_measures_against_the_closed_form_of_its_data(name, off, tmp_path, monkeypatch):
+    """From data/processed to the JSON: the closed form itself has error 0, one that is off by 5 % has 0.05."""
+    config, values = processed("gaussian", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    d = dynamics.build(name, **config.ode.options(name))
+    mu, s = (torch.from_numpy(moment).float() for moment in gaussian_moments(3))
+    monkeypatch.setattr(pretrained, "load_flow", lambda folder: ClosedForm(d, mu, s, off=off))
+    monkeypatch.setattr(pretrained, "load_teacher", lambda folder: Solved(d, mu, s))
+    folder = places.trajectories(name)
+    folder.mkdir(parents=True)
+    np.save(folder / "shard-00000.npy", normal(8, 2, 3).numpy())
+    TrajectoryMetadata(name, 8, [d.t_max, 0.0], 16, 31, 0, "", ["shard-00000.npy"], [3]).write(folder)
+    logged = {}
+    run = SimpleNamespace(log_metrics=logged.update)
+    diagnose_stage.work(Stage(f"diagnose-{name}", "diagnose", config, values, name, run))
+    error = json.loads(places.diagnostics(name).read_text())["error"]
+    assert error["exact"]["one_step"] == pytest.approx(off, abs=1e-6)
+    assert logged["error.exact.one_step"] == error["exact"]["one_step"]
+    # 16 steps of Heun: an error of its own, all that the error against the teacher's solve holds beside the flow's.
+    assert 1e-4 < error["exact"]["teacher"] < 0.05
+    assert abs(error["one_step"] - off) < 1.1 * error["exact"]["teacher"]

@@ -142,6 +142,24 @@ def test_importing_ifm_is_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_stages_that_compute_nothing_do_not_import_torch():
+    names = ("fetch", "preprocess", "report", "track")
+    code = "import sys, {}; print('torch' in sys.modules)".format(", ".join(f"pipeline.stages.{n}" for n in names))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+def test_garbage_is_collected_while_a_stage_works():
+    """And not while its modules are imported: sys.argv is what `python -m` makes of it then."""
+    code = (
+        "import gc, sys; sys.argv = ['-m']; import pipeline.stages; print(gc.isenabled())\n"
+        "from pipeline.stage import main\n"
+        "main(lambda stage: print(gc.isenabled()), module='fetch', params=lambda stage: {}, tracked=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "True"]
+
+
 BLOCKER = """
 import importlib.util, sys
 gone = ("dvc", "mlflow", "cleanfid", "datasets", "matplotlib", "sklearn", "pandas")

@@ -19,9 +19,9 @@ from ifm.data.arrays import DataError, ImageSet
 from ifm.data.points import PointSet, draw_points, fetch_points, preprocess_points
 from ifm.data.splits import open_split
 from ifm.metrics.points import energy_distance, mean_distance, nearest_shares, sliced_wasserstein
-from ifm.mlp import MLP
+from ifm.mlp import MLP, fourier_features
 from ifm.model import IntegrationFlow, Teacher
-from ifm.networks import build_network, copy_weights
+from ifm.networks import build_network, copy_weights, load_network, save_network
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, solve_ode
 from pipeline import paths, preset
@@ -338,13 +338,45 @@ def test_saved_mlp_is_the_same_and_holds_no_pickle(tmp_path):
     assert torch.equal(again(x, torch.ones(3), x_anchor=x), g(x, torch.ones(3), x_anchor=x))
 
 
+def test_fourier_features_by_hand():
+    """x, sin and cos of pi/2, pi and 2 pi times x, all of the first coordinate before the second's."""
+    x = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    root = math.sqrt(0.5)
+    expected = torch.tensor([[0.5, root, 1, 0, root, 0, -1, -1, -1, 0, 0, 0, -1, 1]], dtype=torch.float64)
+    torch.testing.assert_close(fourier_features(x, 3), expected, rtol=0, atol=1e-15)
+    assert fourier_features(x, 0) is x
+    more = torch.cat([x, torch.rand(1, 2, dtype=torch.float64)], dim=1)
+    assert torch.equal(fourier_features(more, 3)[:, :14], fourier_features(x, 3))
+
+
+@pytest.mark.parametrize(("dimensions", "frequencies"), [(2, 3), (16, 3), (17, 0)])
+def test_many_dimensions_have_plain_inputs(dimensions, frequencies, tmp_path):
+    """Of the data's dimensions, not the inputs': a flow with the anchor's inputs has its teacher's features."""
+    for takes_anchor in (False, True):
+        network = build_network(
+            kind="mlp", shape=(dimensions,), takes_anchor=takes_anchor, mlp={"width": 8, "layers": 1}, channels=[8]
+        )
+        assert network.options["input_frequencies"] == frequencies
+        inputs = dimensions * (1 + takes_anchor)
+        assert network.inputs.in_features == inputs * (1 + 2 * frequencies)
+        save_network(network, tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["input_frequencies"] == frequencies
+        x, c = torch.randn(3, inputs), torch.rand(3)
+        assert torch.equal(load_network(tmp_path)(x, c), network(x, c))
+
+
 def test_a_flow_starts_from_the_teachers_mlp_and_hears_its_anchor():
-    source, target = mlp(seed=1), mlp(True, seed=2)
+    """Without its anchor's columns, which start a tenth as large, it is the teacher's function."""
+    source, target, fresh = mlp(seed=1), mlp(True, seed=2), mlp(True, seed=2)
     assert copy_weights(source, target) == []
+    own = source.inputs.in_features
+    torch.testing.assert_close(target.inputs.weight[:, own:], 0.1 * fresh.inputs.weight[:, own:])
     x, c = torch.randn(6, 2), torch.rand(6)
-    assert torch.equal(target(torch.cat([x, torch.zeros(6, 2)], dim=1), c), source(x, c))
     a, b = (target(torch.cat([x, k * torch.ones(6, 2)], dim=1), c) for k in (0, 1))
     assert bool(((a - b).norm(dim=1) > 1e-4 * a.norm(dim=1)).all())
+    with torch.no_grad():
+        target.inputs.weight[:, own:] = 0
+    torch.testing.assert_close(target(torch.cat([x, torch.randn(6, 2)], dim=1), c), source(x, c))
     assert "inputs.weight" in copy_weights(mlp(width=8), mlp())
 
 

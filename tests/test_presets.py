@@ -34,7 +34,7 @@ def test_there_are_the_documented_presets():
 @pytest.mark.parametrize("name", preset.names())
 def test_preset_is_valid_and_keeps_every_comment(name):
     text = applied(name)
-    assert isinstance(parse(preset._yaml(typ="safe").load(text)), Config)
+    assert isinstance(parse(preset.parse_yaml(text)), Config)
     comments = re.findall(r"#.*", TEXT)
     assert re.findall(r"#.*", text) == comments
 

@@ -19,8 +19,13 @@ from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.engine import LaunchError, ProcessExchange, local_positions, row_reader
 from ifm.training.flow import (
-    consistency_intervals, consistency_phase, data_phase, draw_stored_index, draw_time, interval_phase, time_weight,
-    train_flow, trajectory_phase,
+    consistency_phase,
+    data_phase,
+    draw_stored_index,
+    interval_phase,
+    time_weight,
+    train_flow,
+    trajectory_phase,
 )  # fmt: skip
 from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
 from ifm.training.teacher import train_teacher

@@ -8,7 +8,7 @@ from ifm.data.arrays import ShardedArray
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
-from ifm.exact import ExactTeacher
+from ifm.exact import ExactTeacher, flow_map_of
 from ifm.files import write_json
 from ifm.images import at_work
 from ifm.sampling import Draws
@@ -26,10 +26,8 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Non-intersection, stability, anchor convergence, straightness and error, into reports/diagnostics."""
     config, d = stage.config, stage.dynamics
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layout = torch.channels_last
-    teacher = pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=layout)
-    flow = pretrained.load_flow(paths.flow(d)).to(device, memory_format=layout)
+    device = stage.device
+    teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
     settings = config.diagnose.model_dump()
     members = range(settings.pop("paths"))
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
@@ -43,6 +41,7 @@ def work(stage: Stage) -> None:
         data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
         stored=StoredPaths(stored.to(device), torch.tensor(metadata.times)),
         seed=config.seed,
+        exact=flow_map_of(flow.dynamics, images.gaussian, device=device),
         **settings,
     )
     found["reference"] = "exact" if isinstance(teacher, ExactTeacher) else "teacher"

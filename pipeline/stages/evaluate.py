@@ -1,7 +1,5 @@
 """evaluate@d: the figures of every sampler."""
 
-import torch
-
 from ifm.files import write_json
 from ifm.metrics.evaluation import evaluate_samples
 from ifm.metrics.reference import load_reference
@@ -20,8 +18,7 @@ def work(stage: Stage) -> None:
     Images have FID and KID, points sliced Wasserstein and energy distance.
     """
     config, d = stage.config, stage.dynamics
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reference = load_reference(paths.REFERENCE, config.evaluate, device=device)
+    reference = load_reference(paths.REFERENCE, config.evaluate, device=stage.device)
     figures = evaluate_samples(
         paths.samples(d),
         reference,

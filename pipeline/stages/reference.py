@@ -1,7 +1,5 @@
 """reference: the evaluation extractor and its statistics of the real data."""
 
-import torch
-
 from ifm.data.splits import open_split
 from ifm.files import write_json
 from ifm.metrics.reference import build_reference
@@ -16,7 +14,7 @@ def work(stage: Stage) -> None:
         train=open_split(paths.PROCESSED, "train"),
         test=open_split(paths.PROCESSED, "test"),
         out=paths.REFERENCE,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=stage.device,
         on_log=stage.run.log_row,
     )
     write_json(paths.METRICS / "reference.json", figures)

@@ -1,7 +1,6 @@
 """sample@d: images or points from flow and teacher, all from the same prior draws."""
 
 import numpy as np
-import torch
 
 from ifm import pretrained
 from ifm.files import fresh_folder, write_json
@@ -21,10 +20,8 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Draws sample.count samples with every sampler, times them, and lays some images out as grids."""
     config, d = stage.config, stage.dynamics
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layout = torch.channels_last
-    teacher = pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=layout)
-    flow = pretrained.load_flow(paths.flow(d)).to(device, memory_format=layout)
+    device = stage.device
+    teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
     shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
 
     samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe)]

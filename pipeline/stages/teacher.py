@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from ifm import dynamics, pretrained
-from ifm.data.arrays import ImageSet
-from ifm.data.points import PointSet
+from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
 from ifm.exact import ExactTeacher
 from ifm.model import Teacher
@@ -58,11 +57,11 @@ def work(stage: Stage) -> None:
     checkpoints.clear()
 
 
-def _inputs(images: ImageSet | PointSet) -> dict[str, str]:
+def _inputs(images: SampleSet) -> dict[str, str]:
     return {"images": images.metadata.splits["train"].sha256}
 
 
-def _write_exact(stage: Stage, images: ImageSet | PointSet) -> None:
+def _write_exact(stage: Stage, images: SampleSet) -> None:
     """The closed-form denoiser of the training data, mirrored images included: no network, an empty curve."""
     if int(os.environ.get("RANK", "0")) != 0:
         return

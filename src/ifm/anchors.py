@@ -29,7 +29,7 @@ class Visit:
     """Which samples a step's global batch holds, the same in every process, and how this process shows its own."""
 
     rows: np.ndarray  # sample indices of the global batch: int64 [B]
-    n: np.ndarray  # the how-manieth visit of each sample, from 1: int64 [B]
+    n: np.ndarray  # which visit to its sample each row is, counted from 1: int64 [B]
     mirrored: Tensor | None = None  # which of this process's images are shown left-right mirrored: bool [b]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ifm.dynamics import Dynamics, expand
+from ifm.exact import FlowMap
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
 from ifm.sampling import Denoiser, Draws, solve_states, stored_indices
@@ -58,12 +59,16 @@ def neighbour_spacing(data: Tensor, *, queries: int, chunk: int = 4096) -> Tenso
 
 
 def jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, chunk: int = 64) -> Tensor:
-    """d x_0_hat / d x_t in full: [B, N, N], by N reverse passes over the whole batch."""
-
-    def summed(flat: Tensor) -> Tensor:  # samples do not meet, so the sum's derivative holds each sample's own
-        return estimate(flat.reshape(x_t.shape), t).flatten(1).sum(dim=0)
-
-    return torch.func.jacrev(summed, chunk_size=chunk)(x_t.flatten(1)).permute(1, 0, 2)
+    """d x_0_hat / d x_t in full: [B, N, N], by N reverse passes over the whole batch, `chunk` of them at a time."""
+    x = x_t.flatten(1).detach().requires_grad_()
+    # Samples do not meet, so the sum's derivative holds each sample's own. torch.func.jacrev is the same, after a
+    # second and a half of imports (torch.compile's).
+    summed = estimate(x.reshape(x_t.shape), t).flatten(1).sum(dim=0)  # [N]
+    rows = [
+        torch.autograd.grad(summed, x, picked, is_grads_batched=True, retain_graph=True)[0]
+        for picked in torch.eye(len(summed), dtype=summed.dtype, device=x.device).split(chunk)
+    ]
+    return torch.cat(rows).permute(1, 0, 2)
 
 
 def projected_jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, basis: Tensor, scale: float) -> Tensor:
@@ -188,11 +193,13 @@ def diagnose(
     directions: int,
     anchor_refinements: int,
     seed: int,
+    exact: FlowMap | None = None,
 ) -> dict[str, Any]:
     """All diagnostics of one flow, as plain values for JSON (six significant digits).
 
     draws: x_T and x_anchor of the paths, which training has not seen. data: real samples [n, ...]. Profiles are over
-    `times`, the reference solve's grid; `seed` draws the directions of derivatives.
+    `times`, the reference solve's grid; `seed` draws the directions of derivatives. exact: the data's own flow map,
+    where it is known.
     """
     dynamics, x_T, x_anchor = flow.dynamics, draws.x_T, draws.x_anchor
     times = dynamics.solver_times(solver_steps)
@@ -243,6 +250,7 @@ def diagnose(
                 "one_step": profile[0],
                 "profile": profile,
                 "training": _training_error(flow, stored, x_anchor),
+                **_exact_error(exact, x_T, times[0], one_step=estimates[0], teacher=x_0),
             },
         }
     )
@@ -320,6 +328,14 @@ def _stability(flow: IntegrationFlow, x_T: Tensor, x_anchor: Tensor, directions:
 def _quantiles(values: Tensor) -> dict[str, float]:
     low, median, high = values.double().quantile(values.new_tensor([0.05, 0.5, 0.95]).double()).tolist()
     return {"rms": _total(values), "low": low, "median": median, "high": high}
+
+
+def _exact_error(exact: FlowMap | None, x_T: Tensor, t: Tensor, **estimates: Tensor) -> dict[str, Any]:
+    """The error of each estimate of x_T's end point against the exact one; nothing where that is not known."""
+    if exact is None:
+        return {}
+    x_0 = exact(x_T, _batch(x_T, float(t)))
+    return {"exact": {name: flow_map_error(x_0_hat, x_0=x_0) for name, x_0_hat in estimates.items()}}
 
 
 @torch.no_grad()

@@ -1,9 +1,12 @@
-"""The exact teacher: E[x_0 | x_t] of a finite data set in closed form, without a network.
+"""Closed forms: the exact teacher of a finite data set, and the flow map of Gaussian data.
 
-It judges solver, trajectories and objectives without training error. It knows the data by heart: its paths end on data
-points, so its samples are copies of them.
+The exact teacher is E[x_0 | x_t] without a network. It judges solver, trajectories and objectives without training
+error. It knows the data by heart: its paths end on data points, so its samples are copies of them.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from ifm.dynamics import Dynamics, PFGMPlusPlus, expand
 
 TINY = 1e-280  # stands for b^2 = 0: the limit t -> 0 without 0 / 0
 CHUNK_BYTES = 2**26  # of one piece of the data in float64
+FlowMap = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x_0 [B, ...], the end point of x_t's path
 
 
 class ExactTeacher(nn.Module):
@@ -75,3 +79,14 @@ def gaussian_flow_map(dynamics: Dynamics, x_t: Tensor, t: Tensor, *, mu: Tensor,
     at = dynamics.coefficients(t)
     a, b = expand(at.a, x_t), expand(at.b, x_t)
     return mu + s * (x_t - a * mu) / torch.sqrt(a**2 * s**2 + b**2)
+
+
+def flow_map_of(dynamics: Dynamics, gaussian: tuple[np.ndarray, np.ndarray] | None, *, device=None) -> FlowMap | None:
+    """The exact flow map of data N(mu, diag(s^2)), gaussian = (mu, s), in float64; None where no closed form is known.
+
+    That is: for data of another law (None), and under pfgmpp.
+    """
+    if gaussian is None or isinstance(dynamics, PFGMPlusPlus):
+        return None
+    mu, s = (torch.from_numpy(moment).double().to(device) for moment in gaussian)
+    return lambda x_t, t: gaussian_flow_map(dynamics, x_t.double(), t.double(), mu=mu, s=s)

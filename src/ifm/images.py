@@ -32,14 +32,3 @@ def at_rest(x: Tensor) -> np.ndarray:
     if not bool(torch.isfinite(x).all()):
         raise ValueError("samples hold NaN or infinity; the model has diverged")
     return x.float().cpu().numpy()
-
-
-def grid(images: np.ndarray, *, columns: int, pad: int = 1) -> np.ndarray:
-    """Tiles uint8 [n, C, H, W] into one picture, row by row: uint8 [H', W', 3]. Unused tiles stay white."""
-    n, _, h, w = images.shape
-    rows = -(-n // columns)
-    canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = pad + (i // columns) * (h + pad), pad + (i % columns) * (w + pad)
-        canvas[top : top + h, left : left + w] = np.broadcast_to(image.transpose(1, 2, 0), (h, w, 3))
-    return canvas

@@ -12,14 +12,21 @@ from ifm.files import read_json, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "MLP"  # config.json's _class_name, as diffusers writes its own
+INPUT_FREQUENCIES = 3  # of each input coordinate
+FOURIER_UP_TO = 16  # dimensions of data
 
 
 class MLP(nn.Module):
     """(inputs [B, in_features], c_noise [B]) -> F_x [B, out_features]; with `two_times`, c_end [B] too.
 
-    An input layer, `layers` residual blocks h + W_2 silu(W_1 silu(h) + W_t e), a linear head. e: sines and cosines of
-    c_noise. c_noise spans about 1 (rf) to 2.7 (ve), so the angular frequencies rise from 1 to 2^5: the slowest sees
-    the range as a whole, the fastest tells neighbouring noise levels apart.
+    Fourier features of the inputs, a linear layer, `layers` residual blocks h + W_2 silu(W_1 silu(h) + W_t e), a linear
+    head. e: sines and cosines of c_noise. c_noise spans about 1 (rf) to 2.7 (ve), so the angular frequencies rise
+    from 1 to 2^5: the slowest sees the range as a whole, the fastest tells neighbouring noise levels apart.
+
+    input_frequencies: see `fourier_features`; None: 3 for data of up to 16 dimensions, above 0, the plain inputs. A
+    plain MLP learns slow functions first and bridges gaps between modes; waves along the axes mend that in a few
+    dimensions. In many, neighbours differ in every coordinate at once, and six waves of each are mostly noise. The
+    choice goes by out_features, the data's dimensions: the same for a teacher and a flow with the anchor's inputs.
     """
 
     def __init__(
@@ -31,8 +38,11 @@ class MLP(nn.Module):
         layers: int,
         frequencies: int = 16,
         two_times: bool = False,
+        input_frequencies: int | None = None,
     ) -> None:
         super().__init__()
+        if input_frequencies is None:
+            input_frequencies = INPUT_FREQUENCIES if out_features <= FOURIER_UP_TO else 0
         self.options = {
             "in_features": in_features,
             "out_features": out_features,
@@ -40,9 +50,10 @@ class MLP(nn.Module):
             "layers": layers,
             "frequencies": frequencies,
             "two_times": two_times,
+            "input_frequencies": input_frequencies,
         }
         self.register_buffer("omega", 2 ** torch.linspace(0, 5, frequencies), persistent=False)
-        self.inputs = nn.Linear(in_features, width)
+        self.inputs = nn.Linear(in_features * (1 + 2 * input_frequencies), width)
         embedded = 2 * frequencies * (2 if two_times else 1)
         self.times = nn.ModuleList(nn.Linear(embedded, width) for _ in range(layers))
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
@@ -52,10 +63,24 @@ class MLP(nn.Module):
     def forward(self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None) -> Tensor:
         phases = [c.to(self.omega.dtype)[:, None] * self.omega for c in (c_noise, c_end) if c is not None]
         e = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1).to(inputs.dtype)
-        h = self.inputs(inputs)  # [B, width]
+        h = self.inputs(fourier_features(inputs, self.options["input_frequencies"]))  # [B, width]
         for time, first, second in zip(self.times, self.first, self.second, strict=True):
             h = (h + second(nn.functional.silu(first(nn.functional.silu(h)) + time(e)))) * math.sqrt(0.5)
         return self.head(nn.functional.silu(h))
+
+
+def fourier_features(x: Tensor, frequencies: int) -> Tensor:
+    """x, sin(w_k x), cos(w_k x) with w_k = pi/2 2^k, k < frequencies (Tancik et al. 2020): [B, n (1 + 2 frequencies)].
+
+    Coordinate by coordinate, all that is of x_1 first, so that the features of further inputs (the anchor's) come
+    after those that a network without them has: `ifm.networks.copy_weights` counts on it. c_in x_t is of unit scale,
+    within +-4: the slowest wave, of period 4, orders it, the fastest of three, of period 1, tells modes apart.
+    """
+    if not frequencies:
+        return x
+    omega = math.pi / 2 * 2.0 ** torch.arange(frequencies, device=x.device, dtype=x.dtype)
+    phase = x[..., None] * omega  # [B, n, frequencies]
+    return torch.cat([x[..., None], phase.sin(), phase.cos()], dim=-1).flatten(1)
 
 
 def save_mlp(network: MLP, folder: Path) -> None:

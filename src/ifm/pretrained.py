@@ -74,6 +74,12 @@ def load_flow(folder: Path) -> IntegrationFlow:
     ).eval()
 
 
+def load_both(*, teacher: Path, flow: Path, device: torch.device) -> tuple[Teacher | ExactTeacher, IntegrationFlow]:
+    """A teacher and a flow on the device, laid out as training had them."""
+    models = load_teacher(teacher), load_flow(flow)
+    return tuple(model.to(device, memory_format=torch.channels_last) for model in models)
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """What ifm.json says: kind, dynamics, parameters, sha256 of the weights, training facts."""
     return read_json(folder / DESCRIPTION)

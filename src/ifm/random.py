@@ -7,10 +7,12 @@ batch, a resumed run draws what the killed one would have drawn, and a laptop dr
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes a second to import, and stages that draw by `stream` alone need none
+    from torch import Tensor
 
 # The numbers are part of every result: add, never renumber.
 PURPOSES = {
@@ -47,19 +49,25 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
+    def normal(self, shape: tuple[int, ...]) -> "Tensor":
         """N(0, 1): [B, *shape]."""
+        import torch
+
         out = np.empty((len(self), math.prod(shape)), np.float32)
         for row, s in zip(out, self._streams, strict=True):
             s.standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(out).reshape(len(self), *shape)
 
-    def uniform(self) -> Tensor:
+    def uniform(self) -> "Tensor":
         """U[0, 1): [B]."""
+        import torch
+
         return torch.tensor([s.random() for s in self._streams], dtype=torch.float32)
 
-    def chi_square(self, degrees: float) -> Tensor:
+    def chi_square(self, degrees: float) -> "Tensor":
         """chi-square with `degrees` degrees of freedom: [B]."""
+        import torch
+
         return torch.tensor([s.chisquare(degrees) for s in self._streams], dtype=torch.float32)
 
 
@@ -92,7 +100,7 @@ class EndlessShuffle:
         return np.concatenate(parts)
 
     def visits(self, step: int) -> np.ndarray:
-        """The how-manieth visit each entry of `batch(step)` is of its sample, from 1: int64 [B].
+        """Which visit to its sample each entry of `batch(step)` is, counted from 1: int64 [B].
 
         Every epoch holds every sample once, so this is the epoch, and needs no counters.
         """

@@ -481,6 +481,8 @@ def _diagnostics(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | Non
         ("Straightness S of the teacher’s paths, straight 0", values("straightness", "teacher")),
         ("Straightness S of the flow’s paths, straight 0", values("straightness", "flow")),
         (f"One-step error against {exact}, new paths", values("error", "one_step")),
+        ("One-step error against the data’s closed-form flow map, new paths", values("error", "exact", "one_step")),
+        ("The teacher’s fine solve against the same", values("error", "exact", "teacher")),
         ("One-step error on training paths", values("error", "training", "one_step")),
     ]
     return {

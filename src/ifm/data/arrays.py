@@ -9,7 +9,7 @@ A folder holds:
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -34,9 +34,30 @@ class ProcessedSplit:
     sha256: str
 
 
+class StoredMetadata:
+    """What metadata.json of every processed form shares; a dataclass that has `splits`."""
+
+    def write(self, folder: Path) -> None:
+        """Writes metadata.json."""
+        write_json(folder / METADATA, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads metadata.json. Raises DataError where it is missing or has another form."""
+        path = folder / METADATA
+        try:
+            values = read_json(path)
+            values["splits"] = {name: ProcessedSplit(**split) for name, split in values["splits"].items()}
+            return cls(**values)
+        except FileNotFoundError as error:
+            raise _broken(path, "is missing", _STAGE) from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise _broken(path, f"does not describe a processed data set ({error})", _STAGE) from error
+
+
 @dataclass(frozen=True)
-class ProcessedMetadata:
-    """metadata.json of the processed form. mean, std: one per channel, of the train split in [-1, 1]."""
+class ProcessedMetadata(StoredMetadata):
+    """metadata.json of processed images. mean, std: one per channel, of the train split in [-1, 1]."""
 
     source: str
     name: str | None
@@ -52,23 +73,6 @@ class ProcessedMetadata:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, S, S)."""
         return self.channels, self.image_size, self.image_size
-
-    def write(self, folder: Path) -> None:
-        """Writes metadata.json."""
-        write_json(folder / METADATA, asdict(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Reads metadata.json. Raises ValueError where it is missing or has another form."""
-        path = folder / METADATA
-        try:
-            values = read_json(path)
-            values["splits"] = {name: ProcessedSplit(**split) for name, split in values["splits"].items()}
-            return cls(**values)
-        except FileNotFoundError as error:
-            raise _broken(path, "is missing", _STAGE) from error
-        except (TypeError, KeyError, AttributeError) as error:
-            raise _broken(path, f"does not describe a processed data set ({error})", _STAGE) from error
 
 
 class ShardedArray:
@@ -148,67 +152,75 @@ class ShardedArray:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
-    """One split of the processed images."""
+class SampleSet:
+    """One split of processed images or points."""
 
-    images: ShardedArray  # uint8 [n, C, S, S]
+    Metadata: ClassVar[type[StoredMetadata]]
+    dtype: ClassVar[type]
+    noun: ClassVar[str]
+    random_flip: ClassVar[bool] = False
+    gaussian: ClassVar[None] = None  # mu and s, for points of that law
+
+    array: ShardedArray  # [n, *shape]
     labels: np.ndarray | None  # int64 [n]
-    metadata: ProcessedMetadata
+    metadata: Any
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Self:
         """Maps the split and checks it against metadata.json.
 
-        Raises ValueError that names the file at fault and the command that makes it again.
+        Raises DataError that names the file at fault and the command that makes it again.
         """
-        metadata = ProcessedMetadata.read(folder)
+        metadata = cls.Metadata.read(folder)
         if split not in metadata.splits:
             raise DataError(f"{folder / METADATA}: has no split {split!r}; it has {sorted(metadata.splits)}")
         known = metadata.splits[split]
-        images = ShardedArray(
-            [folder / name for name in known.shards],
-            stage=_STAGE,
-            row_shape=metadata.image_shape,
-            dtype=np.uint8,
-        )
-        if len(images) != known.count:
-            what = f"counts {known.count} {split} images, the shards hold {len(images)}"
+        shards = [folder / name for name in known.shards]
+        array = ShardedArray(shards, stage=_STAGE, row_shape=metadata.image_shape, dtype=cls.dtype)
+        if len(array) != known.count:
+            what = f"counts {known.count} {split} {cls.noun}, the shards hold {len(array)}"
             raise _broken(folder / METADATA, what, _STAGE)
         labels = None
         if metadata.classes is not None:
             labels = _labels(folder / f"{split}-labels.npy", known.count, len(metadata.classes))
-        return cls(images, labels, metadata)
+        return cls(array, labels, metadata)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.array)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image, (d,) of one point."""
         return self.metadata.image_shape
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names by label, or None."""
+        """Class names (of points: the law's modes) by label, or None."""
         return self.metadata.classes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all samples."""
+        return self.array.nbytes
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """[len(rows), *shape]; see ShardedArray."""
+        return self.array[rows]
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """All samples in order: [<= size, *shape]."""
+        return self.array.batches(size)
+
+
+class ImageSet(SampleSet):
+    """Images: uint8 [n, C, S, S]."""
+
+    Metadata, dtype, noun = ProcessedMetadata, np.uint8, "images"
 
     @property
     def random_flip(self) -> bool:
         """Whether training mirrors images left-right half of the time."""
         return self.metadata.random_flip
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all images."""
-        return self.images.nbytes
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [len(rows), C, H, W]; see ShardedArray."""
-        return self.images[rows]
-
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All images in order: uint8 [<= size, C, H, W]."""
-        return self.images.batches(size)
 
 
 def _broken(path: Path, what: str, stage: str) -> DataError:

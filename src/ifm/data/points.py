@@ -16,15 +16,15 @@ that of ifm.data.arrays, with shards of float32 [n, d].
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from ifm.config import DataConfig
-from ifm.data.arrays import METADATA, DataError, ProcessedSplit, ShardedArray
+from ifm.data.arrays import METADATA, DataError, ProcessedSplit, SampleSet, StoredMetadata
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
 from ifm.random import stream
 
@@ -121,7 +121,7 @@ def fetch_points(config: DataConfig, out: Path) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class PointMetadata:
+class PointMetadata(StoredMetadata):
     """metadata.json of processed points. mean, std: one per coordinate, of the train split."""
 
     source: str
@@ -132,16 +132,10 @@ class PointMetadata:
     mean: list[float]
     std: list[float]
 
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Reads metadata.json. Raises DataError where it is missing or has another form."""
-        path = folder / METADATA
-        try:
-            values = read_json(path)
-            values["splits"] = {name: ProcessedSplit(**split) for name, split in values["splits"].items()}
-            return cls(**values)
-        except (FileNotFoundError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{path}: does not describe points ({error}); run `dvc repro preprocess` again") from error
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(d,)."""
+        return tuple(self.shape)
 
 
 def preprocess_points(config: DataConfig, raw: Path, out: Path) -> PointMetadata:
@@ -171,7 +165,7 @@ def preprocess_points(config: DataConfig, raw: Path, out: Path) -> PointMetadata
             mean=train.mean(axis=0).tolist(),
             std=train.std(axis=0).tolist(),
         )
-        write_json(folder / METADATA, asdict(metadata))
+        metadata.write(folder)
     return metadata
 
 
@@ -211,56 +205,12 @@ def _write_split(folder: Path, name: str, points: np.ndarray, labels: np.ndarray
     return ProcessedSplit(count=len(points), shards=shards, class_counts=counts, sha256=digest.hexdigest())
 
 
-@dataclass(frozen=True, eq=False)
-class PointSet:
-    """One split of processed points; offers what `ImageSet` does."""
+class PointSet(SampleSet):
+    """Points: float32 [n, d]."""
 
-    points: ShardedArray  # float32 [n, d]
-    labels: np.ndarray | None  # int64 [n]
-    metadata: PointMetadata
-
-    @classmethod
-    def open(cls, folder: Path, split: str) -> Self:
-        """Maps the split and checks it against metadata.json. Raises DataError that names the file at fault."""
-        metadata = PointMetadata.read(folder)
-        known = metadata.splits[split]
-        shards = [folder / name for name in known.shards]
-        points = ShardedArray(shards, stage="preprocess", row_shape=tuple(metadata.shape), dtype=np.float32)
-        if len(points) != known.count:
-            raise DataError(
-                f"{folder / METADATA}: counts {known.count} {split} points, the shards hold {len(points)}; run "
-                "`dvc repro preprocess` again"
-            )
-        labels = None if metadata.classes is None else _load(folder / f"{split}-labels.npy", np.int64)
-        return cls(points, labels, metadata)
-
-    def __len__(self) -> int:
-        return len(self.points)
+    Metadata, dtype, noun = PointMetadata, np.float32, "points"
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(d,) of one point."""
-        return tuple(self.metadata.shape)
-
-    @property
-    def classes(self) -> list[str] | None:
-        """Names of the law's modes, or None."""
-        return self.metadata.classes
-
-    @property
-    def random_flip(self) -> bool:
-        """Points have no mirror image."""
-        return False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all points."""
-        return self.points.nbytes
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [len(rows), d]; see ShardedArray."""
-        return self.points[rows]
-
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All points in order: float32 [<= size, d]."""
-        return self.points.batches(size)
+    def gaussian(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """mu and s where the law is N(mu, diag(s^2)): float64 [d], [d]; None for the other laws."""
+        return gaussian_moments(*self.shape) if self.metadata.name == "gaussian" else None
