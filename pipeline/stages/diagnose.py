@@ -28,18 +28,20 @@ def work(stage: Stage) -> None:
     config, d = stage.config, stage.dynamics
     device = stage.device
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
+    if teacher is None:
+        print(f"{stage.name}: teacher.kind is none: nothing to hold the flow's paths against")
+        write_json(paths.diagnostics(d), {"dynamics": d, "reference": None})
+        return
     settings = config.diagnose.model_dump()
     members = range(settings.pop("paths"))
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
-    trajectories = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
     images = open_split(paths.PROCESSED, "train")
-    stored = torch.from_numpy(trajectories[np.arange(min(len(members), len(trajectories)))]).float()
     found = diagnose(
         flow,
         teacher,
         Draws.of(flow.dynamics, tuple(metadata.image_shape), members, seed=config.seed, device=device),
         data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
-        stored=StoredPaths(stored.to(device), torch.tensor(metadata.times)),
+        stored=_stored(metadata, d, count=len(members), device=device),
         seed=config.seed,
         exact=flow_map_of(flow.dynamics, images.gaussian, device=device),
         **settings,
@@ -48,6 +50,15 @@ def work(stage: Stage) -> None:
     write_json(paths.diagnostics(d), found)
     numbers = {k: v for k, v in flatten(found).items() if isinstance(v, int | float) and not isinstance(v, bool)}
     stage.run.log_metrics(numbers)
+
+
+def _stored(metadata: TrajectoryMetadata, d: str, *, count: int, device: torch.device) -> StoredPaths | None:
+    """The first paths that the flow was trained on, if it was trained on any."""
+    if not metadata.count:
+        return None
+    trajectories = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
+    states = torch.from_numpy(trajectories[np.arange(min(count, len(trajectories)))]).float()
+    return StoredPaths(states.to(device), torch.tensor(metadata.times))
 
 
 if __name__ == "__main__":

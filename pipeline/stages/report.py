@@ -96,7 +96,8 @@ def _points(d: str, reference: dict[str, Any]) -> PointSamples:
     data = _first_rows(paths.REFERENCE / f"features-{reference['split']}.npy")
     samples = [(caption, _first_rows(paths.samples(d) / f"{name}.npy")) for caption, name in _shown(d)[:2]]
     shards = TrajectoryMetadata.read(paths.trajectories(d)).paths(paths.trajectories(d))
-    return PointSamples(data=data, samples=samples, paths=_first_rows(shards[0]).astype(np.float32))
+    stored = _first_rows(shards[0]).astype(np.float32) if shards else None
+    return PointSamples(data=data, samples=samples, paths=stored)
 
 
 def _first_rows(file: Path) -> np.ndarray:

@@ -24,7 +24,7 @@ def work(stage: Stage) -> None:
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
     shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
 
-    samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe)]
+    samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe) if teacher]
     for steps in sorted(config.sample.flow_steps):
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers
         samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
@@ -59,7 +59,7 @@ def work(stage: Stage) -> None:
                 "count": config.sample.count,
                 "image_shape": list(shape),
                 "samplers": described,
-                "teacher": pretrained.describe(paths.teacher(d))["sha256"],
+                "teacher": pretrained.describe(paths.teacher(d)).get("sha256"),
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
             },
         )

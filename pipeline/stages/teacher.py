@@ -24,9 +24,12 @@ def params(stage: Stage) -> dict:
 
 
 def work(stage: Stage) -> None:
-    """Trains the teacher of one dynamics on data/processed, or writes the exact one."""
+    """Trains the teacher of one dynamics on data/processed, writes the exact one, or none."""
     config, d = stage.config, stage.dynamics
     images = open_split(paths.PROCESSED, "train")
+    if config.teacher.kind == "none":
+        _write_none(stage, images)
+        return
     if config.teacher.kind == "exact":
         _write_exact(stage, images)
         return
@@ -59,6 +62,17 @@ def work(stage: Stage) -> None:
 
 def _inputs(images: SampleSet) -> dict[str, str]:
     return {"images": images.metadata.splits["train"].sha256}
+
+
+def _write_none(stage: Stage, images: SampleSet) -> None:
+    """No teacher: its place is marked, for the stages that would compare with it."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    print(f"{stage.name}: teacher.kind is none: nothing to train")
+    record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": {}}
+    pretrained.save_no_teacher(paths.teacher(stage.dynamics), record=record)
+    write_curve(paths.curve(stage.name), [])
+    stage.run.timings["train_seconds"] = 0.0
 
 
 def _write_exact(stage: Stage, images: SampleSet) -> None:

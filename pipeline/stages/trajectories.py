@@ -1,5 +1,7 @@
 """trajectories@d: the teacher's paths from x_T to x_0, at some of their times."""
 
+import os
+
 import torch
 
 from ifm import pretrained
@@ -13,13 +15,16 @@ from pipeline.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "trajectories")
+    return stage.sections("seed", "trajectories", "flow.objective", "flow.phases")
 
 
 def work(stage: Stage) -> None:
     """Solves the teacher's ODE and stores the paths in data/trajectories/{dynamics}."""
     config, d = stage.config, stage.dynamics
     settings = config.trajectories
+    if "trajectory" not in config.flow.objectives:
+        _write_none(stage)
+        return
     accelerator = make_accelerator("no", seed=config.seed)
     teacher, description = pretrained.load_teacher(paths.teacher(d)), pretrained.describe(paths.teacher(d))
     folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
@@ -50,6 +55,20 @@ def work(stage: Stage) -> None:
         metadata.write(out)
     folder.rmdir()
     stage.run.log_metrics({"trajectories": settings.count, "evaluations": settings.count * metadata.nfe})
+
+
+def _write_none(stage: Stage) -> None:
+    """No paths, where the flow does not train on any."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    named = " and ".join(stage.config.flow.objectives)
+    print(f"{stage.name}: the flow's objective is {named}, which needs no paths: nothing to solve")
+    described = pretrained.describe(paths.teacher(stage.dynamics))
+    with fresh_folder(paths.trajectories(stage.dynamics)) as out:
+        TrajectoryMetadata(
+            dynamics=stage.dynamics, count=0, times=[], solver_steps=0, nfe=0, seed=stage.config.seed,
+            teacher=described.get("sha256", ""), shards=[], image_shape=described["image_shape"],
+        ).write(out)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def diagnose(
     draws: Draws,
     *,
     data: Tensor,
-    stored: StoredPaths,
+    stored: StoredPaths | None,
     solver_steps: int,
     jacobian_paths: int,
     jacobian_times: int,
@@ -249,7 +249,7 @@ def diagnose(
             "error": {
                 "one_step": profile[0],
                 "profile": profile,
-                "training": _training_error(flow, stored, x_anchor),
+                "training": None if stored is None else _training_error(flow, stored, x_anchor),
                 **_exact_error(exact, x_T, times[0], one_step=estimates[0], teacher=x_0),
             },
         }

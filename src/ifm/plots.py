@@ -26,13 +26,14 @@ SAMPLERS = {
     "one_step": "Flow, one step",
     "anchor": "Flow, anchor refined",
     "renoise": "Flow, re-noised",
+    "chain": "Flow, sub-intervals",
 }
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
 QUALITY = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein"}  # what a page judges by: the first it has
 
 OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#E69F00")
-MARKERS = {"heun": "o", "one_step": "o", "anchor": "s", "renoise": "^"}
+MARKERS = {"heun": "o", "one_step": "o", "anchor": "s", "renoise": "^", "chain": "D"}
 VARIANT_LINES = ("-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 INK, PAPER = "#010203", "#040506"  # drawn in the SVG, then replaced
@@ -404,7 +405,8 @@ def _error(ax: "Axes", found: Mapping[str, Mapping]) -> list:
         mine = result["error"]
         profile, stored = mine["profile"], mine["training"]
         ax.plot(_positions(result, result["times"][: len(profile)]), profile, color=colour(key))
-        ax.plot(_positions(result, stored["times"]), stored["profile"], color=colour(key), **_hollow(key))
+        if stored is not None:  # a flow without a teacher's paths
+            ax.plot(_positions(result, stored["times"]), stored["profile"], color=colour(key), **_hollow(key))
     _on_grid(ax, "RMS error / spread of the end points", log=False)
     return [({}, "New paths"), ({"linestyle": "none", **_marker("heun", INK)}, "Training paths")]
 
@@ -482,7 +484,7 @@ def _series(rows: pd.DataFrame, x: str, variants: Sequence[tuple[str, str]]) -> 
         flow = rows[(rows["dynamics"] == dynamics) & (rows["model"] == "flow")]
         for i, (objective, anchor) in enumerate(variants):
             of_variant = (flow["objective"].fillna("") == objective) & (flow["anchor"].fillna("") == anchor)
-            for sampler in ("anchor", "renoise", "one_step"):
+            for sampler in ("anchor", "renoise", "chain", "one_step"):
                 wanted = flow[of_variant & flow["sampler"].isin(["one_step", sampler])]
                 if (wanted["sampler"] == sampler).any():
                     found.append(Series(dynamics, i, _over_seeds(wanted, x), sampler))

@@ -51,9 +51,22 @@ def save_exact_teacher(teacher: ExactTeacher, folder: Path, *, record: dict[str,
         write_json(temporary / DESCRIPTION, description | record)
 
 
+def save_no_teacher(folder: Path, *, record: dict[str, Any]) -> None:
+    """Says that there is none (teacher.kind: none), where one would stand."""
+    with fresh_folder(folder) as temporary:
+        write_json(temporary / DESCRIPTION, {"kind": "teacher", "denoiser": "none", "parameters": 0} | record)
+
+
+def has_teacher(folder: Path) -> bool:
+    """Whether the folder holds a teacher, trained or exact."""
+    return _describe(folder, kind="teacher").get("denoiser") != "none"
+
+
 def load_teacher(folder: Path) -> Teacher | ExactTeacher:
     """Reads a teacher in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
     description = _describe(folder, kind="teacher")
+    if description.get("denoiser") == "none":
+        raise ValueError(f"{folder}: holds no teacher (teacher.kind: none)")
     if description.get("denoiser") == "exact":
         from safetensors.torch import load_file
 
@@ -74,10 +87,12 @@ def load_flow(folder: Path) -> IntegrationFlow:
     ).eval()
 
 
-def load_both(*, teacher: Path, flow: Path, device: torch.device) -> tuple[Teacher | ExactTeacher, IntegrationFlow]:
-    """A teacher and a flow on the device, laid out as training had them."""
-    models = load_teacher(teacher), load_flow(flow)
-    return tuple(model.to(device, memory_format=torch.channels_last) for model in models)
+def load_both(
+    *, teacher: Path, flow: Path, device: torch.device
+) -> tuple[Teacher | ExactTeacher | None, IntegrationFlow]:
+    """A teacher (None where there is none) and a flow on the device, laid out as training had them."""
+    models = load_teacher(teacher) if has_teacher(teacher) else None, load_flow(flow)
+    return tuple(m if m is None else m.to(device, memory_format=torch.channels_last) for m in models)
 
 
 def describe(folder: Path) -> dict[str, Any]:

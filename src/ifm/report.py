@@ -67,7 +67,7 @@ class PointSamples:
 
     data: np.ndarray  # [m, d], of the reference split
     samples: Sequence[tuple[str, np.ndarray]]  # (caption, [n, d])
-    paths: np.ndarray  # [n, K, d], stored trajectories of the teacher
+    paths: np.ndarray | None  # [n, K, d], stored trajectories of the teacher, if there are any
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,11 @@ COLUMNS = {
     "model": Column("Model", False, _words({})),
     "objective": Column("Objective", False, _words({})),
     "anchor": Column("Anchor", False, _words({})),
-    "sampler": Column("Sampler", False, _words({"heun": "Heun", "one_step": "one step", "renoise": "re-noise"})),
+    "sampler": Column(
+        "Sampler",
+        False,
+        _words({"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"}),
+    ),
     "nfe": Column("NFE", True, _counts),
     "seed": Column("Seed", True, _counts),
     "n_samples": Column("Samples", True, _counts),
@@ -413,9 +417,10 @@ def _scatters(points: Mapping[str, PointSamples]) -> list[dict[str, Any]]:
             (caption, plots.scatter(x, name=f"points-{key}-{i}", label=f"{name}: points, {caption}", **common))
             for i, (caption, x) in enumerate(mine.samples)
         ]
-        label = f"{name}: paths of the teacher"
-        lines = plots.path_lines(mine.paths, name=f"paths-{key}", label=label, **common)
-        figures.append(("Stored paths of the teacher, each time scaled to the data’s spread", lines))
+        if mine.paths is not None:
+            label = f"{name}: paths of the teacher"
+            lines = plots.path_lines(mine.paths, name=f"paths-{key}", label=label, **common)
+            figures.append(("Stored paths of the teacher, each time scaled to the data’s spread", lines))
         groups.append(
             {
                 "name": name,
@@ -454,6 +459,7 @@ def _classes(report: Report) -> dict[str, Any] | None:
 
 def _diagnostics(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The claims as a table (a row for each number, a column for each dynamics) and the figures."""
+    found = {key: result for key, result in found.items() if result["reference"]}  # None: there was no teacher
     if not found:
         return None
     keys = plots.ordered(found)

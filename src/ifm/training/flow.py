@@ -327,8 +327,8 @@ def train_flow(
 ) -> FitResult:
     """Fits the flow in place by one phase after the other, each an equal part of the steps.
 
-    It ends with averaged weights. Phases share optimizer, average and the schedule of the learning rate. The global batch of a step depends on
-    (seed, step) alone.
+    It ends with averaged weights. Phases share optimizer, average and the schedule of the learning rate. The global
+    batch of a step depends on (seed, step) alone.
 
     Raises ValueError for policy bank with several phases, whose samples are not the same.
     """
