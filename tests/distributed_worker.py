@@ -74,7 +74,7 @@ def main(out: Path) -> None:
     paths = np.concatenate([np.load(shard) for shard in shards])
     flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
     compare = {"distance": "pseudo_huber", "huber_c": None}
-    pairs = {"random_flip": True, "t_max_share": 0.5, "batch_size": settings.batch_size, "seed": 1}
+    pairs = {"random_flip": True, "batch_size": settings.batch_size, "seed": 1}
     run = {"settings": settings, "seed": 1}
     phase = trajectory_phase(accelerator, flow, Recorded(paths), times=times, t_max_share=0.5, **compare)
     train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
@@ -82,7 +82,7 @@ def main(out: Path) -> None:
     phase = consistency_phase(accelerator, free, images.array, intervals=(2, 8), **pairs, **compare)
     train_flow(accelerator, free, [phase], policy=anchors.SelfAnchor(0.5), **run)
     interval = IntervalFlow(unet(2, two_times=True), d, takes_anchor=True)
-    phase = interval_phase(accelerator, interval, images.array, same_share=0.5, power=1.0, **pairs)
+    phase = interval_phase(accelerator, interval, images.array, same_share=0.5, whole_share=0.5, power=1.0, **pairs)
     train_flow(accelerator, interval, [phase], policy=anchors.SelfAnchor(0.5), **run)
     bank = anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator))
     digest = [live(bank, local_positions(accelerator, 12))]
@@ -93,7 +93,13 @@ def main(out: Path) -> None:
         anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator)), reset_probability=0.25
     )
     on_data = IntegrationFlow(unet(2), d, scheme="paper", takes_anchor=True)
-    how = {"distance": "adaptive_huber", "huber_c": None, "weighting": "inverse_scale", "mixed": True}
+    how = {
+        "distance": "adaptive_huber",
+        "huber_c": None,
+        "weighting": "inverse_scale",
+        "mixed": True,
+        "t_max_share": 0.5,
+    }
     train_flow(
         accelerator, on_data, [data_phase(accelerator, on_data, images.array, **how, **pairs)], policy=policy, **run
     )

@@ -136,3 +136,17 @@ def test_sigterm_goes_to_the_child_and_its_status_comes_back(
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(timeout=30) == status
     parent.stdout.close()
+
+
+def test_processes_of_torchrun_know_each_other(tmp_path):
+    """make_accelerator under a launcher on CPUs: two ranks of one group, not two processes that each do it all."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "from ifm.training.engine import make_accelerator\n"
+        "a = make_accelerator('no', seed=0)\n"
+        f"open({str(tmp_path)!r} + f'/rank-{{a.process_index}}-of-{{a.num_processes}}', 'w').close()\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(p.name for p in tmp_path.glob("rank-*")) == ["rank-0-of-2", "rank-1-of-2"]

@@ -120,7 +120,8 @@ def run_phases(**options):
     flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
     accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
     batch = run["settings"].batch_size
-    second = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), batch_size=batch, **PAIRS, **COMPARE)
+    pairs = {"random_flip": True, "seed": 1, "batch_size": batch}
+    second = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), **pairs, **COMPARE)
     phases = [on_paths(accelerator, flow), second]
     return flow.state_dict(), train_flow(accelerator, flow, phases, policy=anchors.SelfAnchor(0.5), **run)
 
@@ -130,8 +131,8 @@ def run_interval(**options):
     network = unet(2, attention=[False, True], two_times=True)
     flow = IntervalFlow(network, dynamics.build("rf"), takes_anchor=True)
     accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
-    how = {"same_share": 0.5, "power": 1.0, "batch_size": run["settings"].batch_size}
-    phase = interval_phase(accelerator, flow, IMAGES, **how, **PAIRS)
+    how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0, "batch_size": run["settings"].batch_size}
+    phase = interval_phase(accelerator, flow, IMAGES, random_flip=True, seed=1, **how)
     return flow.state_dict(), train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
 
 

@@ -52,12 +52,18 @@ def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -
         images = open_split(paths.PROCESSED, "train")
         digest["images"] = images.metadata.splits["train"].sha256
         make = {
-            "data": partial(data_phase, mixed=config.schedule == "mixed", weighting=config.time_weight, **compare),
+            "data": partial(
+                data_phase,
+                t_max_share=config.t_max_share,
+                mixed=config.schedule == "mixed",
+                weighting=config.time_weight,
+                **compare,
+            ),
             "consistency": partial(consistency_phase, intervals=config.consistency.range, **compare),
             "interval": partial(interval_phase, **config.interval.model_dump()),
         }[objective]
-        pairs = {"random_flip": images.random_flip, "t_max_share": config.t_max_share}
-        phases.append(make(accelerator, flow, images, batch_size=config.batch_size, seed=stage.config.seed, **pairs))
+        pairs = {"random_flip": images.random_flip, "batch_size": config.batch_size, "seed": stage.config.seed}
+        phases.append(make(accelerator, flow, images, **pairs))
     return phases, digest
 
 

@@ -236,6 +236,7 @@ class IntervalConfig(Section):
     """`flow.interval`."""
 
     same_share: Annotated[float, Field(ge=0, lt=1)]
+    whole_share: Annotated[float, Field(ge=0, le=1)]
     power: Annotated[float, Field(ge=0, le=2)]
 
 

@@ -52,7 +52,8 @@ class MLP(nn.Module):
             "two_times": two_times,
             "input_frequencies": input_frequencies,
         }
-        self.register_buffer("omega", 2 ** torch.linspace(0, 5, frequencies), persistent=False)
+        fastest = 2 if two_times else 5  # `interval` differentiates by the angle: see ifm.networks.INTERVAL_TIME_SCALE
+        self.register_buffer("omega", 2 ** torch.linspace(0, fastest, frequencies), persistent=False)
         self.inputs = nn.Linear(in_features * (1 + 2 * input_frequencies), width)
         embedded = 2 * frequencies * (2 if two_times else 1)
         self.times = nn.ModuleList(nn.Linear(embedded, width) for _ in range(layers))

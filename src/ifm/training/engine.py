@@ -35,7 +35,8 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
     if precision == "fp16" and not torch.cuda.is_available():
         print("fp16 needs a GPU: training in float32", flush=True)
         precision = "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    # Without being told, accelerate leaves processes on CPUs strangers to each other: each would do all the work.
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     set_seed(seed % 2**32)
     return accelerator
 

@@ -217,26 +217,30 @@ def interval_phase(
     images: Rows,
     *,
     batch_size: int,
-    t_max_share: float,
     same_share: float,
+    whole_share: float,
     power: float,
     **pairs: Any,
 ) -> Phase:
     """Mean velocities over [s, t] in the path's angle (MeanFlow, Geng et al. 2025; docs/interval.md).
 
-    A share `same_share` of a batch has s = t, where the target is the pair's own velocity; the others' s and t are
-    two draws of the time law in order, and the target takes a forward-mode derivative of the flow. images, pairs: as
-    in `data_phase`.
+    A share `same_share` of a batch has s = t, where the target is the pair's own velocity. Of the others a share
+    `whole_share` has s = t_min, and the rest two draws of the time law in order; their target takes a forward-mode
+    derivative of the flow. images, pairs: as in `data_phase`.
     """
     dynamics = flow.dynamics
     positions = torch.from_numpy(local_positions(accelerator, batch_size))
-    apart = ~evenly_chosen(positions, same_share).to(accelerator.device)  # [b]
-    law = {"t_max_share": t_max_share, "even_share": EVEN_SHARE}
-    draw = draw_pairs(accelerator, dynamics, images, batch_size=batch_size, **law, **pairs)
+    apart = ~evenly_chosen(positions, same_share)  # [b]
+    # Which of the others go the whole way: by their number among all of the batch's others.
+    number = positions - (positions.double() * same_share).floor().long()
+    whole = (apart & evenly_chosen(number, whole_share)).to(accelerator.device)  # [b]
+    apart = apart.to(accelerator.device)
+    draw = draw_pairs(accelerator, dynamics, images, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
 
     def loss(model: nn.Module, batch: Batch) -> tuple[None, Tensor]:
         at, x_anchor = batch.at, batch.x_anchor
-        other = draw_time(dynamics, batch.streams, batch.streams, **law).to(at.t.device)  # [b]
+        other = draw_time(dynamics, batch.streams, batch.streams, even_share=EVEN_SHARE).to(at.t.device)  # [b]
+        other = torch.where(whole, torch.full_like(other, dynamics.t_min), other)
         t = torch.where(apart, torch.maximum(at.t, other), at.t)
         s = torch.where(apart, torch.minimum(at.t, other), at.t)
         theta, theta_s = dynamics.angle(t), dynamics.angle(s)
@@ -265,11 +269,15 @@ def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> in
     return min(first * 2 ** min(stages - 1, step * stages // steps), last)
 
 
-EVEN_SHARE = 0.5  # of the times below t_max: even in the angle; the rest by the teacher's law, which hardly ever comes
-LEAST_INTERVAL = 1e-3  # near t_max; of the longest: keeps 1 / (theta_t - theta_r) finite where t = r = t_min
+# Of the times of `consistency` and `interval`, this share is even in the angle. The rest is by the teacher's law, which
+# hardly ever comes near t_max: ve's is above a quarter of t_max = 20 once in a hundred times.
+EVEN_SHARE = 0.5
+LEAST_INTERVAL = 1e-3  # of the longest: keeps 1 / (theta_t - theta_r) finite where t = r = t_min
 
 
-def draw_time(dynamics: Dynamics, law: Streams, choice: Streams, *, t_max_share: float, even_share: float) -> Tensor:
+def draw_time(
+    dynamics: Dynamics, law: Streams, choice: Streams, *, t_max_share: float = 0.0, even_share: float = 0.0
+) -> Tensor:
     """t_max with probability t_max_share; of the others a share even in the angle, the rest by the training law: [b].
 
     law, choice: what the training law and the choice draw from.
@@ -288,9 +296,9 @@ def draw_pairs(
     images: Rows,
     *,
     random_flip: bool,
-    t_max_share: float,
     batch_size: int,
     seed: int,
+    t_max_share: float = 0.0,
     even_share: float = 0.0,
 ) -> Draw:
     """Images or points x_0 [b, ...], perturbed by fresh z to a fresh t; all draws depend on (seed, step) alone.
