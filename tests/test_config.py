@@ -82,7 +82,13 @@ def test_options_of_a_dynamics_carry_sigma_data():
         ("data.channels", True, "data.channels = True: must be an integer"),
         ("data.channels", 1.0, "data.channels = 1.0: must be an integer"),
         ("flow.distance", "l1", "flow.distance = 'l1' is not allowed; allowed: 'pseudo_huber', 'adaptive_huber', 'l2'"),
-        ("flow.objective", "x", "flow.objective = 'x' is not allowed; allowed: 'trajectory', 'data'"),
+        (
+            "flow.objective",
+            "x",
+            "flow.objective = 'x' is not allowed; allowed: 'trajectory', 'data', 'consistency', 'interval'",
+        ),
+        ("flow.phases", [], "flow.phases = []: list should have at least 1 item after validation, not 0"),
+        ("flow.interval.same_share", 1.0, "flow.interval.same_share = 1.0: input should be less than 1"),
         ("flow.schedule", "x", "flow.schedule = 'x' is not allowed; allowed: 'data_only', 'mixed'"),
         ("flow.time_weight", "x", "flow.time_weight = 'x' is not allowed; allowed: 'none', 'inverse_scale'"),
         ("anchor.policy", "bnk", "anchor.policy = 'bnk' is not allowed; allowed: 'none', 'noise', 'self', 'bank'"),
@@ -118,11 +124,11 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ({"flow.log_every": 100}, "flow: checkpoint_every (250) must be a multiple of log_every (100)"),
         (
             {"flow.t_max_share": 0.0},
-            "flow: t_max_share must be above 0 with objective: trajectory, got 0; only data allows 0",
+            "flow: t_max_share must be above 0 with objective: trajectory, got 0; the others allow 0",
         ),
         (
             {"flow.schedule": "mixed", "anchor.policy": "bank"},
-            "flow: schedule: mixed needs objective: data, got trajectory; use schedule: data_only",
+            "flow: schedule: mixed needs objective: data alone, got trajectory; use schedule: data_only",
         ),
         (
             {"flow.schedule": "mixed", "flow.objective": "data"},
@@ -135,6 +141,47 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         (
             {"data.source": "parquet", "data.path": "x", "data.label_column": None},
             "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels",
+        ),
+        (
+            {"flow.consistency.last_intervals": 5},
+            "flow.consistency: last_intervals (5) must be at least first_intervals (10)",
+        ),
+        (
+            {"flow.phases": ["trajectory", "interval"]},
+            "flow: phases: interval trains a network of two times, which no other phase has; got trajectory, interval",
+        ),
+        (
+            {"flow.objective": "interval", "flow.init": "scratch", "flow.scheme": "paper"},
+            "flow: scheme: paper does not fit objective: interval; use edm",
+        ),
+        (
+            {"flow.objective": "interval"},
+            "flow.init: teacher does not fit flow.objective: interval, whose network takes two times; set flow.init to "
+            "scratch",
+        ),
+        (
+            {"flow.objective": "interval", "flow.init": "scratch", "anchor.policy": "bank"},
+            "anchor.policy: bank does not fit flow.objective: interval, which makes no estimates of x_0 to keep; use "
+            "none, noise or self",
+        ),
+        (
+            {"flow.phases": ["trajectory", "consistency"], "anchor.policy": "bank"},
+            "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through several; "
+            "use none, noise or self",
+        ),
+        (
+            {"sample.flow_samplers": ["chain"]},
+            "sample.flow_samplers: chain goes through sub-intervals, which flow.objective: interval alone learns",
+        ),
+        (
+            {"teacher.kind": "none", "flow.init": "scratch"},
+            "flow.objective: trajectory learns a teacher's paths, and teacher.kind is none; set it to network or "
+            "exact, or flow.objective to consistency, interval or data",
+        ),
+        (
+            {"teacher.kind": "none", "flow.objective": "consistency"},
+            "flow.init: teacher needs a network to start from, and teacher.kind: none has none; set flow.init to "
+            "scratch",
         ),
         (
             {"teacher.kind": "exact"},
@@ -164,6 +211,9 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"teacher.lr": 1},  # an integer is a number
         {"sample.flow_samplers": []},
         {"teacher.kind": "exact", "flow.init": "scratch"},
+        {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
+        {"flow.objective": "interval", "flow.init": "scratch", "sample.flow_samplers": ["chain"]},
+        {"flow.phases": ["trajectory", "consistency"]},
     ],
 )
 def test_values_at_the_edge_of_what_fits(changes: dict[str, Any]):
@@ -220,7 +270,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "[]": {"sample.flow_samplers"},
         "{}": set(),
         "-1": {f"ode.{k}" for k in ("ve.log_time_mean", "rf.logit_time_mean", "pfgmpp.log_time_mean")},
-        "None": nullable | {"flow.huber_c", "trajectories.rho", "evaluate.inception_path"},
+        "None": nullable | {"flow.huber_c", "flow.phases", "trajectories.rho", "evaluate.inception_path"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

@@ -74,13 +74,14 @@ def test_every_section_is_read_by_some_stage():
     [
         ("teacher", {"flow", "anchor", "trajectories", "sample", "evaluate", "data", "dynamics"}),
         ("trajectories", {"flow", "anchor", "teacher", "sample", "evaluate", "network"}),
-        ("flow", {"teacher", "sample", "evaluate", "trajectories", "ode"}),
+        ("flow", {"teacher", "sample", "evaluate", "trajectories"}),
         ("evaluate", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "diagnose"}),
         ("diagnose", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "evaluate"}),
     ],
 )
 def test_stages_read_no_more_than_they_must(stage, unread):
-    assert not unread & {name.split(".")[0] for name in GRAPH[stage]["params"]}
+    needed = {"flow.objective", "flow.phases"} if stage == "trajectories" else set()  # whether there is anything to do
+    assert not unread & {name.split(".")[0] for name in GRAPH[stage]["params"] if name not in needed}
 
 
 def test_hardware_is_not_in_the_graph():

@@ -16,7 +16,7 @@ from ifm.networks import build_network, copy_weights
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
 from ifm.training.engine import make_accelerator
-from ifm.training.flow import train_flow
+from ifm.training.flow import train_flow, trajectory_phase
 from ifm.training.loop import TrainSettings
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import generate
@@ -61,19 +61,18 @@ def train_flow_on(chosen, denoiser, d, *, work):
     if isinstance(denoiser, Teacher):
         copy_weights(denoiser.network, network)
     flow = IntegrationFlow(network, d, scheme=chosen.flow.scheme, takes_anchor=policy.takes_anchor)
-    train_flow(
+    phase = trajectory_phase(
         accelerator,
         flow,
         paths,
         times=times,
-        policy=policy,
-        settings=TrainSettings.from_config(chosen.flow),
         t_max_share=chosen.flow.t_max_share,
         distance=chosen.flow.distance,
         huber_c=chosen.flow.huber_c,
         weighting=chosen.flow.time_weight,
-        seed=chosen.seed,
     )
+    settings = TrainSettings.from_config(chosen.flow)
+    train_flow(accelerator, flow, [phase], policy=policy, settings=settings, seed=chosen.seed)
     return flow
 
 

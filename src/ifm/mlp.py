@@ -52,7 +52,7 @@ class MLP(nn.Module):
             "two_times": two_times,
             "input_frequencies": input_frequencies,
         }
-        fastest = 2 if two_times else 5  # `interval` differentiates by the angle: see ifm.networks.INTERVAL_TIME_SCALE
+        fastest = 1 if two_times else 5  # `interval` differentiates by the angle: see ifm.networks.INTERVAL_TIME_SCALE
         self.register_buffer("omega", 2 ** torch.linspace(0, fastest, frequencies), persistent=False)
         self.inputs = nn.Linear(in_features * (1 + 2 * input_frequencies), width)
         embedded = 2 * frequencies * (2 if two_times else 1)

@@ -16,7 +16,7 @@ from ifm.mlp import WEIGHTS as MLP_WEIGHTS
 TIME_SCALE = 100.0
 # An angle spans pi/2, and `interval` differentiates by it: at 100 the fastest phase would turn 25 times, and the
 # derivative be that much larger than the function.
-INTERVAL_TIME_SCALE = 4.0
+INTERVAL_TIME_SCALE = 2.0
 ANCHOR_GRID = 8  # an anchor is cut into at least this many patches a side
 POSITION_FEATURES = 8  # numbers that tell where a patch lies, for each axis
 ATTENTION_HEAD = 8  # channels of an attention head, diffusers' UNet2DModel's default
