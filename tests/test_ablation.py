@@ -449,7 +449,7 @@ def test_two_variants_for_real_train_one_teacher(tmp_path):
     assert (table[["sliced_wasserstein", "energy_distance", "teacher_1_sliced_wasserstein"]] > 0).all(axis=None)
     assert table.teacher_sliced_wasserstein.nunique() == 1  # one teacher
     status = project.run("git", "status", "--porcelain", "-uall").split()
-    assert status == ["??", "reports/ablation.csv"]
+    assert status == ["??", "reports/ablation.csv", "??", "reports/ablation.html"]
     # A new commit, and the same command: all is found again.
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "table")

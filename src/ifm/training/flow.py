@@ -4,6 +4,7 @@
 """
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,8 @@ def interval_phase(
     `whole_share` has s = t_min, and the rest two draws of the time law in order; their target takes a forward-mode
     derivative of the flow. images, pairs: as in `data_phase`.
     """
+    # torch's forward mode uses its own deprecated compiler on the first call, and says so.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
     dynamics = flow.dynamics
     positions = torch.from_numpy(local_positions(accelerator, batch_size))
     apart = ~evenly_chosen(positions, same_share)  # [b]
