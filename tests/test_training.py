@@ -385,3 +385,32 @@ def test_processes_see_the_same_global_batches_and_reach_the_same_model(processe
     assert len(shards[0]) == 3
     for name in shards[0]:
         assert (one / "shards" / name).read_bytes() == (many / "shards" / name).read_bytes()
+
+
+def test_an_intervals_anchor_is_made_at_its_own_start():
+    """Policy `self` must see (x_t, t) of the interval's later end: an estimate from an earlier point would tell x_0."""
+    seen = []
+
+    class Watching(anchors.SelfAnchor):
+        def __call__(self, flow, x_t, t, **rest):
+            seen.append(("anchor", x_t.clone(), t.clone()))
+            return super().__call__(flow, x_t, t, **rest)
+
+    class Flow(IntervalFlow):
+        def forward(self, x_t, t, *, x_anchor, s=None, mean_velocity=False):
+            if mean_velocity:
+                seen.append(("loss", x_t.clone(), t.clone()))
+                assert bool((s <= t).all())
+                assert 0 < int((s < t).sum()) < len(t)
+                assert int((s == 0).sum()) >= 2  # whole paths
+            return super().forward(x_t, t, x_anchor=x_anchor, s=s, mean_velocity=mean_velocity)
+
+    flow = Flow(unet(2, two_times=True), dynamics.build("rf"), takes_anchor=True)
+    how = {"same_share": 0.5, "whole_share": 0.5, "power": 0.0, "batch_size": 16, "random_flip": True, "seed": 1}
+    accelerator, chosen = Accelerator(cpu=True), settings(steps=2, batch_size=16)
+    phase = interval_phase(accelerator, flow, IMAGES, **how)
+    train_flow(accelerator, flow, [phase], policy=Watching(0.5), settings=chosen, seed=1)
+    assert [kind for kind, *_ in seen] == ["anchor", "loss"] * 2
+    for (_, x_t, t), (_, x_loss, t_loss) in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(x_t, x_loss)
+        assert torch.equal(t, t_loss)

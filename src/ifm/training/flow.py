@@ -7,7 +7,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ class Examples:
     t: Tensor  # [b]
     x_0: Tensor  # [b, C, H, W]
     z: Tensor | None = None  # [b, C, H, W], the noise of a pair's path
+    s: Tensor | None = None  # [b], where an interval ends
     mirrored: Tensor | None = None  # [b], which images are shown left-right mirrored
 
 
@@ -236,31 +237,35 @@ def interval_phase(
     apart = ~evenly_chosen(positions, same_share)  # [b]
     # Which of the others go the whole way: by their number among all of the batch's others.
     number = positions - (positions.double() * same_share).floor().long()
-    whole = (apart & evenly_chosen(number, whole_share)).to(accelerator.device)  # [b]
-    apart = apart.to(accelerator.device)
-    draw = draw_pairs(accelerator, dynamics, images, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
+    whole = apart & evenly_chosen(number, whole_share)
+    rows_apart = apart.nonzero().squeeze(1).to(accelerator.device)
+    apart, whole = apart.to(accelerator.device), whole.to(accelerator.device)
+    draw_pair = draw_pairs(accelerator, dynamics, images, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[None, Tensor]:
-        at, x_anchor = batch.at, batch.x_anchor
-        other = draw_time(dynamics, batch.streams, batch.streams, even_share=EVEN_SHARE).to(at.t.device)  # [b]
+    def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
+        at = draw_pair(rows, step, streams)
+        other = draw_time(dynamics, streams, streams, even_share=EVEN_SHARE).to(at.t.device)  # [b]
         other = torch.where(whole, torch.full_like(other, dynamics.t_min), other)
         t = torch.where(apart, torch.maximum(at.t, other), at.t)
         s = torch.where(apart, torch.minimum(at.t, other), at.t)
-        theta, theta_s = dynamics.angle(t), dynamics.angle(s)
-        x_t = dynamics.perturb(at.x_0, z=at.z, t=t)
+        return replace(at, x_t=dynamics.perturb(at.x_0, z=at.z, t=t), t=t, s=s)
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[None, Tensor]:
+        at, x_anchor = batch.at, batch.x_anchor
+        theta, theta_s = dynamics.angle(at.t), dynamics.angle(at.s)
         target = dynamics.angular_velocity(at.x_0, z=at.z, theta=theta)
-        if apart.any():
-            y = (x_t / expand(dynamics.scale(t), x_t))[apart]
-            given = {"theta_s": theta_s[apart], "x_anchor": None if x_anchor is None else x_anchor[apart]}
+        if len(rows_apart):
+            y = at.x_t / expand(dynamics.scale(at.t), at.x_t)
+            given = {"theta_s": theta_s[rows_apart], "x_anchor": None if x_anchor is None else x_anchor[rows_apart]}
             with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no forward mode
-                target[apart] = objectives.mean_velocity_target(
+                target[rows_apart] = objectives.mean_velocity_target(
                     lambda y, theta: flow.mean_velocity(y, theta, **given),
-                    y,
-                    velocity=target[apart],
-                    theta=theta[apart],
-                    theta_s=theta_s[apart],
+                    y[rows_apart],
+                    velocity=target[rows_apart],
+                    theta=theta[rows_apart],
+                    theta_s=theta_s[rows_apart],
                 )
-        u_hat = model(x_t, t, x_anchor=x_anchor, s=s, mean_velocity=True)
+        u_hat = model(at.x_t, at.t, x_anchor=x_anchor, s=at.s, mean_velocity=True)
         return None, objectives.interval(u_hat, target=target, power=power)
 
     return Phase(len(images), draw, loss)
@@ -320,7 +325,7 @@ def draw_pairs(
         if random_flip:
             mirrored = noise.uniform().to(x_0.device) < 0.5
             x_0 = torch.where(expand(mirrored, x_0).bool(), x_0.flip(-1), x_0)
-        return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored)
+        return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=mirrored)
 
     return draw
 
