@@ -312,6 +312,7 @@ def test_the_stage_measures_against_the_closed_form_of_its_data(name, off, tmp_p
     d = dynamics.build(name, **config.ode.options(name))
     mu, s = (torch.from_numpy(moment).float() for moment in gaussian_moments(3))
     monkeypatch.setattr(pretrained, "load_flow", lambda folder: ClosedForm(d, mu, s, off=off))
+    monkeypatch.setattr(pretrained, "has_teacher", lambda folder: True)
     monkeypatch.setattr(pretrained, "load_teacher", lambda folder: Solved(d, mu, s))
     folder = places.trajectories(name)
     folder.mkdir(parents=True)
@@ -323,6 +324,7 @@ def test_the_stage_measures_against_the_closed_form_of_its_data(name, off, tmp_p
     error = json.loads(places.diagnostics(name).read_text())["error"]
     assert error["exact"]["one_step"] == pytest.approx(off, abs=1e-6)
     assert logged["error.exact.one_step"] == error["exact"]["one_step"]
+    assert error["exact"]["profile"] == pytest.approx([off] * 16, abs=1e-3)
     # 16 steps of Heun: an error of its own, all that the error against the teacher's solve holds beside the flow's.
     assert 1e-4 < error["exact"]["teacher"] < 0.05
     assert abs(error["one_step"] - off) < 1.1 * error["exact"]["teacher"]

@@ -242,7 +242,9 @@ def test_diagnostics_without_anchor_bounded_and_exact():
 
 def test_errors_against_a_closed_form_have_rows_where_there_is_one():
     known = diagnostics_of("rf")
-    known["error"] = known["error"] | {"exact": {"one_step": 0.0456, "teacher": 0.00789}}
+    known["error"] = known["error"] | {
+        "exact": {"one_step": 0.0456, "teacher": 0.00789, "profile": known["error"]["profile"]}
+    }
     rows = diagnostic_rows(render(full_report(diagnostics={"rf": known, "pfgmpp": diagnostics_of("pfgmpp")})))
     assert len(rows) == 14
     assert rows["One-step error against the data’s closed-form flow map, new paths"] == ["0.0456", "–"]

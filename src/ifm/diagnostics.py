@@ -250,7 +250,7 @@ def diagnose(
                 "one_step": profile[0],
                 "profile": profile,
                 "training": None if stored is None else _training_error(flow, stored, x_anchor),
-                **_exact_error(exact, x_T, times[0], one_step=estimates[0], teacher=x_0),
+                **_exact_error(exact, true_states, times, estimates=estimates),
             },
         }
     )
@@ -330,12 +330,20 @@ def _quantiles(values: Tensor) -> dict[str, float]:
     return {"rms": _total(values), "low": low, "median": median, "high": high}
 
 
-def _exact_error(exact: FlowMap | None, x_T: Tensor, t: Tensor, **estimates: Tensor) -> dict[str, Any]:
-    """The error of each estimate of x_T's end point against the exact one; nothing where that is not known."""
+def _exact_error(
+    exact: FlowMap | None, states: Sequence[Tensor], times: Tensor, *, estimates: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Errors against the exact end points, where these are known, else nothing.
+
+    profile: of each estimate, by a state [P, ...] and its time; one_step: the first of them; teacher: of the solver's
+    end point, the last state, for the first one.
+    """
     if exact is None:
         return {}
-    x_0 = exact(x_T, _batch(x_T, float(t)))
-    return {"exact": {name: flow_map_error(x_0_hat, x_0=x_0) for name, x_0_hat in estimates.items()}}
+    ends = [exact(x, _batch(x, t)) for x, t in zip(states, times.tolist(), strict=True) if t > 0]
+    profile = [flow_map_error(x_0_hat, x_0=x_0) for x_0_hat, x_0 in zip(estimates, ends, strict=True)]
+    teacher = flow_map_error(states[-1], x_0=ends[0])
+    return {"exact": {"one_step": profile[0], "teacher": teacher, "profile": profile}}
 
 
 @torch.no_grad()

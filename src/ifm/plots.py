@@ -407,8 +407,14 @@ def _error(ax: "Axes", found: Mapping[str, Mapping]) -> list:
         ax.plot(_positions(result, result["times"][: len(profile)]), profile, color=colour(key))
         if stored is not None:  # a flow without a teacher's paths
             ax.plot(_positions(result, stored["times"]), stored["profile"], color=colour(key), **_hollow(key))
+        if "exact" in mine:
+            known = mine["exact"]["profile"]
+            ax.plot(_positions(result, result["times"][: len(known)]), known, ":", color=colour(key))
     _on_grid(ax, "RMS error / spread of the end points", log=False)
-    return [({}, "New paths"), ({"linestyle": "none", **_marker("heun", INK)}, "Training paths")]
+    legend = [({}, "New paths"), ({"linestyle": "none", **_marker("heun", INK)}, "Training paths")]
+    if any("exact" in result["error"] for result in found.values()):
+        legend.append(({"linestyle": ":"}, "Against the closed form"))
+    return legend
 
 
 # --- inside a figure ----------------------------------------------------------------------------------------
