@@ -221,6 +221,30 @@ def test_a_killed_training_goes_on_from_its_checkpoint(project):
     assert not set(project.repro()) & {*BRANCH}
 
 
+def test_without_a_teacher_its_stages_do_no_work(project):
+    """teacher.kind: none with `interval`: the stages say so, the page has the flow alone, and going back is free."""
+    project.set(
+        teacher__kind="none", flow__objective="interval", flow__init="scratch",
+        sample__flow_samplers=["renoise", "chain"],
+    )  # fmt: skip
+    out = project.run("dvc", "repro")
+    assert "teacher-rf: teacher.kind is none: nothing to train" in out
+    assert "trajectories-rf: the flow's objective is interval, which needs no paths: nothing to solve" in out
+    assert "diagnose-rf: teacher.kind is none" in out
+    rows = project.json("reports/metrics/rf.json").values()
+    assert [(r["model"], r["sampler"], r["nfe"]) for r in rows] == [
+        ("flow", "one_step", 1), ("flow", "renoise", 2), ("flow", "chain", 2)
+    ]  # fmt: skip
+    assert "Flow, sub-intervals" in (project.folder / "reports/index.html").read_text()
+    project.set(
+        teacher__kind="network", flow__objective="trajectory", flow__init="teacher",
+        sample__flow_samplers=["anchor", "renoise"],
+    )  # fmt: skip
+    out = project.run("dvc", "repro")
+    assert "nothing to" not in out
+    assert "Stage 'flow@rf' is cached" in out
+
+
 def test_two_processes_by_the_launcher(project):
     """torchrun around the stages: the same graph, the same files, shards equal byte for byte given equal weights."""
     before = {p.name: p.read_bytes() for p in (project.folder / "data/trajectories/rf").glob("*.npy")}
