@@ -358,7 +358,7 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
         "Seeds": "; ".join(
             f"{', '.join(names)}: {seeds}" if len(by_data) > 1 else seeds for seeds, names in _seeds(by_data)
         ),
-        "Commit": commit[:10],
+        "Commit": commit[:10] if len(commit) == 40 else commit,
         "Created": created,
     }
     environment = jinja2.Environment(
