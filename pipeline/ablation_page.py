@@ -208,13 +208,13 @@ def judged_by(table: pd.DataFrame) -> str:
 
 
 def answer(question: Question, table: pd.DataFrame, *, data: str, number: int) -> dict[str, Any] | None:
-    """Figure, table and sentences of one question on one data set; None where nothing of it was measured."""
+    """Figure, table and sentences of one question on one data set; None where it has no two settings to compare."""
     metric = judged_by(table)
     fixed = any(setting.dynamics for setting in question.settings)
     groups = [None] if fixed else plots.ordered(list(table["dynamics"]))
     found = {(s.label, d): estimate(table, s, metric=metric, dynamics=d) for s in question.settings for d in groups}
     shown = [s for s in question.settings if any(found[s.label, d] for d in groups)]
-    if not shown:
+    if len(shown) < 2:
         return None
     second = "energy_distance" if table["energy_distance"].notna().any() else None
     lines = []
