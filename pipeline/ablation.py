@@ -373,15 +373,26 @@ def collect(tasks: Sequence[Task], runner: Runner) -> tuple[pd.DataFrame, list[L
 
 
 def merged(new: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The new rows, and the file's rows of data sets that are not among them."""
+    """The new rows, and those of the file that stand beside them.
+
+    A variant's rows give way to new ones of the same data and seed, and on a data set with new rows only those stay
+    that have the new ones' training steps and samples: other budgets are not compared.
+    """
     if not file.is_file():
         return new
     try:
         old = pd.read_csv(file).reindex(columns=list(COLUMNS))
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error}); delete it and run again") from error
-    old = old[~old["data"].isin(new["data"])]
+    budget, run = ["data", "train_steps", "n_samples"], ["data", "dynamics", "variant", "seed"]
+    comparable = ~old["data"].isin(new["data"]) | _rows(old, budget).isin(_rows(new, budget))
+    old = old[comparable & ~_rows(old, run).isin(_rows(new, run))]
     return pd.concat([old, new], ignore_index=True) if len(old) else new
+
+
+def _rows(table: pd.DataFrame, columns: list[str]) -> pd.Index:
+    """Each row's values in some columns, to be compared as a whole."""
+    return pd.MultiIndex.from_frame(table[columns])
 
 
 def write(table: pd.DataFrame, *, left: Sequence[Left], commit: str) -> None:

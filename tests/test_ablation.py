@@ -244,6 +244,14 @@ def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, ca
     assert ablation.ablate(arguments(presets=["digits"], only=["l2"]), runner) == 0
     table = pd.read_csv("reports/ablation.csv")
     assert table.data.value_counts().to_dict() == {"eight_gaussians": 140, "digits": 2 * 2 * 3}
+    # Some variants alone replace their own rows; under another budget nothing of that data set can stay.
+    assert ablation.ablate(arguments(only=["l2"]), runner) == 0
+    table = pd.read_csv("reports/ablation.csv")
+    assert table.data.value_counts().to_dict() == {"eight_gaussians": 140, "digits": 12}
+    assert not table.duplicated(list(ablation.KEY_COLUMNS)).any()
+    assert ablation.ablate(arguments(only=["l2"], set=["flow.steps=500"]), runner) == 0
+    table = pd.read_csv("reports/ablation.csv")
+    assert table.data.value_counts().to_dict() == {"eight_gaussians": 12, "digits": 12}
 
 
 def test_rows_are_in_long_form():
