@@ -142,8 +142,8 @@ def plan(
     exist and for an override of a key that does not exist.
     """
     tasks, skipped = [], []
-    before = flatten(_load(text))
-    applied = {name: _load(preset.apply(name, text)) for name in presets}
+    before = flatten(preset.parse_yaml(text))
+    applied = {name: preset.parse_yaml(preset.apply(name, text)) for name in presets}
     for name, seed, variant in itertools.product(presets, seeds, variants):
         values = copy.deepcopy(applied[name])
         for dotted, value in {"seed": seed, **variant.params, **(overrides or {})}.items():
@@ -171,10 +171,6 @@ def code_digest() -> str:
     """A hash of the Python files that dvc.yaml names as deps of STAGES."""
     files = {file for stage in STAGES for file in declared_code(stage)}
     return digest({str(file): file_sha256(file) for file in sorted(files)})
-
-
-def _load(text: str) -> Any:
-    return preset.parse_yaml(text)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -449,7 +445,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     bad = [word for word in words if "=" not in word]
     if bad:
         raise UserError(f"--set {bad[0]}: must be key=value, e.g. flow.steps=500")
-    return {key: _load(value) for key, _, value in (word.partition("=") for word in words)}
+    return {key: preset.parse_yaml(value) for key, _, value in (word.partition("=") for word in words)}
 
 
 def _describe(tasks: Sequence[Task], skipped: Sequence[Left], finished: set[str]) -> str:

@@ -73,7 +73,7 @@ def test_settings_are_what_differs_from_params_yaml_and_reach_the_same_values():
     assert task.settings["seed"] == 1
     assert task.settings["data.label_column"] is None
     assert not [key for key in task.settings if key.startswith("evaluate.classifier")]
-    values = ablation._load(TEXT)
+    values = preset.parse_yaml(TEXT)
     for key, value in task.settings.items():
         ablation._set(values, key, value)
     assert ablation.parse(values) == task.config

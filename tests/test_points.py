@@ -202,7 +202,7 @@ def test_faults_are_named(tmp_path):
 
 
 def points_values(**changes):
-    values = preset._yaml(typ="safe").load(preset.apply("points", (ROOT / "params.yaml").read_text()))
+    values = preset.parse_yaml(preset.apply("points", (ROOT / "params.yaml").read_text()))
     for dotted, value in changes.items():
         *sections, leaf = dotted.split("__")
         at = values

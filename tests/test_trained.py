@@ -29,7 +29,7 @@ CENTRAL = 2 * np.log(100)  # 99 % of N(0, I_2) has |z|^2 below it
 def points_preset(**trajectories):
     """The preset `points`, with other `trajectories` where they are given."""
     text = (Path(__file__).parents[1] / "params.yaml").read_text()
-    values = preset._yaml(typ="safe").load(preset.apply("points", text))
+    values = preset.parse_yaml(preset.apply("points", text))
     values["trajectories"] |= trajectories
     return config.parse(values)
 
