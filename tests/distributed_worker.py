@@ -14,8 +14,15 @@ from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.networks import build_unet
 from ifm.random import EndlessShuffle
 from ifm.training.engine import ProcessExchange, local_positions
-from ifm.training.flow import consistency_phase, data_phase, interval_phase, train_flow, trajectory_phase
+from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
+from ifm.training.phases import (
+    consistency_phase,
+    data_phase,
+    interval_phase,
+    mean_over_reference,
+    trajectory_phase,
+)
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import generate
 
@@ -79,10 +86,12 @@ def main(out: Path) -> None:
     phase = trajectory_phase(accelerator, flow, Recorded(paths), times=times, t_max_share=0.5, **compare)
     train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
     free = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
-    phase = consistency_phase(accelerator, free, images.array, intervals=(2, 8), **pairs, **compare)
+    mean = mean_over_reference(accelerator, d, images.array, size=18, **pairs)
+    phase = consistency_phase(accelerator, free, images.array, intervals=(2, 8), mean=mean, **pairs, **compare)
     train_flow(accelerator, free, [phase], policy=anchors.SelfAnchor(0.5), **run)
     interval = IntervalFlow(unet(2, two_times=True), d, takes_anchor=True)
-    phase = interval_phase(accelerator, interval, images.array, same_share=0.5, whole_share=0.5, power=1.0, **pairs)
+    how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0, "mean": mean}
+    phase = interval_phase(accelerator, interval, images.array, **how, **pairs)
     train_flow(accelerator, interval, [phase], policy=anchors.SelfAnchor(0.5), **run)
     bank = anchors.AnchorBank(30, (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator))
     digest = [live(bank, local_positions(accelerator, 12))]

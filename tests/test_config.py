@@ -179,6 +179,16 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "exact, or flow.objective to consistency, interval or data",
         ),
         (
+            {
+                "teacher.kind": "none",
+                "flow.init": "scratch",
+                "flow.objective": "consistency",
+                "flow.velocity": "teacher",
+            },
+            "flow.velocity: teacher needs a teacher to ask for velocities, and teacher.kind is none; set it to network "
+            "or exact, or flow.velocity to reference or pair",
+        ),
+        (
             {"teacher.kind": "none", "flow.objective": "consistency"},
             "flow.init: teacher needs a network to start from, and teacher.kind: none has none; set flow.init to "
             "scratch",

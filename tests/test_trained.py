@@ -16,8 +16,9 @@ from ifm.networks import build_network, copy_weights
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
 from ifm.training.engine import make_accelerator
-from ifm.training.flow import train_flow, trajectory_phase
+from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
+from ifm.training.phases import trajectory_phase
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import generate
 from pipeline import preset

@@ -18,16 +18,17 @@ from ifm.networks import build_unet
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.engine import LaunchError, ProcessExchange, local_positions, row_reader
-from ifm.training.flow import (
+from ifm.training.flow import train_flow
+from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
+from ifm.training.phases import (
     consistency_phase,
     data_phase,
     draw_stored_index,
     interval_phase,
+    mean_over_reference,
     time_weight,
-    train_flow,
     trajectory_phase,
 )  # fmt: skip
-from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
 from ifm.training.teacher import train_teacher
 
 SETTINGS = {
@@ -121,7 +122,8 @@ def run_phases(**options):
     accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
     batch = run["settings"].batch_size
     pairs = {"random_flip": True, "seed": 1, "batch_size": batch}
-    second = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), **pairs, **COMPARE)
+    mean = mean_over_reference(accelerator, flow.dynamics, IMAGES, size=12, **pairs)
+    second = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), mean=mean, **pairs, **COMPARE)
     phases = [on_paths(accelerator, flow), second]
     return flow.state_dict(), train_flow(accelerator, flow, phases, policy=anchors.SelfAnchor(0.5), **run)
 
@@ -131,8 +133,10 @@ def run_interval(**options):
     network = unet(2, attention=[False, True], two_times=True)
     flow = IntervalFlow(network, dynamics.build("rf"), takes_anchor=True)
     accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
-    how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0, "batch_size": run["settings"].batch_size}
-    phase = interval_phase(accelerator, flow, IMAGES, random_flip=True, seed=1, **how)
+    pairs = {"random_flip": True, "seed": 1, "batch_size": run["settings"].batch_size}
+    mean = mean_over_reference(accelerator, flow.dynamics, IMAGES, size=12, **pairs)
+    how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0}
+    phase = interval_phase(accelerator, flow, IMAGES, mean=mean, **how, **pairs)
     return flow.state_dict(), train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
 
 

@@ -1,20 +1,30 @@
 """flow@d: the integration flow, noise to image in one evaluation."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics, pretrained
-from ifm.data.arrays import ShardedArray
+from ifm.data.arrays import SampleSet, ShardedArray
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.model import IntegrationFlow, build_flow
 from ifm.networks import build_network, copy_weights
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import ProcessExchange, make_accelerator
-from ifm.training.flow import Phase, consistency_phase, data_phase, interval_phase, train_flow, trajectory_phase
+from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings, write_curve
+from ifm.training.phases import (
+    Mean,
+    Phase,
+    consistency_phase,
+    data_phase,
+    interval_phase,
+    mean_over_reference,
+    trajectory_phase,
+)
 from pipeline import paths
 from pipeline.stage import Stage, main
 
@@ -36,6 +46,20 @@ def build(stage: Stage, *, shape: tuple[int, ...]) -> tuple[IntegrationFlow, dic
     return build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor), start
 
 
+def open_mean(
+    stage: Stage, accelerator: Accelerator, flow: IntegrationFlow, images: SampleSet, pairs: dict[str, Any]
+) -> tuple[Mean | None, dict[str, str]]:
+    """Where consistency and interval take velocities from (flow.velocity), and the teacher's checksum if from it."""
+    config = stage.config.flow
+    if config.velocity == "pair":
+        return None, {}
+    if config.velocity == "reference":
+        return mean_over_reference(accelerator, flow.dynamics, images, size=config.reference_batch, **pairs), {}
+    folder = paths.teacher(stage.dynamics)
+    teacher = pretrained.load_teacher(folder).to(accelerator.device, memory_format=torch.channels_last)
+    return lambda step: teacher, {"teacher": pretrained.describe(folder)["sha256"]}
+
+
 def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -> tuple[list[Phase], dict[str, str]]:
     """The phases that flow.objective or flow.phases ask for, and the checksums of what they train on."""
     config, d = stage.config.flow, stage.dynamics
@@ -51,6 +75,11 @@ def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -
             continue
         images = open_split(paths.PROCESSED, "train")
         digest["images"] = images.metadata.splits["train"].sha256
+        pairs = {"random_flip": images.random_flip, "batch_size": config.batch_size, "seed": stage.config.seed}
+        mean = None
+        if objective != "data":
+            mean, of_teacher = open_mean(stage, accelerator, flow, images, pairs)
+            digest |= of_teacher
         make = {
             "data": partial(
                 data_phase,
@@ -59,10 +88,9 @@ def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -
                 weighting=config.time_weight,
                 **compare,
             ),
-            "consistency": partial(consistency_phase, intervals=config.consistency.range, **compare),
-            "interval": partial(interval_phase, **config.interval.model_dump()),
+            "consistency": partial(consistency_phase, intervals=config.consistency.range, mean=mean, **compare),
+            "interval": partial(interval_phase, mean=mean, **config.interval.model_dump()),
         }[objective]
-        pairs = {"random_flip": images.random_flip, "batch_size": config.batch_size, "seed": stage.config.seed}
         phases.append(make(accelerator, flow, images, **pairs))
     return phases, digest
 

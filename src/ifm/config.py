@@ -252,6 +252,8 @@ class FlowConfig(TrainConfig):
     time_weight: Literal["none", "inverse_scale"]
     schedule: Literal["data_only", "mixed"]
     t_max_share: Annotated[float, Field(ge=0, le=1)]
+    velocity: Literal["pair", "reference", "teacher"]
+    reference_batch: Count
     consistency: ConsistencyConfig
     interval: IntervalConfig
 
@@ -395,6 +397,12 @@ class Config(Section):
             raise ValueError(
                 "flow.objective: trajectory learns a teacher's paths, and teacher.kind is none; set it to network or "
                 "exact, or flow.objective to consistency, interval or data"
+            )
+        takes_velocities = "consistency" in objectives or "interval" in objectives
+        if self.teacher.kind == "none" and self.flow.velocity == "teacher" and takes_velocities:
+            raise ValueError(
+                "flow.velocity: teacher needs a teacher to ask for velocities, and teacher.kind is none; set it to "
+                "network or exact, or flow.velocity to reference or pair"
             )
         if "interval" in objectives and self.flow.init == "teacher":
             raise ValueError(

@@ -143,7 +143,8 @@ def consistency(
 ) -> Tensor:
     """d(g(x_anchor, x_t, t), g(x_anchor, x_r, r)) / (theta_t - theta_r), averaged over the batch: a scalar.
 
-    target: g at x_r, the same pair's point at the earlier r, without gradient; x_0 itself where r = 0.
+    target: g at x_r, the same pair's point at the earlier r, without gradient; x_0 itself where r = 0. Both in units of
+    the error to be expected at t, `dynamics.error_scale(t)`: in x_0's, times near the data would hardly count.
     interval: theta_t - theta_r [B] in units of its longest, so that short last steps near the data count as much.
     The weight 1 / (t - r) and the pseudo-Huber distance are iCT's (Song & Dhariwal 2023, sec. 3.3 and 3.4).
     """
