@@ -44,8 +44,8 @@ lint: setup ## ruff alone, mending what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder)
-	$(BIN)/python -m pipeline.preset "$(NAME)" --data "$(DATA)"
+preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder); OBJECTIVE=...
+	$(BIN)/python -m pipeline.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
 
 ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", DRY=1 to list them
 	$(BIN)/python -m pipeline.ablation $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) \

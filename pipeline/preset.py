@@ -1,4 +1,4 @@
-"""`make preset NAME=...`: edits params.yaml to a named set of values and keeps its comments and its other values."""
+"""`make preset NAME=... [OBJECTIVE=...]`: edits params.yaml to named sets of values; comments and other values stay."""
 
 import argparse
 import io
@@ -16,21 +16,29 @@ from ifm.files import write_text
 from pipeline import paths
 
 FOLDER = Path(__file__).parent / "presets"
+OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
 
 
 def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def apply(name: str, text: str, *, data: str | None = None) -> str:
-    """params.yaml's text under a preset; `data` is the folder for the presets that read local files.
+def objectives() -> list[str]:
+    return sorted(path.stem for path in OBJECTIVES.glob("*.yaml"))
 
-    Every preset starts from the values of `digits`, which sets each key that any other sets: going from one to another
-    leaves nothing behind.
-    Raises UserError for an unknown preset, a missing folder, or a result that is no valid configuration.
+
+def apply(name: str, text: str, *, objective: str = "trajectory", data: str | None = None) -> str:
+    """params.yaml's text under a preset and what its flow is trained by, with the budget and values that go with both.
+
+    data: the folder for the presets that read local files.
+    Every preset starts from the values of `digits`, which sets each key that any other or an objective sets: going from
+    one to another leaves nothing behind.
+    Raises UserError for an unknown preset or objective, a missing folder, or a result that is no valid configuration.
     """
     if name not in names():
         raise UserError(f"no preset {name!r}; there are {', '.join(names())}")
+    if objective not in objectives():
+        raise UserError(f"no objective {objective!r}; there are {', '.join(objectives())}")
     yaml = _yaml()
     params, overlay = yaml.load(text), yaml.load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     local = overlay["data"]["source"] in ("parquet", "imagefolder")
@@ -42,6 +50,9 @@ def apply(name: str, text: str, *, data: str | None = None) -> str:
         raise UserError(f"preset {name} reads no local files; leave DATA out")
     _merge(params, yaml.load((FOLDER / "digits.yaml").read_text(encoding="utf-8")), at="")
     _merge(params, overlay, at="")
+    chosen = yaml.load((OBJECTIVES / f"{objective}.yaml").read_text(encoding="utf-8"))
+    for part in ("all", name):
+        _merge(params, chosen.get(part, {}), at="")
     out = io.StringIO()
     yaml.dump(params, out)
     parse(parse_yaml(out.getvalue()), source=f"preset {name}")
@@ -77,15 +88,17 @@ def main() -> None:
     """Edits params.yaml in place."""
     parser = argparse.ArgumentParser(prog="make preset", description=main.__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
+    parser.add_argument("--objective", metavar="NAME", help=", ".join(objectives()))
     parser.add_argument("--data", help="folder of local files, for cifar10-jpeg and imagefolder")
     arguments = parser.parse_args()
     if not arguments.name:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")
     try:
-        write_text(paths.PARAMS, apply(arguments.name, paths.PARAMS.read_text("utf-8"), data=arguments.data or None))
+        text, objective = paths.PARAMS.read_text("utf-8"), arguments.objective or "trajectory"
+        write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, data=arguments.data or None))
     except (UserError, ConfigError) as error:
         sys.exit(str(error))
-    print(f"{paths.PARAMS}: preset {arguments.name}; `git diff {paths.PARAMS}` shows it, `dvc repro` runs it")
+    print(f"{paths.PARAMS}: preset {arguments.name}, objective {objective}; `git diff {paths.PARAMS}` shows it, `dvc repro` runs it")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ TEXT = (ROOT / "params.yaml").read_text()
 LOCAL = {"cifar10-jpeg", "imagefolder"}
 
 
-def applied(name, text=TEXT):
-    return preset.apply(name, text, data="images/mine" if name in LOCAL else None)
+def applied(name, text=TEXT, **objective):
+    return preset.apply(name, text, data="images/mine" if name in LOCAL else None, **objective)
 
 
 def leaves(values, at=""):
@@ -52,13 +52,38 @@ def test_order_does_not_matter(first, second):
 
 
 def test_own_values_stay():
-    mine = TEXT.replace("seed: 0  #", "seed: 7  #").replace("policy: self", "policy: noise")
+    mine = TEXT.replace("seed: 0  #", "seed: 7  #").replace("input: channels", "input: cross_attention")
     values = yaml.safe_load(applied("cifar10", mine))
-    assert (values["seed"], values["anchor"]["policy"]) == (7, "noise")
+    assert (values["seed"], values["anchor"]["input"]) == (7, "cross_attention")
     assert values["data"]["name"] == "uoft-cs/cifar10"
 
 
+def test_there_are_the_documented_objectives():
+    names = {"trajectory", "trajectory-consistency", "consistency", "interval", "data"}
+    assert set(preset.objectives()) == names
+
+
+@pytest.mark.parametrize("objective", preset.objectives())
+@pytest.mark.parametrize("name", preset.names())
+def test_objectives_are_valid_for_every_preset_and_leave_nothing_behind(name, objective):
+    text = applied(name, objective=objective)
+    config = parse(preset.parse_yaml(text))
+    assert "+".join(config.flow.objectives) == objective.replace("-", "+")
+    needs = "trajectory" in objective
+    assert (config.teacher.kind == "network") == (config.flow.init == "teacher") == needs
+    assert re.findall(r"#.*", text) == re.findall(r"#.*", TEXT)
+    assert applied("digits", text) == TEXT
+    assert applied(name, text) == applied(name)
+
+
+def test_objectives_name_presets_that_exist():
+    for file in preset.OBJECTIVES.glob("*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) <= {"all", *preset.names()}
+
+
 def test_messages():
+    with pytest.raises(UserError, match="no objective 'gan'; there are consistency, data, interval, trajectory"):
+        preset.apply("digits", TEXT, objective="gan")
     with pytest.raises(UserError, match="no preset 'mnist'; there are cifar10, cifar10-jpeg, digits"):
         preset.apply("mnist", TEXT)
     with pytest.raises(UserError, match="make preset NAME=imagefolder DATA=path/to/folder"):
