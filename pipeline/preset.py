@@ -98,7 +98,8 @@ def main() -> None:
         write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, data=arguments.data or None))
     except (UserError, ConfigError) as error:
         sys.exit(str(error))
-    print(f"{paths.PARAMS}: preset {arguments.name}, objective {objective}; `git diff {paths.PARAMS}` shows it, `dvc repro` runs it")
+    chosen = f"preset {arguments.name}, objective {objective}"
+    print(f"{paths.PARAMS}: {chosen}; `git diff {paths.PARAMS}` shows it, `dvc repro` runs it")
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
 
 def declared_code(stage: str) -> list[Path]:
     """The Python files among the deps of a stage in dvc.yaml."""
-    graph = _of_dvc(Path("dvc.yaml"))
+    graph = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))
     return [Path(d) for d in graph["stages"][stage]["deps"] if str(d).endswith(".py")]
 
 
-def _of_dvc(path: Path) -> dict[str, Any]:
+def of_dvc(text: str) -> dict[str, Any]:
     """dvc.yaml or dvc.lock, by libyaml: the reader of params.yaml, in pure Python, takes half a second for the lock."""
-    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def main(
@@ -145,12 +145,12 @@ def data_name(config: Config) -> str:
 
 def _input_tags(stage: Stage) -> dict[str, str]:
     """md5 of each data input, as dvc.lock holds it from the stages before."""
-    lock, graph = Path("dvc.lock"), _of_dvc(Path("dvc.yaml"))
+    lock, graph = Path("dvc.lock"), of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))
     if not lock.is_file():
         return {}
     made = {
         out["path"]: out.get("md5")
-        for entry in (_of_dvc(lock).get("stages") or {}).values()
+        for entry in (of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {}).values()
         for out in entry.get("outs", [])
     }
     deps = [str(d).replace("${item.dynamics}", stage.dynamics or "") for d in graph["stages"][stage.module]["deps"]]

@@ -17,9 +17,10 @@ from test_pipeline import clone_of_this
 
 from ifm.config import DYNAMICS_NAMES
 from ifm.errors import UserError
-from pipeline import ablation, ablation_page, preset
-from pipeline.ablation import VARIANTS, Left, Task, Variant, plan
+from pipeline import ablation, ablation_page, preset, study
+from pipeline.ablation import STUDY, VARIANTS, Variant
 from pipeline.ablation_page import CONTRADICTED, HOLDS, UNDECIDED, UNMEASURED, Estimate
+from pipeline.study import Left, Task, plan
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "params.yaml").read_text()
@@ -27,7 +28,7 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
 def planned(presets=("points",), seeds=(0,), **options):
-    return plan(list(presets), list(seeds), text=TEXT, **({"code": "c0de"} | options))
+    return plan(STUDY, list(presets), list(seeds), text=TEXT, **({"code": "c0de"} | options))
 
 
 # --- the table of variants --------------------------------------------------------------------------------------------
@@ -75,8 +76,8 @@ def test_settings_are_what_differs_from_params_yaml_and_reach_the_same_values():
     assert not [key for key in task.settings if key.startswith("evaluate.classifier")]
     values = preset.parse_yaml(TEXT)
     for key, value in task.settings.items():
-        ablation._set(values, key, value)
-    assert ablation.parse(values) == task.config
+        study._set(values, key, value)
+    assert study.parse(values) == task.config
 
 
 def test_values_that_do_not_go_together_are_skipped_with_the_reason():
@@ -104,7 +105,7 @@ def test_a_name_changes_with_params_and_code_and_with_nothing_else():
 
 
 def test_the_code_is_that_of_the_stages_up_to_evaluate():
-    files = {f.as_posix() for stage in ablation.STAGES for f in ablation.declared_code(stage)}
+    files = {f.as_posix() for stage in study.STAGES for f in study.declared_code(stage)}
     assert {"src/ifm/anchors.py", "src/ifm/metrics/points.py", "pipeline/stages/evaluate.py"} <= files
     assert not files & {"src/ifm/plots.py", "src/ifm/diagnostics.py", "pipeline/ablation.py"}
 
@@ -116,8 +117,8 @@ def test_overrides_are_read_by_dvc_as_the_same_values(tmp_path):
     for task in (tasks[1], tasks[-1]):
         file = tmp_path / "params.yaml"
         file.write_text(TEXT)
-        apply_overrides(file, [f"{k}={ablation.override_text(v)}" for k, v in task.settings.items()])
-        assert ablation.parse(preset.parse_yaml(file.read_text())) == task.config
+        apply_overrides(file, [f"{k}={study.override_text(v)}" for k, v in task.settings.items()])
+        assert study.parse(preset.parse_yaml(file.read_text())) == task.config
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -143,6 +144,9 @@ class FakeRunner:
     def read(self, task):
         return self.done[task.name]
 
+    def records(self, task):
+        return {}
+
 
 def results_of(task: Task, value=lambda task, d, nfe: 1.0) -> dict:
     """What the evaluate stages of an experiment write."""
@@ -162,9 +166,9 @@ def results_of(task: Task, value=lambda task, d, nfe: 1.0) -> dict:
 def test_finished_experiments_are_not_run_again():
     tasks, _ = planned()
     runner, said = FakeRunner(), []
-    assert ablation.run_all(tasks, runner, say=said.append) == []
+    assert study.run_all(tasks, runner, say=said.append) == []
     assert runner.ran == [t.name for t in tasks]
-    ablation.run_all(tasks, runner, say=said.append)
+    study.run_all(tasks, runner, say=said.append)
     assert len(runner.ran) == len(tasks)
     assert said[-1] == f"{len(tasks)} experiments, {len(tasks)} finished before, 0 to run"
 
@@ -172,11 +176,11 @@ def test_finished_experiments_are_not_run_again():
 def test_a_failure_is_reported_and_does_not_stop_the_others():
     tasks, _ = planned()
     runner = FakeRunner(fails={"data-none"})
-    failed = ablation.run_all(tasks, runner, say=lambda line: None)
+    failed = study.run_all(tasks, runner, say=lambda line: None)
     assert failed == [Left("points data-none seed 0", "ERROR: failed to reproduce 'flow@ve'")]
     assert len(runner.done) == len(tasks) - 1
     runner.fails = ()
-    assert ablation.run_all(tasks, runner, say=lambda line: None) == []  # tried again
+    assert study.run_all(tasks, runner, say=lambda line: None) == []  # tried again
     assert Counter(runner.ran).most_common(1) == [(next(t.name for t in tasks if "data-none" in t.name), 2)]
 
 
@@ -184,11 +188,11 @@ def test_remaining_time_is_by_dynamics_and_preset():
     (one, *rest), _ = planned(["points", "digits"])
     clock = iter(range(0, 10_000, 30))
     said = []
-    ablation.run_all([one, *rest], FakeRunner(), say=said.append, clock=lambda: next(clock))
+    study.run_all([one, *rest], FakeRunner(), say=said.append, clock=lambda: next(clock))
     # 30 s for three dynamics: the 27 experiments left have 11 x 3 + 2 and 12 x 3 + 2 dynamics.
     assert said[2] == "[1/28] points trajectory-self seed 0: 30 s; about 12 min left"
     assert said[-1] == "[28/28] digits D-2048 seed 0: 30 s"
-    assert [ablation.duration(s) for s in (45, 200, 7500)] == ["45 s", "3 min", "2 h 5 min"]
+    assert [study.duration(s) for s in (45, 200, 7500)] == ["45 s", "3 min", "2 h 5 min"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -196,11 +200,11 @@ def test_remaining_time_is_by_dynamics_and_preset():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder in which `ablate` believes itself in a clean commit, and writes."""
+    """A folder in which `run_study` believes itself in a clean commit, and writes."""
     for name in ("params.yaml", "dvc.yaml", "pipeline", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ablation, "check_checkout", lambda: "0123456789abcdef")
+    monkeypatch.setattr(study, "check_checkout", lambda: "0123456789abcdef")
     return tmp_path
 
 
@@ -211,13 +215,11 @@ def arguments(**changes):
 
 def test_dry_run_lists_and_runs_nothing(checkout, capsys):
     runner = FakeRunner()
-    tasks, _ = planned(code=ablation.code_digest())
+    tasks, _ = planned(code=study.code_digest())
     runner.done[tasks[0].name] = {}
-    assert ablation.ablate(arguments(dry_run=True), runner) == 0
+    assert study.run_study(STUDY, arguments(dry_run=True), runner) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.sub(" +", " ", lines[0]) == (
-        "finished points seed 0 trajectory-self trajectory self edm pseudo_huber D 128 ve rf pfgmpp"
-    )
+    assert re.sub(" +", " ", lines[0]) == ("finished points seed 0 trajectory-self ve rf pfgmpp")
     assert lines[1].startswith("to run    points   seed 0   trajectory-none")
     assert lines[-1] == "28 experiments, 27 to run, 0 skipped"
     assert runner.ran == []
@@ -227,13 +229,13 @@ def test_dry_run_lists_and_runs_nothing(checkout, capsys):
 def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, capsys):
     runner = FakeRunner(killed_at=3)
     with pytest.raises(KeyboardInterrupt):
-        ablation.ablate(arguments(), runner)
+        study.run_study(STUDY, arguments(), runner)
     table = pd.read_csv("reports/ablation.csv")
     assert tuple(table.columns) == ablation.COLUMNS
     assert table.variant.unique().tolist() == ["trajectory-self", "trajectory-none", "trajectory-noise"]
     assert (checkout / "reports/ablation.html").read_text().count("<dd>not finished</dd>") == 25
     runner.killed_at, runner.fails = None, {"printed"}
-    assert ablation.ablate(arguments(), runner) == 1
+    assert study.run_study(STUDY, arguments(), runner) == 1
     assert "failed: points printed seed 1: ERROR" in capsys.readouterr().err
     assert len(runner.ran) == 28
     table = pd.read_csv("reports/ablation.csv")
@@ -241,22 +243,22 @@ def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, ca
     page = (checkout / "reports/ablation.html").read_text()
     assert "points printed seed 0" in page
     # Another preset's rows come beside these.
-    assert ablation.ablate(arguments(presets=["digits"], only=["l2"]), runner) == 0
+    assert study.run_study(STUDY, arguments(presets=["digits"], only=["l2"]), runner) == 0
     table = pd.read_csv("reports/ablation.csv")
     assert table.data.value_counts().to_dict() == {"eight_gaussians": 140, "digits": 2 * 2 * 3}
     # Some variants alone replace their own rows; under another budget nothing of that data set can stay.
-    assert ablation.ablate(arguments(only=["l2"]), runner) == 0
+    assert study.run_study(STUDY, arguments(only=["l2"]), runner) == 0
     table = pd.read_csv("reports/ablation.csv")
     assert table.data.value_counts().to_dict() == {"eight_gaussians": 140, "digits": 12}
     assert not table.duplicated(list(ablation.KEY_COLUMNS)).any()
-    assert ablation.ablate(arguments(only=["l2"], set=["flow.steps=500"]), runner) == 0
+    assert study.run_study(STUDY, arguments(only=["l2"], set=["flow.steps=500"]), runner) == 0
     table = pd.read_csv("reports/ablation.csv")
     assert table.data.value_counts().to_dict() == {"eight_gaussians": 12, "digits": 12}
 
 
 def test_rows_are_in_long_form():
     (task,), _ = planned(variants=[VARIANTS[0]], seeds=[2])
-    table = pd.DataFrame(ablation.rows(task, results_of(task)), columns=list(ablation.COLUMNS))
+    table = pd.DataFrame(study.rows(task, results_of(task), {}), columns=list(ablation.COLUMNS))
     assert not table.duplicated(list(ablation.KEY_COLUMNS)).any()
     one = table[(table.dynamics == "pfgmpp") & (table.steps == 1)].iloc[0]
     assert (one.data, one.objective, one.anchor, one.D, one.seed) == ("eight_gaussians", "trajectory", "self", 128, 2)
@@ -274,7 +276,7 @@ def test_the_checkout_must_be_a_clean_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(UserError, match="not a Git checkout with a commit; clone the repository"):
-        ablation.check_checkout()
+        study.check_checkout()
     git(tmp_path, "init", "-q")
     for name in ("params.yaml", "dvc.lock", "reports/summary.csv"):
         file = tmp_path / name
@@ -282,25 +284,25 @@ def test_the_checkout_must_be_a_clean_commit(tmp_path, monkeypatch):
         file.write_text("a: 1\n")
     git(tmp_path, "add", "-A")
     git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
-    assert re.fullmatch("[0-9a-f]{40}", ablation.check_checkout())
+    assert re.fullmatch("[0-9a-f]{40}", study.check_checkout())
     (tmp_path / "dvc.lock").write_text("a: 2\n")
     (tmp_path / "reports/summary.csv").write_text("a: 2\n")
-    ablation.check_checkout()
+    study.check_checkout()
     (tmp_path / "params.yaml").write_text("a: 2\n")
     with pytest.raises(UserError, match=r"uncommitted changes in params\.yaml: an experiment starts from a commit"):
-        ablation.check_checkout()
+        study.check_checkout()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="git is not installed"):
-        ablation.check_checkout()
+        study.check_checkout()
 
 
 def test_unknown_names_are_one_line():
     with pytest.raises(UserError, match="no variant 'x'; there are trajectory-self, "):
-        ablation.chosen(["x"])
-    assert [v.name for v in ablation.chosen(["l2", "data-bank"])] == ["data-bank", "l2"]
+        STUDY.chosen(["x"])
+    assert [v.name for v in STUDY.chosen(["l2", "data-bank"])] == ["data-bank", "l2"]
     with pytest.raises(UserError, match=r"--set flow\.steps: must be key=value"):
-        ablation._overrides(["flow.steps"])
-    assert ablation._overrides(["flow.steps=5", "dynamics=[rf]"]) == {"flow.steps": 5, "dynamics": ["rf"]}
+        study._overrides(["flow.steps"])
+    assert study._overrides(["flow.steps=5", "dynamics=[rf]"]) == {"flow.steps": 5, "dynamics": ["rf"]}
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -308,7 +310,7 @@ def test_unknown_names_are_one_line():
 
 def table_of(value, *, presets=("points", "digits"), seeds=(0, 1, 2), variants=VARIANTS):
     tasks, _ = planned(presets, seeds, variants=variants)
-    found = [row for task in tasks for row in ablation.rows(task, results_of(task, value))]
+    found = [row for task in tasks for row in study.rows(task, results_of(task, value), {})]
     return pd.DataFrame(found, columns=list(ablation.COLUMNS))
 
 
