@@ -76,6 +76,7 @@ VARIANTS = (
 STUDY = Study(
     name="ablation",
     variants=VARIANTS,
+    variant_column="variant",
     key_columns=KEY_COLUMNS,
     columns=COLUMNS,
     budget=("train_steps", "n_samples"),

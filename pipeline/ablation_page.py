@@ -281,14 +281,14 @@ def _figure(
                 shade = colours.setdefault(of, plots.colour(of))
                 teacher = estimate(table, Setting("", setting.variant, "teacher_"), metric=metric, dynamics=of)
                 if teacher and teacher.mean > 0:
-                    ax.plot([at + 0.05], [teacher.mean], linestyle="none", zorder=2, **plots._marker("heun", shade))
+                    ax.plot([at + 0.05], [teacher.mean], linestyle="none", zorder=2, **plots.marker("heun", shade))
                 mine = found[setting.label, d]
                 if mine is None or mine.mean <= 0:
                     continue
                 if mine.deviation:
                     low = max(mine.mean - mine.deviation, mine.mean / 20)  # a logarithmic axis has no zero
                     ax.vlines(at, low, mine.mean + mine.deviation, color=shade, linewidth=1.6, zorder=3)
-                ax.plot([at], [mine.mean], linestyle="none", color=shade, zorder=4, **plots._marker("one_step", shade))
+                ax.plot([at], [mine.mean], linestyle="none", color=shade, zorder=4, **plots.marker("one_step", shade))
         ax.set_xlim(-0.5, len(settings) - 0.5)
         ax.set_xticks(range(len(settings)), [re.sub(r" ([+(])", r"\n\1", setting.label) for setting in settings])
         ax.tick_params(axis="x", length=0)
@@ -297,13 +297,13 @@ def _figure(
         low, high = ax.get_ylim()
         if high / low < 1.5:  # room, so that a difference of some per cent does not look like a gulf
             ax.set_ylim(low / 1.2, high * 1.2)
-        plots._log_y(ax)
+        plots.log_y(ax)
         ax.set_ylabel(METRICS[metric])
         # Dynamics in the legend's first row, markers in its second; matplotlib fills columns.
         names = plots.ordered(colours)
         dots = [
-            (ax.plot([], [], color=plots.INK, linestyle="none", **plots._marker("one_step", plots.INK))[0], ONE_STEP),
-            (ax.plot([], [], linestyle="none", **plots._marker("heun", plots.INK))[0], f"Teacher, {most} NFE"),
+            (ax.plot([], [], color=plots.INK, linestyle="none", **plots.marker("one_step", plots.INK))[0], ONE_STEP),
+            (ax.plot([], [], linestyle="none", **plots.marker("heun", plots.INK))[0], f"Teacher, {most} NFE"),
         ]
         lines = [(ax.plot([], [], color=colours[d], linewidth=4)[0], plots.DYNAMICS.get(d, d)) for d in names]
         blank = (ax.plot([], [], linestyle="none")[0], "")
@@ -311,7 +311,7 @@ def _figure(
         handles, titles = zip(*(entry for column in columns for entry in column), strict=True)
         figure.legend(handles, titles, loc="outside lower center", ncols=len(columns))
 
-    return plots._svg(draw, name=re.sub(r"\W", "-", name), label="Dots with bars: mean and standard deviation")
+    return plots.svg(draw, name=re.sub(r"\W", "-", name), label="Dots with bars: mean and standard deviation")
 
 
 def _everything(table: pd.DataFrame) -> list[dict[str, Any]]:

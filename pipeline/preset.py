@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 from ifm.config import ConfigError, parse
 from ifm.errors import UserError
 from ifm.files import write_text
+from ifm.tracking import flatten
 from pipeline import paths
 
 FOLDER = Path(__file__).parent / "presets"
@@ -58,6 +59,12 @@ def apply(name: str, text: str, *, objective: str = "trajectory", data: str | No
     parse(parse_yaml(out.getvalue()), source=f"preset {name}")
     # ruamel keeps a comment in its column, which a longer value pushes to the right for good: back to two spaces.
     return re.sub(r"""^([^#'"\n]*\S) +# """, r"\1  # ", out.getvalue(), flags=re.MULTILINE)
+
+
+def objective_values(objective: str, name: str) -> dict[str, Any]:
+    """What an objective sets under a preset, by dotted name."""
+    chosen = parse_yaml((OBJECTIVES / f"{objective}.yaml").read_text(encoding="utf-8"))
+    return flatten(chosen.get("all", {})) | flatten(chosen.get(name, {}))
 
 
 def parse_yaml(text: str) -> Any:

@@ -91,6 +91,7 @@ class Study:
 
     name: str  # reports/{name}.csv and .html, experiments called {name}-...
     variants: tuple[Variant, ...]
+    variant_column: str  # of the table
     key_columns: tuple[str, ...]  # what tells rows apart
     columns: tuple[str, ...]  # of the table, key_columns first
     budget: tuple[str, ...]  # columns that rows of one data set must share to stand beside each other
@@ -384,7 +385,7 @@ def merged(study: Study, new: pd.DataFrame) -> pd.DataFrame:
         old = pd.read_csv(study.csv).reindex(columns=list(study.columns))
     except (ValueError, OSError) as error:
         raise UserError(f"{study.csv}: cannot be read ({error}); delete it and run again") from error
-    budget, run = ["data", *study.budget], ["data", "dynamics", "variant", "seed"]
+    budget, run = ["data", *study.budget], ["data", "dynamics", study.variant_column, "seed"]
     comparable = ~old["data"].isin(new["data"]) | _rows(old, budget).isin(_rows(new, budget))
     old = old[comparable & ~_rows(old, run).isin(_rows(new, run))]
     return pd.concat([old, new], ignore_index=True) if len(old) else new

@@ -138,6 +138,8 @@ def test_a_run_from_start_to_end(store: Path, tmp_path: Path, monkeypatch: pytes
     assert [file.path for file in client.list_artifacts(run.run_id, "grids")] == ["grids/grid.txt"]
     written = json.loads(record.read_text())
     assert written.pop("started") == pytest.approx(found.info.start_time / 1000, abs=30)
+    memory = written.pop("memory")
+    assert 50 < memory["peak_memory_mb"] == metrics["peak_memory_mb"]
     assert written == {
         "version": 1,
         "stage": "teacher-ve",
@@ -202,7 +204,7 @@ def test_figures_that_are_not_finite_are_left_out(store: Path, tmp_path: Path):
     values = {"a": float("nan"), "b": float("inf"), "c": None, "d": 2}
     with stage_run("x", params={}, record=tmp_path / "run.json") as run:
         run.log_metrics(values)
-    assert set(only_run().data.metrics) == {"d", "stage_seconds"}
+    assert set(only_run().data.metrics) == {"d", "stage_seconds", "peak_memory_mb"}
     assert json.loads((tmp_path / "run.json").read_text())["metrics"] == {"d": 2.0}
 
 

@@ -151,7 +151,7 @@ def scatter(points: np.ndarray, *, data: np.ndarray, shade: str, name: str, labe
         ax.scatter(*points[:, :2].T, s=5, color=shade, alpha=0.7, linewidths=0, rasterized=True)
         _square(ax, data)
 
-    return _svg(draw, name=name, label=label, size=SQUARE)
+    return svg(draw, name=name, label=label, size=SQUARE)
 
 
 def path_lines(paths: np.ndarray, *, data: np.ndarray, shade: str, name: str, label: str) -> str:
@@ -170,7 +170,7 @@ def path_lines(paths: np.ndarray, *, data: np.ndarray, shade: str, name: str, la
         ax.plot(*lines[:PATHS_SHOWN, -1, :2].T, "o", ms=2.6, color=shade, markeredgewidth=0)
         _square(ax, data, reach=1.7)  # the noise is wider than most data
 
-    return _svg(draw, name=name, label=label, size=SQUARE)
+    return svg(draw, name=name, label=label, size=SQUARE)
 
 
 def training_curves(curves: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, str]:
@@ -222,7 +222,7 @@ def class_histogram(
         names = ["Real images", *(DYNAMICS.get(key, key) for key in dynamics)]
         figure.legend([bars, *dots], names, loc="outside lower center", ncols=4)
 
-    return _svg(draw, name="classes", label="Share of each class among samples and among real images")
+    return svg(draw, name="classes", label="Share of each class among samples and among real images")
 
 
 def colour(dynamics: str) -> str:
@@ -294,7 +294,7 @@ def _diagnostic(name: str, label: str, draw: Callable, found: Mapping[str, Mappi
         handles, titles = zip(*filled, strict=True)
         figure.legend(handles, titles, loc="outside lower center", ncols=len(columns) if styles else len(entries))
 
-    return _svg(whole, name=f"diagnostic-{name}", label=label)
+    return svg(whole, name=f"diagnostic-{name}", label=label)
 
 
 def _positions(result: Mapping, times: Sequence[float]) -> np.ndarray:
@@ -309,7 +309,7 @@ def _on_grid(ax: "Axes", y: str, *, log: bool) -> None:
     ax.set_ylabel(y)
     if log:
         ax.set_yscale("log")
-        _log_y(ax)
+        log_y(ax)
     else:
         ax.set_ylim(bottom=0)
 
@@ -321,7 +321,7 @@ def _shown(values: Sequence[float]) -> np.ndarray:
 
 
 def _hollow(key: str) -> dict:
-    return {"linestyle": "none", "clip_on": False, "zorder": 4, **_marker("heun", colour(key))}
+    return {"linestyle": "none", "clip_on": False, "zorder": 4, **marker("heun", colour(key))}
 
 
 def _approach(ax: "Axes", found: Mapping[str, Mapping]) -> list:
@@ -332,10 +332,10 @@ def _approach(ax: "Axes", found: Mapping[str, Mapping]) -> list:
         ax.plot([1], [mine["teacher_ratio"]], color=colour(key), **_hollow(key))
     ax.axhline(1, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
     _on_grid(ax, "Closest approach / data spacing", log=False)
-    marker = {"linestyle": "none", **_marker("heun", INK)}
+    dot = {"linestyle": "none", **marker("heun", INK)}
     return [
         ({}, "Estimated paths"),
-        (marker, "Teacher’s end points"),
+        (dot, "Teacher’s end points"),
         ({"linewidth": 0.9, "alpha": 0.75}, "Data spacing"),
     ]
 
@@ -367,7 +367,7 @@ def _stability(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     ax.grid(axis="x", visible=False)
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_yscale("log")
-    _log_y(ax)
+    log_y(ax)
     ax.set_xlabel("Derivative by")
     ax.set_ylabel("Change of the estimate / its spread")
     dot = {"marker": "o", "linestyle": "none", "markeredgecolor": PAPER, "ms": 6.5}
@@ -384,7 +384,7 @@ def _anchor_changes(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     ax.set_xticks(range(1, most + 1))
     ax.set_xlim(0.8, most + 0.2)
     ax.set_yscale("log")
-    _log_y(ax)
+    log_y(ax)
     ax.set_xlabel("n")
     ax.set_ylabel("RMS of a(n+1) − a(n)")
     return []
@@ -411,7 +411,7 @@ def _error(ax: "Axes", found: Mapping[str, Mapping]) -> list:
             known = mine["exact"]["profile"]
             ax.plot(_positions(result, result["times"][: len(known)]), known, ":", color=colour(key))
     _on_grid(ax, "RMS error / spread of the end points", log=False)
-    legend = [({}, "New paths"), ({"linestyle": "none", **_marker("heun", INK)}, "Training paths")]
+    legend = [({}, "New paths"), ({"linestyle": "none", **marker("heun", INK)}, "Training paths")]
     if any("exact" in result["error"] for result in found.values()):
         legend.append(({"linestyle": ":"}, "Against the closed form"))
     return legend
@@ -450,12 +450,12 @@ def _quality(
             ax.axhline(floor_fid, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
         ax.set_yscale("log")
         axis(ax)
-        _log_y(ax)
+        log_y(ax)
         ax.set_ylabel(title)
         floor = f"Floor: real test {sample}s" if _positive(floor_fid) else None
         _quality_legend(figure, lines, variants, floor=floor)
 
-    return _svg(draw, name=name, label=label)
+    return svg(draw, name=name, label=label)
 
 
 def flow_variants(summary: pd.DataFrame) -> list[tuple[str, str]]:
@@ -510,11 +510,11 @@ def _draw_series(ax: "Axes", series: Series) -> None:
     own = line[line["sampler"] == series.sampler]
     spread = own[own["high"] > own["low"]]
     ax.vlines(spread["x"], spread["low"], spread["high"], color=shade, linewidth=1, zorder=2)
-    marker = _marker(series.sampler, shade)
-    ax.plot(own["x"], own["fid"], linestyle="none", zorder=3 if teacher else 4, color=shade, **marker)
+    dot = marker(series.sampler, shade)
+    ax.plot(own["x"], own["fid"], linestyle="none", zorder=3 if teacher else 4, color=shade, **dot)
 
 
-def _marker(sampler: str, shade: str) -> dict:
+def marker(sampler: str, shade: str) -> dict:
     """Hollow for the teacher; filled, with a rim in the page's colour, for the flow."""
     if sampler == "heun":
         return {
@@ -543,7 +543,7 @@ def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequenc
         left.append(entry(floor, linewidth=0.9, alpha=0.75))
     dashes = {"heun": "--", "one_step": "none"}
     right = [
-        entry(title, linestyle=dashes.get(key, "-"), **_marker(key, INK))
+        entry(title, linestyle=dashes.get(key, "-"), **marker(key, INK))
         for key, title in SAMPLERS.items()
         if any(series.sampler == key for series in lines)
     ]
@@ -580,7 +580,7 @@ def _curve_panel(stage: str, curves: Mapping[str, pd.DataFrame]) -> str:
             title = DYNAMICS.get(dynamics, dynamics)
             ax.plot(step, loss, color=colour(dynamics), linewidth=1.4, label=title)
         ax.set_yscale("log")
-        _log_y(ax)
+        log_y(ax)
         ax.set_xlim(left=0)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         ax.xaxis.get_major_locator().set_params(nbins=5, integer=True)
@@ -589,10 +589,10 @@ def _curve_panel(stage: str, curves: Mapping[str, pd.DataFrame]) -> str:
         figure.legend(loc="outside lower center", ncols=3)
 
     title = f"{STAGES[stage]}: training loss against step"
-    return _svg(draw, name=f"curves-{stage}", label=title, size=(5.4, 3.2))
+    return svg(draw, name=f"curves-{stage}", label=title, size=(5.4, 3.2))
 
 
-def _log_y(ax: "Axes") -> None:
+def log_y(ax: "Axes") -> None:
     low, high = ax.get_ylim()
     ticks = _log_ticks(low, high, most=7)
     ax.set_yticks(ticks, [_number(tick) for tick in ticks])
@@ -642,7 +642,7 @@ def _duration(seconds: float) -> str:
 # --- from figure to text ------------------------------------------------------------------------------------
 
 
-def _svg(draw: Callable[["Figure"], None], *, name: str, label: str, size: tuple[float, float] = WIDE) -> str:
+def svg(draw: Callable[["Figure"], None], *, name: str, label: str, size: tuple[float, float] = WIDE) -> str:
     """Draws on a fresh figure and returns one <svg> element; `name` keeps its ids apart from other figures'."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -133,6 +133,20 @@ def lineage_tags() -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": commit.split()[0]} if commit else {})
 
 
+def peak_memory() -> dict[str, float]:
+    """The most memory this process has held, in MB: `peak_memory_mb`, and with a GPU in use `peak_gpu_memory_mb`."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    found = {"peak_memory_mb": most / (1e6 if sys.platform == "darwin" else 1e6 / 1024)}
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch is not None and torch.cuda.is_initialized():
+        found["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    return found
+
+
 def git_commit() -> str | None:
     """The checked-out commit, with " + uncommitted changes" where that is so; None outside Git."""
     import subprocess
@@ -238,6 +252,7 @@ def stage_run(
     try:
         yield run
         run.timings["stage_seconds"] = time.time() - started
+        run.extra["memory"] = peak_memory()
         if record:
             write_json(record, _record(run, started, tags or {}))
     except BaseException as error:
@@ -246,7 +261,7 @@ def stage_run(
         run._safely(lambda: run._client.set_terminated(run.run_id, "KILLED" if killed else "FAILED"))
         raise
     if run._client is not None:
-        run.log_metrics(run.timings)
+        run.log_metrics(run.timings | run.extra["memory"])
         run._safely(lambda: run._client.set_terminated(run.run_id, "FINISHED"))
 
 

@@ -1,0 +1,156 @@
+"""The objectives' page: quality at 1, 2 and 4 evaluations beside the teacher's, and what each took to train.
+
+Every figure is a mean over seeds with its standard deviation, never the best one.
+"""
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from ifm import plots
+from ifm.report import MISSING, significant
+from pipeline.ablation_page import METRICS, Estimate, judged_by, summarised
+
+TEMPLATE = Path(__file__).with_name("objectives.html")
+TITLES = {
+    "trajectory": "trajectory",
+    "trajectory-consistency": "trajectory, consistency",
+    "consistency": "consistency",
+    "interval": "interval",
+    "data": "data (the paper’s)",
+}
+WITH_TEACHER = ("trajectory", "trajectory-consistency")  # the others train none for their own use
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")  # Okabe & Ito's, in TITLES' order
+SEVERAL = {"interval": "chain", "data": "anchor"}  # sampler from two steps on; re-noised for the others
+
+
+def teacher(rows: pd.DataFrame, metric: str) -> Estimate | None:
+    """The teacher of one data set and dynamics at most evaluations: of those trained longest, over seeds."""
+    longest = rows[rows["teacher_evaluations"] == rows["teacher_evaluations"].max()]
+    return summarised(longest.drop_duplicates("seed")[f"teacher_{metric}"])
+
+
+def at_steps(rows: pd.DataFrame, objective: str, steps: int, metric: str) -> Estimate | None:
+    """An objective's figure at a number of evaluations, over seeds: from one data set's rows of one dynamics."""
+    sampler = "one_step" if steps == 1 else SEVERAL.get(objective, "renoise")
+    mine = rows[(rows["objective"] == objective) & (rows["steps"] == steps) & (rows["sampler"] == sampler)]
+    return summarised(mine[metric])
+
+
+def _of(rows: pd.DataFrame, objective: str, column: str) -> Estimate | None:
+    return summarised(rows[rows["objective"] == objective].drop_duplicates("seed")[column])
+
+
+def _table(rows: pd.DataFrame, metric: str, steps: Sequence[int]) -> dict[str, Any]:
+    """One data set and dynamics: a line for each objective."""
+    of_teacher = teacher(rows, metric)
+    lines = []
+    for objective in TITLES:
+        found = [at_steps(rows, objective, n, metric) for n in steps]
+        if not any(found):
+            continue
+        ratios = [significant(e.mean / of_teacher.mean) if e and of_teacher else MISSING for e in found]
+        evaluations, seconds, memory = (
+            _of(rows, objective, column) for column in ("evaluations", "train_seconds", "peak_memory_mb")
+        )
+        lines.append(
+            {
+                "title": TITLES[objective],
+                "teacher": "yes" if objective in WITH_TEACHER else "no",
+                "quality": [e or MISSING for e in found],
+                "ratios": ratios,
+                "evaluations": f"{evaluations.mean / 1e6:.2f} M" if evaluations else MISSING,
+                "seconds": significant(seconds.mean, 2) + " s" if seconds else MISSING,
+                "memory": f"{memory.mean / 1000:.2f} GB" if memory else MISSING,
+                "seeds": rows[rows["objective"] == objective]["seed"].nunique(),
+            }
+        )
+    return {"teacher": of_teacher, "lines": lines, "nfe": int(rows["teacher_nfe"].max())}
+
+
+def _figure(by_dynamics: dict[str, pd.DataFrame], metric: str, steps: Sequence[int], *, name: str) -> str:
+    """A panel for each dynamics: a line for each objective, the teacher's level dashed."""
+    shown = [o for o in TITLES if any(at_steps(rows, o, 1, metric) for rows in by_dynamics.values())]
+    colour = dict(zip(TITLES, COLOURS, strict=True))
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(by_dynamics), sharey=True, squeeze=False)[0]
+        for ax, (d, rows) in zip(panels, by_dynamics.items(), strict=True):
+            for i, objective in enumerate(shown):
+                found = [(k, at_steps(rows, objective, n, metric)) for k, n in enumerate(steps)]
+                found = [(k + 0.05 * (i - len(shown) / 2), e) for k, e in found if e]
+                if not found:
+                    continue
+                x, means = [k for k, _ in found], [e.mean for _, e in found]
+                ax.plot(x, means, color=colour[objective], zorder=3, **plots.marker("one_step", colour[objective]))
+                for k, e in found:
+                    if e.deviation:
+                        low = max(e.mean - e.deviation, e.mean / 20)  # a logarithmic axis has no zero
+                        ax.vlines(k, low, e.mean + e.deviation, color=colour[objective], linewidth=1.4, zorder=2)
+            of_teacher = teacher(rows, metric)
+            if of_teacher:
+                ax.axhline(of_teacher.mean, color=plots.INK, linestyle="--", linewidth=1, zorder=1)
+            ax.set_xticks(range(len(steps)), [str(n) for n in steps])
+            ax.set_xlim(-0.4, len(steps) - 0.6)
+            ax.set_xlabel("Evaluations")
+            ax.set_title(plots.DYNAMICS[d], fontsize=plots.SIZE)
+            ax.set_yscale("log")
+        plots.log_y(panels[0])
+        panels[0].set_ylabel(METRICS[metric])
+        handles = [panels[0].plot([], [], color=colour[o], linewidth=3)[0] for o in shown]
+        handles.append(panels[0].plot([], [], color=plots.INK, linestyle="--", linewidth=1)[0])
+        titles = [*(TITLES[o] for o in shown), "teacher, most evaluations"]
+        figure.legend(handles, titles, loc="outside lower center", ncols=3)
+
+    size = (2.6 * max(2, len(by_dynamics)), 3.6)
+    return plots.svg(draw, name=re.sub(r"\W", "-", name), label=f"{METRICS[metric]} against evaluations", size=size)
+
+
+def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: str, created: str) -> str:
+    """The page as HTML text: self-contained, the same for the same input. `missing`: (objective, reason).
+
+    Raises ValueError where the table has no rows.
+    """
+    if table.empty:
+        raise ValueError("the table has no rows: nothing to show")
+    sections = []
+    for data, rows in table.groupby("data", sort=True):
+        metric = judged_by(rows)
+        steps = sorted(n for n in rows["steps"].unique() if n in (1, 2, 4))
+        by_dynamics = {d: rows[rows["dynamics"] == d] for d in plots.ordered(list(rows["dynamics"]))}
+        sections.append(
+            {
+                "data": data,
+                "metric": METRICS[metric],
+                "steps": steps,
+                "samples": int(rows["n_samples"].max()),
+                "svg": Markup(_figure(by_dynamics, metric, steps, name=f"objectives-{data}")),
+                "tables": [
+                    {"name": plots.DYNAMICS[d], "colour": plots.css_colour(d), **_table(mine, metric, steps)}
+                    for d, mine in by_dynamics.items()
+                ],
+            }
+        )
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    ).render(
+        style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
+        facts={
+            "Data": ", ".join(section["data"] for section in sections),
+            "Seeds": ", ".join(map(str, sorted(table["seed"].unique()))),
+            "Commit": commit[:10] if len(commit) == 40 else commit,
+            "Created": created,
+        },
+        sections=sections,
+        missing=missing,
+    )
