@@ -41,7 +41,7 @@ def flow_evaluations(config: Config) -> float:
     of = {
         "trajectory": 1,
         "data": 1,
-        "consistency": 2 + asks,  # g at both times
+        "consistency": 2 * (1 + asks),  # both at both times
         "interval": 1 + 2 * (1 - flow.interval.same_share) + asks,
     }
     anchor = config.anchor.self_probability if config.anchor.policy == "self" else 0

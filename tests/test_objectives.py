@@ -61,7 +61,7 @@ def test_the_defaults_budget_by_hand():
     config = config_of("digits", "interval")
     assert objectives.evaluations(config) == 4800 * 64 * (1 + 2 * 0.5 + 0.25)
     config = config_of("digits", "consistency", flow__velocity="teacher", teacher__kind="network")
-    assert objectives.evaluations(config) == 4800 * 64 * (2 + 1 + 0.25) + 1000 * 128
+    assert objectives.evaluations(config) == 4800 * 64 * (2 + 2 + 0.25) + 1000 * 128
 
 
 POINTS = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)

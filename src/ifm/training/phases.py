@@ -39,6 +39,9 @@ def draw_stored_index(uniform: Tensor, *, stored: int, t_max_share: float) -> Te
     return torch.where(uniform < t_max_share, 0, inner)
 
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [b, C, H, W], t [b]) -> E[x_0 | x_t] [b, C, H, W]
+
+
 @dataclass(frozen=True)
 class Examples:
     """This process's part of a batch: points, and the end that the flow is to find."""
@@ -49,6 +52,7 @@ class Examples:
     z: Tensor | None = None  # [b, C, H, W], the noise of a pair's path
     s: Tensor | None = None  # [b], where an interval ends
     mirrored: Tensor | None = None  # [b], which images are shown left-right mirrored
+    denoiser: Denoiser | None = None  # where x_0 and z are the mean pair: what x_0 was asked from
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,7 @@ class Batch:
 Draw = Callable[[np.ndarray, int, Streams], Examples]
 # (model, batch) -> x_0_hat [b, C, H, W] for the anchor policy (None where the loss makes none), loss (scalar)
 FlowLoss = Callable[[nn.Module, Batch], tuple[Tensor | None, Tensor]]
-# step -> a denoiser, (x_t [b, C, H, W], t [b]) -> E[x_0 | x_t] [b, C, H, W]
-Mean = Callable[[int], Callable[[Tensor, Tensor], Tensor]]
+Mean = Callable[[int], Denoiser]  # of a step
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ def consistency_phase(
     The path's angle is cut into as many equal intervals as `consistency_intervals` says for a step, from
     `intervals[0]` to `intervals[1]`; r lies one of them before t. At r = 0 the target is x_0 itself. The target is the
     flow in training mode with the same anchor, without gradient. Errors are in units of what is to be expected at t.
+    With `mean` x_r is the marginal ODE's, by a step of second order, and few intervals are enough.
     mean: see `averaged`. images, pairs: as in `data_phase`.
     """
     dynamics, comparison = flow.dynamics, Comparison(accelerator, distance, huber_c)
@@ -206,7 +210,7 @@ def consistency_phase(
         theta = dynamics.angle(at.t)
         r = dynamics.time_at((theta - longest).clamp_min(0))
         with torch.no_grad():
-            target = flow(dynamics.perturb(at.x_0, z=at.z, t=r), r, x_anchor=batch.x_anchor)
+            target = flow(_earlier(dynamics, at, r), r, x_anchor=batch.x_anchor)
         x_0_hat = model(at.x_t, at.t, x_anchor=batch.x_anchor)
         interval = ((theta - dynamics.angle(r)) / longest).clamp_min(LEAST_INTERVAL)
         scale = expand(dynamics.error_scale(at.t), target)
@@ -346,13 +350,27 @@ def averaged(draw: Draw, dynamics: Dynamics, mean: Mean | None) -> Draw:
 
     def draw_averaged(rows: np.ndarray, step: int, streams: Streams) -> Examples:
         at = draw(rows, step, streams)
+        denoiser = mean(step)
         with torch.no_grad():
-            x_0 = mean(step)(at.x_t, at.t)
-        x_t, c = at.x_t.double(), dynamics.coefficients(at.t.double())
-        z = (x_t - expand(c.a, x_t) * x_0.double()) / expand(c.b, x_t)
-        return replace(at, x_0=x_0, z=z.to(x_0.dtype))
+            x_0 = denoiser(at.x_t, at.t)
+        return replace(at, x_0=x_0, z=_noise_of(dynamics, at, x_0), denoiser=denoiser)
 
     return draw_averaged
+
+
+def _noise_of(dynamics: Dynamics, at: Examples, x_0: Tensor) -> Tensor:
+    """z such that x_t = a x_0 + b z."""
+    x_t, c = at.x_t.double(), dynamics.coefficients(at.t.double())
+    return ((x_t - expand(c.a, x_t) * x_0.double()) / expand(c.b, x_t)).to(x_0.dtype)
+
+
+def _earlier(dynamics: Dynamics, at: Examples, r: Tensor) -> Tensor:
+    """x_r: the pair's, or for the mean pair the ODE's, with the mean of E[x_0 | x] at both ends (second order)."""
+    x_r = dynamics.perturb(at.x_0, z=at.z, t=r)
+    if at.denoiser is None:
+        return x_r
+    x_0 = (at.x_0 + at.denoiser(x_r, r)) / 2
+    return dynamics.perturb(x_0, z=_noise_of(dynamics, at, x_0), t=r)
 
 
 def mean_over_reference(
