@@ -159,7 +159,7 @@ def train_free(chosen, name, objective):
 
 @functools.cache
 def distance_of_teacher(name, seed):
-    """Of 32 Heun steps of a teacher trained with the whole budget: as many network evaluations as a flow without one."""
+    """Of 32 Heun steps of a teacher trained with the whole budget, all that a flow without one takes."""
     chosen = points_preset(seed=seed, teacher__steps=COMPARED["points"]["teacher.steps"])
     teacher = train_one_teacher(chosen, name, "eight_gaussians", count=8000)
     return distance_to_law(draw(teacher_sampler(teacher, nfe=63), teacher.dynamics))
