@@ -5,11 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
+    $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro track test test-slow lint preset ablation ui readme clean
+.PHONY: help setup repro track test test-slow lint preset ablation objectives ui readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,8 +50,10 @@ preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, i
 	$(BIN)/python -m pipeline.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
 
 ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", DRY=1 to list them
-	$(BIN)/python -m pipeline.ablation $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) \
-	    $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
+	$(BIN)/python -m pipeline.ablation $(STUDY)
+
+objectives: setup ## what a flow can be trained by, at equal budgets: PRESETS, SEEDS, ONLY, SET, DRY as for ablation
+	$(BIN)/python -m pipeline.objectives $(STUDY)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

@@ -28,6 +28,10 @@ TITLES = {
 WITH_TEACHER = ("trajectory", "trajectory-consistency")  # the others train none for their own use
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")  # Okabe & Ito's, in TITLES' order
 SEVERAL = {"interval": "chain", "data": "anchor"}  # sampler from two steps on; re-noised for the others
+LINES = (  # of a table: title, objective, sampler if not SEVERAL's
+    *((title, objective, None) for objective, title in TITLES.items()),
+    ("interval, re-noised", "interval", "renoise"),
+)
 
 
 def teacher(rows: pd.DataFrame, metric: str) -> Estimate | None:
@@ -36,9 +40,14 @@ def teacher(rows: pd.DataFrame, metric: str) -> Estimate | None:
     return summarised(longest.drop_duplicates("seed")[f"teacher_{metric}"])
 
 
-def at_steps(rows: pd.DataFrame, objective: str, steps: int, metric: str) -> Estimate | None:
-    """An objective's figure at a number of evaluations, over seeds: from one data set's rows of one dynamics."""
-    sampler = "one_step" if steps == 1 else SEVERAL.get(objective, "renoise")
+def at_steps(
+    rows: pd.DataFrame, objective: str, steps: int, metric: str, *, several: str | None = None
+) -> Estimate | None:
+    """An objective's figure at a number of evaluations, over seeds: from one data set's rows of one dynamics.
+
+    several: the sampler from two steps on; None: SEVERAL's.
+    """
+    sampler = "one_step" if steps == 1 else several or SEVERAL.get(objective, "renoise")
     mine = rows[(rows["objective"] == objective) & (rows["steps"] == steps) & (rows["sampler"] == sampler)]
     return summarised(mine[metric])
 
@@ -51,9 +60,9 @@ def _table(rows: pd.DataFrame, metric: str, steps: Sequence[int]) -> dict[str, A
     """One data set and dynamics: a line for each objective."""
     of_teacher = teacher(rows, metric)
     lines = []
-    for objective in TITLES:
-        found = [at_steps(rows, objective, n, metric) for n in steps]
-        if not any(found):
+    for title, objective, several in LINES:
+        found = [at_steps(rows, objective, n, metric, several=several) for n in steps]
+        if not any(found) or (several and not any(found[1:])):
             continue
         ratios = [significant(e.mean / of_teacher.mean) if e and of_teacher else MISSING for e in found]
         evaluations, seconds, memory = (
@@ -61,7 +70,7 @@ def _table(rows: pd.DataFrame, metric: str, steps: Sequence[int]) -> dict[str, A
         )
         lines.append(
             {
-                "title": TITLES[objective],
+                "title": title,
                 "teacher": "yes" if objective in WITH_TEACHER else "no",
                 "quality": [e or MISSING for e in found],
                 "ratios": ratios,
