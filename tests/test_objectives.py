@@ -59,7 +59,7 @@ def test_the_defaults_budget_by_hand():
     assert objectives.flow_evaluations(config) == 2600 * 64 * 1.25  # a quarter takes the anchor's extra pass
     assert objectives.evaluations(config) == 1000 * 128 + 20000 * 17 + 2600 * 64 * 1.25
     config = config_of("digits", "interval")
-    assert objectives.evaluations(config) == 4800 * 64 * (1 + 2 * 0.5 + 0.25)
+    assert objectives.evaluations(config) == 5400 * 64 * (1 + 2 * 0.5)
     config = config_of("digits", "consistency", flow__velocity="teacher", teacher__kind="network")
     assert objectives.evaluations(config) == 4800 * 64 * (2 + 2 + 0.25) + 1000 * 128
 
