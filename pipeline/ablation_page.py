@@ -358,20 +358,31 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
         "Seeds": "; ".join(
             f"{', '.join(names)}: {seeds}" if len(by_data) > 1 else seeds for seeds, names in _seeds(by_data)
         ),
-        "Commit": commit[:10] if len(commit) == 40 else commit,
-        "Created": created,
     }
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for both pages
+    return filled(
+        TEMPLATE,
         facts=facts,
+        commit=commit,
+        created=created,
         questions=questions,
         everything=_everything(table),
         missing=missing,
         single=any(rows["seed"].nunique() < 2 for rows in by_data.values()),
+    )
+
+
+def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, **values: Any) -> str:
+    """A study's page: its template with the report's style, and the facts that every page ends its list with."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(
+        template.read_text(encoding="utf-8")
+    ).render(
+        style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
+        facts=facts | {"Commit": commit[:10] if len(commit) == 40 else commit, "Created": created},
+        **values,
     )
 
 

@@ -5,17 +5,15 @@ Every figure is a mean over seeds with its standard deviation, never the best on
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
 from ifm.report import MISSING, significant
-from pipeline.ablation_page import METRICS, Estimate, judged_by, summarised
+from pipeline.ablation_page import METRICS, Estimate, filled, judged_by, summarised
 
 TEMPLATE = Path(__file__).with_name("objectives.html")
 TITLES = {
@@ -146,20 +144,14 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
                 ],
             }
         )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    ).render(
-        style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
+    return filled(
+        TEMPLATE,
         facts={
             "Data": ", ".join(section["data"] for section in sections),
             "Seeds": ", ".join(map(str, sorted(table["seed"].unique()))),
-            "Commit": commit[:10] if len(commit) == 40 else commit,
-            "Created": created,
         },
+        commit=commit,
+        created=created,
         sections=sections,
         missing=missing,
     )
