@@ -87,7 +87,9 @@ def main(out: Path) -> None:
     train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
     free = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
     mean = mean_over_reference(accelerator, d, images.array, size=18, **pairs)
-    phase = consistency_phase(accelerator, free, images.array, intervals=(2, 8), mean=mean, **pairs, **compare)
+    phase = consistency_phase(
+        accelerator, free, images.array, intervals=(2, 8), target="average", mean=mean, **pairs, **compare
+    )
     train_flow(accelerator, free, [phase], policy=anchors.SelfAnchor(0.5), **run)
     interval = IntervalFlow(unet(2, two_times=True), d, takes_anchor=True)
     how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0, "mean": mean}

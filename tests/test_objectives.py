@@ -97,7 +97,7 @@ def test_evaluations_are_counted_as_they_are_spent(objective, velocity):
         ),
         "data": lambda: data_phase(accelerator, flow, POINTS, **compare, **pairs),
         "consistency": lambda: consistency_phase(
-            accelerator, flow, POINTS, intervals=(8, 8), mean=mean, **compare, **pairs
+            accelerator, flow, POINTS, intervals=(8, 8), target="average", mean=mean, **compare, **pairs
         ),
         "interval": lambda: interval_phase(
             accelerator, flow, POINTS, mean=mean, **config.flow.interval.model_dump(), **pairs

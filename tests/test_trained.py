@@ -149,8 +149,8 @@ def train_free(chosen, name, objective):
         phase = interval_phase(accelerator, flow, data, mean=mean, **chosen.flow.interval.model_dump(), **pairs)
     else:
         compare = {"distance": chosen.flow.distance, "huber_c": chosen.flow.huber_c}
-        intervals = chosen.flow.consistency.range
-        phase = consistency_phase(accelerator, flow, data, intervals=intervals, mean=mean, **compare, **pairs)
+        options = {"intervals": chosen.flow.consistency.range, "target": chosen.flow.consistency.target}
+        phase = consistency_phase(accelerator, flow, data, mean=mean, **options, **compare, **pairs)
     train_flow(
         accelerator, flow, [phase], policy=policy, settings=TrainSettings.from_config(chosen.flow), seed=chosen.seed
     )

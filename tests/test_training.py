@@ -123,8 +123,8 @@ def run_phases(**options):
     batch = run["settings"].batch_size
     pairs = {"random_flip": True, "seed": 1, "batch_size": batch}
     mean = mean_over_reference(accelerator, flow.dynamics, IMAGES, size=12, **pairs)
-    second = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), mean=mean, **pairs, **COMPARE)
-    phases = [on_paths(accelerator, flow), second]
+    options = {"intervals": (2, 8), "target": "average", "mean": mean}
+    phases = [on_paths(accelerator, flow), consistency_phase(accelerator, flow, IMAGES, **options, **pairs, **COMPARE)]
     return flow.state_dict(), train_flow(accelerator, flow, phases, policy=anchors.SelfAnchor(0.5), **run)
 
 
@@ -138,6 +138,21 @@ def run_interval(**options):
     how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0}
     phase = interval_phase(accelerator, flow, IMAGES, mean=mean, **how, **pairs)
     return flow.state_dict(), train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
+
+
+@pytest.mark.parametrize("target", ["online", "average"])
+def test_the_target_of_consistency_is_the_flow_or_its_average(target):
+    flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
+    accelerator, asked = Accelerator(cpu=True), []
+    options = {"intervals": (4, 4), "target": target, "random_flip": False, "seed": 1, "batch_size": 8}
+    phase = consistency_phase(accelerator, flow, IMAGES, **options, **COMPARE)
+    assert (phase.average is None) == (target == "online")
+    for module in {flow, phase.average} - {None}:
+        module.register_forward_hook(lambda module, *_: asked.append((module, torch.is_grad_enabled())))
+    train_flow(accelerator, flow, [phase], policy=anchors.NoiseAnchor(), settings=settings(steps=3), seed=1)
+    assert asked == [(phase.average or flow, False), (flow, True)] * 3
+    for average, own in zip((phase.average or flow).parameters(), flow.parameters(), strict=True):
+        assert torch.equal(average, own)  # training leaves the averaged weights in the flow
 
 
 class Killed(Exception):

@@ -88,7 +88,13 @@ def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -
                 weighting=config.time_weight,
                 **compare,
             ),
-            "consistency": partial(consistency_phase, intervals=config.consistency.range, mean=mean, **compare),
+            "consistency": partial(
+                consistency_phase,
+                intervals=config.consistency.range,
+                target=config.consistency.target,
+                mean=mean,
+                **compare,
+            ),
             "interval": partial(interval_phase, mean=mean, **config.interval.model_dump()),
         }[objective]
         phases.append(make(accelerator, flow, images, **pairs))

@@ -218,6 +218,7 @@ class ConsistencyConfig(Section):
 
     first_intervals: Annotated[int, Field(ge=2)]
     last_intervals: Annotated[int, Field(ge=2)]
+    target: Literal["online", "average"]
 
     @property
     def range(self) -> tuple[int, int]:

@@ -56,6 +56,7 @@ def train_flow(
             policy.refresh(x_0_hat.detach())
         return value
 
+    average = next((phase.average for phase in phases if phase.average is not None), None)
     return fit(
         accelerator,
         flow,
@@ -64,5 +65,6 @@ def train_flow(
         checkpoints=checkpoints,
         on_log=on_log,
         memory=policy,
+        average=average,
         label=f"flow {flow.dynamics.name}",
     )

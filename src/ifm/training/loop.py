@@ -79,11 +79,13 @@ def fit(
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
     memory: Memory | None = None,
+    average: nn.Module | None = None,
     label: str = "training",
 ) -> FitResult:
     """Trains `model` in place and leaves it with its averaged (EMA) weights.
 
     memory: what checkpoints hold besides the model, its average and the optimizer.
+    average: a copy of the model for `loss` to ask; its parameters are the averaged ones of every step.
     Resumes from the newest checkpoint, and then goes through exactly the steps it would have gone through.
     Raises Diverged at a loss that is not finite, with the last checkpoint kept.
     """
@@ -93,6 +95,8 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0, fused=True)
     ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
+    if average is not None:
+        _share(average.train().requires_grad_(False), model, ema.shadow_params)
     trained, optimizer = accelerator.prepare(model, optimizer)
 
     result, first, window = FitResult(), 0, torch.zeros((), device=accelerator.device)
@@ -155,6 +159,14 @@ def write_curve(path: Path, history: list[dict[str, float]]) -> None:
     columns = ["step", "loss", "grad_norm", "lr"]
     lines = [",".join(repr(row[c]) for c in columns) for row in history]
     write_text(path, "\n".join([",".join(columns), *lines]) + "\n")
+
+
+def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
+    """Gives `average` the averages themselves for parameters, which are stepped and restored in place."""
+    trained = [p.requires_grad for p in model.parameters()]
+    own = [p for p, is_trained in zip(average.parameters(), trained, strict=True) if is_trained]
+    for p, mean in zip(own, shadow, strict=True):
+        p.data = mean
 
 
 def _row(accelerator: Accelerator, *, step: int, lr: float, loss: Tensor, norm: Tensor, steps: int) -> dict[str, float]:

@@ -4,6 +4,7 @@
 identities along the path, without a teacher.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -101,6 +102,7 @@ def time_weight(dynamics: Dynamics, t: Tensor, *, kind: str) -> Tensor | None:
 
 
 TIME_WEIGHTS = ("none", "inverse_scale")
+TARGETS = ("online", "average")  # of consistency
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Phase:
     size: int
     draw: Draw
     loss: FlowLoss
+    average: IntegrationFlow | None = None  # what the loss asks for targets; training keeps it the averaged flow
 
 
 def trajectory_phase(
@@ -190,18 +193,24 @@ def consistency_phase(
     distance: str,
     huber_c: float | None,
     intervals: tuple[int, int],
+    target: str,
     mean: Mean | None = None,
     **pairs: Any,
 ) -> Phase:
     """Consistency training (Song & Dhariwal 2023): g(., x_t, t) is held to g(., x_r, r) at the same pair's earlier r.
 
     The path's angle is cut into as many equal intervals as `consistency_intervals` says for a step, from
-    `intervals[0]` to `intervals[1]`; r lies one of them before t. At r = 0 the target is x_0 itself. The target is the
-    flow in training mode with the same anchor, without gradient. Errors are in units of what is to be expected at t.
+    `intervals[0]` to `intervals[1]`; r lies one of them before t. At r = 0 the target is x_0 itself. `target` says who
+    gives it, with the same anchor and without gradient: the flow as it is trained ("online"), or its average over
+    steps ("average", Song et al. 2023). Errors are in units of what is to be expected at t.
     With `mean` x_r is the marginal ODE's, by a step of second order, and few intervals are enough.
     mean: see `averaged`. images, pairs: as in `data_phase`.
     """
     dynamics, comparison = flow.dynamics, Comparison(accelerator, distance, huber_c)
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    average = copy.deepcopy(flow) if target == "average" else None
+    teaching = flow if average is None else average
     widest = float(dynamics.angle(torch.tensor([dynamics.t_max], dtype=torch.float64)))
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -210,15 +219,15 @@ def consistency_phase(
         theta = dynamics.angle(at.t)
         r = dynamics.time_at((theta - longest).clamp_min(0))
         with torch.no_grad():
-            target = flow(_earlier(dynamics, at, r), r, x_anchor=batch.x_anchor)
+            target_hat = teaching(_earlier(dynamics, at, r), r, x_anchor=batch.x_anchor)
         x_0_hat = model(at.x_t, at.t, x_anchor=batch.x_anchor)
         interval = ((theta - dynamics.angle(r)) / longest).clamp_min(LEAST_INTERVAL)
-        scale = expand(dynamics.error_scale(at.t), target)
-        how = comparison.options(x_0_hat / scale, target / scale)
-        return x_0_hat, objectives.consistency(x_0_hat / scale, target=target / scale, interval=interval, **how)
+        scale = expand(dynamics.error_scale(at.t), target_hat)
+        how = comparison.options(x_0_hat / scale, target_hat / scale)
+        return x_0_hat, objectives.consistency(x_0_hat / scale, target=target_hat / scale, interval=interval, **how)
 
     draw = draw_pairs(accelerator, dynamics, images, even_share=EVEN_SHARE, **pairs)
-    return Phase(len(images), averaged(draw, dynamics, mean), loss)
+    return Phase(len(images), averaged(draw, dynamics, mean), loss, average)
 
 
 def interval_phase(
