@@ -20,6 +20,11 @@ def samples(dynamics: str) -> Path:
     return Path("data/samples") / dynamics
 
 
+def pairs(dynamics: str) -> Path:
+    """Samples beside their nearest training images."""
+    return Path("data/pairs") / dynamics
+
+
 def teacher(dynamics: str) -> Path:
     return Path("models/teacher") / dynamics
 

@@ -1,9 +1,15 @@
 """evaluate@d: the figures of every sampler."""
 
-from ifm.files import write_json
-from ifm.metrics.evaluation import evaluate_samples
+import numpy as np
+
+from ifm.data.splits import open_split
+from ifm.files import fresh_folder, write_json
+from ifm.metrics.evaluation import Evaluation, evaluate_samples
+from ifm.metrics.figures import Measures
 from ifm.metrics.reference import load_reference
+from ifm.pictures import save_grid
 from ifm.progress import progress
+from ifm.training.engine import make_accelerator
 from pipeline import paths
 from pipeline.stage import Stage, main
 
@@ -13,26 +19,54 @@ def params(stage: Stage) -> dict:
 
 
 def work(stage: Stage) -> None:
-    """Distances to the reference, end-point error and class shares of data/samples/{dynamics}, into reports/metrics.
+    """Judges data/samples/{dynamics} against the reference, into reports/metrics, over all sampling seeds.
 
-    Images have FID and KID, points sliced Wasserstein and energy distance.
+    Images have FID, KID, inception score, precision, recall, density, coverage, class counts and the nearest training
+    images; points sliced Wasserstein and energy distance.
     """
     config, d = stage.config, stage.dynamics
-    reference = load_reference(paths.REFERENCE, config.evaluate, device=stage.device)
-    figures = evaluate_samples(
+    accelerator = make_accelerator("no", seed=config.seed)
+    how = config.evaluate
+    found = evaluate_samples(
         paths.samples(d),
-        reference,
-        kid_subsets=config.evaluate.kid_subsets,
-        kid_subset_size=config.evaluate.kid_subset_size,
-        sliced_projections=config.evaluate.sliced_projections,
-        seed=config.seed,
+        load_reference(paths.REFERENCE, how, device=accelerator.device),
+        measures=Measures(
+            kid_subsets=how.kid_subsets,
+            kid_subset_size=how.kid_subset_size,
+            neighbours=how.neighbours,
+            neighbour_samples=how.neighbour_samples,
+            sliced_projections=how.sliced_projections,
+            seed=config.seed,
+        ),
+        accelerator=accelerator,
         progress=lambda items: progress(items, label=f"evaluate {d}", unit="sampler"),
     )
-    write_json(paths.METRICS / f"{d}.json", figures)
+    if not accelerator.is_main_process:
+        return
+    write_json(paths.METRICS / f"{d}.json", found.figures)
+    picture_pairs(stage, found)
     stage.run.log_metrics(
-        {f"{name}.{key}": v for name, row in figures.items() for key, v in row.items() if isinstance(v, int | float)}
+        {
+            f"{name}.{key}": v
+            for name, row in found.figures.items()
+            for key, v in row.items()
+            if isinstance(v, int | float)
+        }
     )
+
+
+def picture_pairs(stage: Stage, found: Evaluation) -> None:
+    """data/pairs/{dynamics}: the one-step flow's samples that lie nearest to a training image, above that image."""
+    folder = paths.pairs(stage.dynamics)
+    with fresh_folder(folder) as out:
+        train = open_split(paths.PROCESSED, "train")
+        for name, pairs in found.closest.items():
+            samples = np.load(paths.samples(stage.dynamics) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            shown = [np.asarray(samples[[i for i, _ in pairs]]), train[np.array([j for _, j in pairs])]]
+            save_grid(np.concatenate(shown), out / f"{name}.png", columns=len(pairs))
+            stage.run.log_artifact(out / f"{name}.png", "pairs")
+        write_json(out / "pairs.json", {name: [list(pair) for pair in pairs] for name, pairs in found.closest.items()})
 
 
 if __name__ == "__main__":
-    main(work, module="evaluate", params=params, per_dynamics=True)
+    main(work, module="evaluate", params=params, per_dynamics=True, parallel=True)

@@ -26,9 +26,10 @@ def work(stage: Stage) -> None:
     """Writes reports/index.html, summary.csv and summary.json from the metrics, curves and samples."""
     config = stage.config
     metrics = {d: read_json(paths.METRICS / f"{d}.json") for d in config.dynamics}
-    summary = pd.DataFrame([row for d in config.dynamics for row in _rows(config, d, metrics[d])])
-    summary = summary.reindex(columns=list(SUMMARY_COLUMNS))
     reference = read_json(paths.METRICS / "reference.json")
+    rows = [row for d in config.dynamics for row in _rows(config, d, metrics[d], reference)]
+    rows += _real_rows(config, metrics[config.dynamics[0]], reference)
+    summary = pd.DataFrame(rows).reindex(columns=list(SUMMARY_COLUMNS))
     one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
     points = config.data.source == "points"
@@ -43,6 +44,8 @@ def work(stage: Stage) -> None:
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
             grids={} if points else {d: _grids(d) for d in config.dynamics},
+            pairs={} if points else {d: _pairs(d) for d in config.dynamics},
+            batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
             points={d: _points(d, reference) for d in config.dynamics} if planar else {},
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
@@ -59,10 +62,40 @@ def work(stage: Stage) -> None:
     stage.run.log_artifact(paths.REPORTS / "summary.csv")
 
 
-def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _common(config: Config, reference: dict[str, Any]) -> dict[str, Any]:
+    """What stands in every row: data, protocol, seed."""
+    split, what = reference["split"], "points" if config.data.source == "points" else "images"
+    return {
+        "data": data_name(config),
+        "extractor": reference["extractor"],
+        "checksum": reference["checksum"][:12],
+        "reference": f"{split} split ({reference[f'n_{split}']:,} {what})",
+        "seed": config.seed,
+    }
+
+
+def _real_rows(config: Config, metrics: dict[str, dict[str, Any]], reference: dict[str, Any]) -> list[dict[str, Any]]:
+    """The real images that are not the reference: the same in every dynamics."""
+    return [_common(config, reference) | row for row in metrics.values() if row["model"] == "data"]
+
+
+def _batch_seconds(d: str) -> dict[int, float]:
+    timings = read_json(paths.run_record(f"sample-{d}"))["timings"]
+    key = "seconds_in_batches_of."
+    return {int(name.removeprefix(key)): value for name, value in timings.items() if name.startswith(key)}
+
+
+def _pairs(d: str) -> bytes:
+    """The picture of the nearest pairs of the flow in one step; empty where none was drawn."""
+    found = sorted(paths.pairs(d).glob("*.png"))
+    return found[0].read_bytes() if found else b""
+
+
+def _rows(
+    config: Config, d: str, metrics: dict[str, dict[str, Any]], reference: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The long form: one row for each sampler of one dynamics."""
     timings = read_json(paths.run_record(f"sample-{d}"))["timings"]
-    reference = read_json(paths.METRICS / "reference.json")
     models = {}
     for kind, folder in (("teacher", paths.teacher(d)), ("flow", paths.flow(d))):
         described = read_json(folder / "ifm.json")
@@ -73,15 +106,12 @@ def _rows(config: Config, d: str, metrics: dict[str, dict[str, Any]]) -> list[di
             "train_images": described["train_images"],
             "train_seconds": read_json(paths.run_record(f"{kind}-{d}"))["timings"]["train_seconds"],
         }
-    common = {
-        "data": data_name(config),
-        "extractor": reference["extractor"],
-        "dynamics": d,
-        "seed": config.seed,
-    }
+    common = _common(config, reference) | {"dynamics": d}
+    measured = ("seconds_per_image", "seconds_batch_1", "peak_memory_mb")
     return [
-        common | models[row["model"]] | row | {"seconds_per_image": timings[f"seconds_per_image.{name}"]}
+        common | models[row["model"]] | row | {key: timings.get(f"{key}.{name}") for key in measured}
         for name, row in metrics.items()
+        if row["model"] != "data"
     ]
 
 

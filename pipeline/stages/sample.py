@@ -1,71 +1,123 @@
 """sample@d: images or points from flow and teacher, all from the same prior draws."""
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
+from accelerate import Accelerator
 
 from ifm import pretrained
 from ifm.files import fresh_folder, write_json
+from ifm.memory import peak_memory
 from ifm.pictures import save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
-from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
+from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
+from ifm.training.engine import make_accelerator
 from pipeline import paths
 from pipeline.stage import Stage, main
 
 COLUMNS = 8
+TIMED_BATCHES = (1, 8, 64, 256, 1024)  # of one evaluation of the flow
 
 
 def params(stage: Stage) -> dict:
     return stage.sections("seed", "sample", "evaluate.teacher_nfe")
 
 
-def work(stage: Stage) -> None:
-    """Draws sample.count samples with every sampler, times them, and lays some images out as grids."""
+def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], dict]:
+    """The teacher's samplers by NFE, then the flow's by steps; and what they all share."""
     config, d = stage.config, stage.dynamics
-    device = stage.device
-    teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
-    shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
-
+    teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=accelerator.device)
     samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe) if teacher]
     for steps in sorted(config.sample.flow_steps):
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers
         samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
+    shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
+    return samplers, {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
 
-    with fresh_folder(paths.samples(d)) as out:
-        pictures: dict[str, np.ndarray] = {}
-        for sampler in progress(samplers, label=f"sample {d}", unit="sampler"):
-            drawn = draw_samples(
-                sampler,
-                dynamics=flow.dynamics,
-                shape=shape,
-                count=config.sample.count,
-                batch_size=config.sample.batch_size,
-                seed=config.seed,
-                device=device,
-            )
-            np.save(out / f"{sampler.name}.npy", drawn.images, allow_pickle=False)
-            stage.run.timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
-            if len(shape) == 3:
-                pictures[sampler.name] = drawn.images[: config.sample.grid_images]
-                save_grid(pictures[sampler.name], out / "grids" / f"{sampler.name}.png", columns=COLUMNS)
-        described = [s.describe() for s in samplers]
-        if pictures:
-            titles = {s.name: s.title for s in samplers}
-            panels = [(titles[s["name"]], pictures[s["name"]]) for s in side_by_side_choice(described)]
-            side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
+
+def work(stage: Stage) -> None:
+    """Draws sample.seeds sets of sample.count samples with every sampler, times them, lays some images out as grids."""
+    config, d = stage.config, stage.dynamics
+    accelerator = make_accelerator("no", seed=config.seed)
+    samplers, common = samplers_of(stage, accelerator)
+    with fresh_folder(paths.samples(d)) if accelerator.is_main_process else nullcontext() as out:
+        draw_all(stage, accelerator, samplers, common, out=out)
+        if out is None:
+            return
+        if len(common["shape"]) == 3:
+            _lay_out(samplers, out, shown=config.sample.grid_images)
+        time_batches(stage, samplers, common)
         write_json(
             out / "metadata.json",
             {
                 "dynamics": d,
                 "seed": config.seed,
+                "seeds": config.sample.seeds,
                 "count": config.sample.count,
-                "image_shape": list(shape),
-                "samplers": described,
+                "image_shape": list(common["shape"]),
+                "samplers": [s.describe() for s in samplers],
                 "teacher": pretrained.describe(paths.teacher(d)).get("sha256"),
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
             },
         )
-    if len(shape) == 3:
+    if len(common["shape"]) == 3:
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
 
 
+def draw_all(
+    stage: Stage, accelerator: Accelerator, samplers: list[Sampler], common: dict, *, out: Path | None
+) -> None:
+    """Draws with every sampler, straight into its file; set k has the prior draws k count .. (k + 1) count - 1.
+
+    out: the main process's folder; the others' is None.
+    """
+    config, shape, device = stage.config, common["shape"], common["device"]
+    total = config.sample.seeds * config.sample.count
+    for sampler in progress(samplers, label=f"sample {stage.dynamics}", unit="sampler"):
+        file = None
+        if out is not None:
+            file = np.lib.format.open_memmap(
+                out / f"{sampler.name}.npy", "w+", dtype=sample_dtype(shape), shape=(total, *shape)
+            )
+        with peak_memory(device) as peak:
+            drawn = draw_samples(
+                sampler,
+                **common,
+                count=total,
+                batch_size=config.sample.batch_size,
+                seed=config.seed,
+                out=file,
+                accelerator=accelerator,
+            )
+        if file is None:
+            continue
+        file.flush()
+        timings = stage.run.timings
+        timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
+        timings[f"seconds_batch_1.{sampler.name}"] = seconds_per_image(sampler, **common, batch_size=1)
+        if peak.megabytes is not None:
+            timings[f"peak_memory_mb.{sampler.name}"] = peak.megabytes
+
+
+def time_batches(stage: Stage, samplers: list[Sampler], common: dict) -> None:
+    """How long an image of the one-step flow takes in batches of several sizes."""
+    one_step = next((s for s in samplers if s.sampler == "one_step"), None)
+    for size in TIMED_BATCHES if one_step else ():
+        taken = seconds_per_image(one_step, **common, batch_size=size)
+        stage.run.timings[f"seconds_in_batches_of.{size}"] = taken
+
+
+def _lay_out(samplers: list[Sampler], out: Path, *, shown: int) -> None:
+    """The first images of each sampler as a grid, and the flow's beside the teacher's."""
+    pictures = {s.name: np.load(out / f"{s.name}.npy", mmap_mode="r", allow_pickle=False)[:shown] for s in samplers}
+    for name, images in pictures.items():
+        save_grid(np.asarray(images), out / "grids" / f"{name}.png", columns=COLUMNS)
+    titles = {s.name: s.title for s in samplers}
+    chosen = side_by_side_choice([s.describe() for s in samplers])
+    panels = [(titles[s["name"]], np.asarray(pictures[s["name"]])) for s in chosen]
+    side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
+
+
 if __name__ == "__main__":
-    main(work, module="sample", params=params, per_dynamics=True)
+    main(work, module="sample", params=params, per_dynamics=True, parallel=True)

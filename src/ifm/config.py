@@ -295,6 +295,7 @@ class AnchorConfig(Section):
 class SampleConfig(Section):
     """`sample`."""
 
+    seeds: Count
     count: Annotated[int, Field(ge=2)]
     batch_size: Count
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
@@ -321,6 +322,8 @@ class EvaluateConfig(Section):
     reference_split: Literal["train", "test"]
     kid_subsets: Count
     kid_subset_size: Annotated[int, Field(ge=2)]
+    neighbours: Count
+    neighbour_samples: Annotated[int, Field(ge=2)]
     sliced_projections: Count
     teacher_nfe: Annotated[list[Count], Field(min_length=1), Distinct]
 
@@ -329,6 +332,10 @@ class EvaluateConfig(Section):
         even = [n for n in self.teacher_nfe if n % 2 == 0]
         if even:
             raise ValueError(f"teacher_nfe must be odd (Heun with a last Euler step), got {even}")
+        if self.neighbour_samples <= self.neighbours:
+            raise ValueError(
+                f"neighbour_samples ({self.neighbour_samples}) must be above neighbours ({self.neighbours})"
+            )
         return self
 
 
@@ -419,6 +426,10 @@ class Config(Section):
             raise ValueError(
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
                 "several; use none, noise or self"
+            )
+        if not points and self.sample.count <= self.evaluate.neighbours:
+            raise ValueError(
+                f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
         if "chain" in self.sample.flow_samplers and "interval" not in objectives:
             raise ValueError(

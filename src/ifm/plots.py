@@ -29,6 +29,16 @@ SAMPLERS = {
     "chain": "Flow, sub-intervals",
 }
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
+METRICS = {  # drawn against NFE besides what a page judges by
+    "kid": "KID",
+    "inception_score": "Inception score",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "energy_distance": "Energy distance",
+}
+LOGARITHMIC = ("energy_distance",)
 QUALITY = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein"}  # what a page judges by: the first it has
 
 OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
@@ -78,11 +88,14 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a quality plot: the mean over seeds, and the least and largest FID among them."""
+    """One line of a quality plot: the mean over seeds, and the least and largest value among them.
+
+    With one seed of training, low and high are a standard deviation over sampling seeds from the mean.
+    """
 
     dynamics: str
     variant: int  # index into the (objective, anchor) pairs shown
-    line: pd.DataFrame  # columns x, fid, low, high, sampler; in the order of nfe
+    line: pd.DataFrame  # columns x, fid (what is drawn), low, high, sampler; in the order of nfe
     sampler: str  # its marker
 
 
@@ -91,8 +104,34 @@ class Series:
 
 def quality_against_nfe(summary: pd.DataFrame, *, floor_fid: float | None = None) -> str:
     """FID (for points see `judged`) against the number of network evaluations, as SVG. See `_quality`."""
-    largest = max(_usable(judged(summary), "nfe")["nfe"], default=1)
-    ticks = [2**k for k in range(math.floor(math.log2(largest)) + 1)]
+    words = {"label": f"{quality(summary)} against NFE", "title": quality(summary), "sample": unit(summary)}
+    return _quality(judged(summary), "nfe", _nfe_axis(summary), floor=floor_fid, name="nfe", **words)
+
+
+def metrics_against_nfe(summary: pd.DataFrame, floors: Mapping[str, float]) -> dict[str, str]:
+    """{column: SVG}: each of METRICS that the rows have against NFE; floors: what real data have."""
+    found = {}
+    for column, title in METRICS.items():
+        values = summary[column].astype(float)
+        if not np.isfinite(values).any() or not (summary[column] != 0).any():
+            continue
+        found[column] = _quality(
+            summary.assign(fid=values, fid_sd=summary[f"{column}_sd"]),
+            "nfe",
+            _nfe_axis(summary),
+            floor=floors.get(column),
+            name=column.replace("_", "-"),
+            label=f"{title} against NFE",
+            title=title,
+            sample=unit(summary),
+            log=column in LOGARITHMIC,
+        )
+    return found
+
+
+def _nfe_axis(summary: pd.DataFrame) -> Callable[["Axes"], None]:
+    largest = max(summary["nfe"], default=1)
+    ticks = [2**k for k in range(math.floor(math.log2(max(largest, 1))) + 1)]
 
     def axis(ax: "Axes") -> None:
         ax.set_xscale("log", base=2)
@@ -100,11 +139,11 @@ def quality_against_nfe(summary: pd.DataFrame, *, floor_fid: float | None = None
         ax.set_xticks([], minor=True)
         ax.set_xlabel(f"Network evaluations per {unit(summary)} (NFE)")
 
-    return _quality(summary, "nfe", axis, floor_fid=floor_fid, name="nfe", label=f"{quality(summary)} against NFE")
+    return axis
 
 
 def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = None) -> str:
-    """FID against seconds per image, both logarithmic, as SVG. See `_quality`."""
+    """FID against seconds per image, both logarithmic, with the Pareto front, as SVG. See `_quality`."""
 
     def axis(ax: "Axes") -> None:
         ax.set_xscale("log")
@@ -116,13 +155,26 @@ def quality_against_seconds(summary: pd.DataFrame, *, floor_fid: float | None = 
         ax.set_xlabel(f"Time per {unit(summary)}")
 
     return _quality(
-        summary,
+        judged(summary),
         "seconds_per_image",
         axis,
-        floor_fid=floor_fid,
+        floor=floor_fid,
         name="seconds",
         label=f"{quality(summary)} against time per {unit(summary)}",
+        title=quality(summary),
+        sample=unit(summary),
+        front=True,
     )
+
+
+def pareto_front(cost: Sequence[float], loss: Sequence[float]) -> list[int]:
+    """The points that no other one beats in both: indices, by growing cost and falling loss."""
+    order = sorted(range(len(cost)), key=lambda i: (cost[i], loss[i]))
+    found: list[int] = []
+    for i in order:
+        if not found or loss[i] < loss[found[-1]]:
+            found.append(i)
+    return found
 
 
 def quality(summary: pd.DataFrame) -> str:
@@ -139,7 +191,8 @@ def judged(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows with what they are judged by in the column fid."""
     if summary["fid"].notna().any() or summary["sliced_wasserstein"].isna().all():
         return summary
-    return summary.assign(fid=summary["sliced_wasserstein"])
+    deviation = summary.get("sliced_wasserstein_sd", np.nan)
+    return summary.assign(fid=summary["sliced_wasserstein"], fid_sd=deviation)
 
 
 def scatter(points: np.ndarray, *, data: np.ndarray, shade: str, name: str, label: str) -> str:
@@ -425,35 +478,44 @@ def _quality(
     x: str,
     axis: Callable[["Axes"], None],
     *,
-    floor_fid: float | None,
+    floor: float | None,
     name: str,
     label: str,
+    title: str,
+    sample: str,
+    log: bool = True,
+    front: bool = False,
 ) -> str:
-    """FID, logarithmic, against column `x`: teacher dashed and hollow, flow filled, a marker for each sampler.
+    """Column fid against column `x`: teacher dashed and hollow, flow filled, a marker for each sampler.
 
-    Several seeds become their mean with a bar from the least to the largest; several (objective, anchor) pairs
-    get a dash pattern each. Raises ValueError where the rows span several data sets or extractors: their FIDs
-    don't compare.
+    Several seeds of training become their mean with a bar from the least to the largest, one has a bar of a standard
+    deviation over sampling seeds each way; several (objective, anchor) pairs get a dash pattern each. front: the Pareto
+    front of all means too. Raises ValueError where the rows span several data sets or extractors: their figures don't
+    compare.
     """
     for column in ("data", "extractor"):
         if summary[column].nunique() > 1:
             raise ValueError(f"one plot, one {column}; got {sorted(summary[column].unique())}")
-    title, sample, summary = quality(summary), unit(summary), judged(summary)
     variants = flow_variants(summary)
-    lines = _series(_usable(summary, x), x, variants)
+    lines = _series(_usable(summary, x, log=log), x, variants)
+    floor = floor if floor is not None and math.isfinite(floor) and (floor > 0 or not log) else None
 
     def draw(figure: "Figure") -> None:
         ax = figure.add_subplot()
         for series in lines:
-            _draw_series(ax, series)
-        if _positive(floor_fid):
-            ax.axhline(floor_fid, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
-        ax.set_yscale("log")
+            _draw_series(ax, series, log=log)
+        if floor is not None:
+            ax.axhline(floor, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
+        if front:
+            _draw_front(ax, lines)
+        if log:
+            ax.set_yscale("log")
         axis(ax)
-        log_y(ax)
+        if log:
+            log_y(ax)
         ax.set_ylabel(title)
-        floor = f"Floor: real test {sample}s" if _positive(floor_fid) else None
-        _quality_legend(figure, lines, variants, floor=floor)
+        real = f"Real test {sample}s" if floor is not None else None
+        _quality_legend(figure, lines, variants, floor=real, front=front)
 
     return svg(draw, name=name, label=label)
 
@@ -470,14 +532,11 @@ def variant_title(objective: str, anchor: str) -> str:
     return ", ".join([objective] * bool(objective) + [f"anchor {anchor}"] * bool(anchor))
 
 
-def _usable(summary: pd.DataFrame, x: str) -> pd.DataFrame:
-    """The rows two logarithmic axes can show."""
+def _usable(summary: pd.DataFrame, x: str, *, log: bool = True) -> pd.DataFrame:
+    """The rows that the axes can show; x is logarithmic always."""
     values = summary[[x, "fid"]].astype(float)
-    return summary[(np.isfinite(values) & (values > 0)).all(axis=1)]
-
-
-def _positive(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and value > 0
+    finite = np.isfinite(values).all(axis=1) & (values[x] > 0)
+    return summary[finite & (values["fid"] > 0)] if log else summary[finite]
 
 
 def _series(rows: pd.DataFrame, x: str, variants: Sequence[tuple[str, str]]) -> list[Series]:
@@ -498,18 +557,30 @@ def _series(rows: pd.DataFrame, x: str, variants: Sequence[tuple[str, str]]) -> 
 
 
 def _over_seeds(rows: pd.DataFrame, x: str) -> pd.DataFrame:
+    spread = rows["fid_sd"].astype(float).fillna(0) if "fid_sd" in rows else pd.Series(0.0, index=rows.index)
+    alone = ~rows.duplicated(["nfe", "sampler"], keep=False)
+    spread = spread.where(alone, 0.0)
+    rows = rows.assign(low=rows["fid"] - spread, high=rows["fid"] + spread)
     grouped = rows.groupby(["nfe", "sampler"], as_index=False)
-    return grouped.agg(x=(x, "mean"), low=("fid", "min"), high=("fid", "max"), fid=("fid", "mean"))
+    return grouped.agg(x=(x, "mean"), low=("low", "min"), high=("high", "max"), fid=("fid", "mean"))
 
 
-def _draw_series(ax: "Axes", series: Series) -> None:
+def _draw_front(ax: "Axes", lines: Sequence[Series]) -> None:
+    """A broad band along the means that no other one beats in both."""
+    points = pd.concat([series.line for series in lines]) if lines else pd.DataFrame({"x": [], "fid": []})
+    chosen = points.iloc[pareto_front(list(points["x"]), list(points["fid"]))]
+    ax.plot(chosen["x"], chosen["fid"], color=INK, alpha=0.16, linewidth=7, solid_capstyle="round", zorder=1.5)
+
+
+def _draw_series(ax: "Axes", series: Series, *, log: bool) -> None:
     teacher = series.sampler == "heun"
     line, shade = series.line, colour(series.dynamics)
     style = "--" if teacher else VARIANT_LINES[series.variant % len(VARIANT_LINES)]
     ax.plot(line["x"], line["fid"], linestyle=style, color=shade, linewidth=1.3 if teacher else 1.7, zorder=2)
     own = line[line["sampler"] == series.sampler]
     spread = own[own["high"] > own["low"]]
-    ax.vlines(spread["x"], spread["low"], spread["high"], color=shade, linewidth=1, zorder=2)
+    low = spread["low"].clip(lower=1e-3 * spread["fid"]) if log else spread["low"]  # log of nothing below 0
+    ax.vlines(spread["x"], low, spread["high"], color=shade, linewidth=1, zorder=2)
     dot = marker(series.sampler, shade)
     ax.plot(own["x"], own["fid"], linestyle="none", zorder=3 if teacher else 4, color=shade, **dot)
 
@@ -528,8 +599,10 @@ def marker(sampler: str, shade: str) -> dict:
     return {"marker": MARKERS.get(sampler, "D"), "markeredgecolor": PAPER, "markeredgewidth": 0.8, "ms": size}
 
 
-def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequence, *, floor: str | None) -> None:
-    """Two columns: colours of the dynamics and the floor; markers of the samplers and dashes of the variants."""
+def _quality_legend(
+    figure: "Figure", lines: Sequence[Series], variants: Sequence, *, floor: str | None, front: bool
+) -> None:
+    """Two columns: colours of the dynamics, floor and front; markers of the samplers and dashes of the variants."""
     from matplotlib.lines import Line2D
 
     def entry(title: str, **style) -> tuple[Line2D, str]:
@@ -541,6 +614,8 @@ def _quality_legend(figure: "Figure", lines: Sequence[Series], variants: Sequenc
     ]
     if floor:
         left.append(entry(floor, linewidth=0.9, alpha=0.75))
+    if front:
+        left.append(entry("Pareto front", linewidth=7, alpha=0.16))
     dashes = {"heun": "--", "one_step": "none"}
     right = [
         entry(title, linestyle=dashes.get(key, "-"), **marker(key, INK))

@@ -23,12 +23,18 @@ from ifm import plots
 from ifm.pictures import shrink_png
 
 SUMMARY_COLUMNS = (
-    "data", "extractor", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed", "n_samples", "fid",
-    "kid", "seconds_per_image", "parameters", "train_images", "train_seconds", "endpoint_rms", "min_class_share",
-    "sliced_wasserstein", "energy_distance",
+    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed",
+    "seeds", "n_samples", "fid", "fid_sd", "fid_pooled", "fid_extrapolated", "kid", "kid_sd", "inception_score",
+    "inception_score_sd", "precision", "precision_sd", "recall", "recall_sd", "density", "density_sd", "coverage",
+    "coverage_sd", "sliced_wasserstein", "sliced_wasserstein_sd", "energy_distance", "energy_distance_sd",
+    "min_class_share", "missing_classes", "class_chi2", "class_p", "train_distance_auc", "train_distance_auc_sd",
+    "near_copies", "near_copies_sd", "endpoint_rms", "endpoint_rms_sd", "seconds_per_image", "seconds_batch_1",
+    "peak_memory_mb", "parameters", "train_images", "train_seconds",
 )  # fmt: skip
-TEXT_COLUMNS = ("data", "extractor", "dynamics", "model", "objective", "anchor", "sampler")
-INTEGER_COLUMNS = ("nfe", "seed", "n_samples", "parameters", "train_images")
+TEXT_COLUMNS = (
+    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler",
+)  # fmt: skip
+INTEGER_COLUMNS = ("nfe", "seed", "seeds", "n_samples", "missing_classes", "parameters", "train_images")
 
 PICTURE_BYTES = 3_000_000  # of all grids; base64 adds a third, and the page stays under 5 MB
 MISSING = "–"
@@ -48,6 +54,10 @@ class Report:
     curves: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     # dynamics -> (caption, PNG), ...
     grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
+    # dynamics -> PNG: samples of the flow in one step above the training images that they are nearest to
+    pairs: Mapping[str, bytes] = field(default_factory=dict)
+    # dynamics -> batch size -> seconds an image takes the flow in one step
+    batch_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     # dynamics -> share of each class among the flow's samples in one step
     class_shares: Mapping[str, Sequence[float]] | None = None
     # dynamics -> what the scatter plots show, for data that are points
@@ -56,7 +66,7 @@ class Report:
     classes: Sequence[str] | None = None
     # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"
     diagnostics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # extractor, dimension, n_train, n_test, split, accuracy, floor_fid
+    # extractor, checksum, resize, rounding, dimension, n_train, n_test, split, accuracy, floor_fid
     reference: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -212,6 +222,8 @@ def _counts(values: pd.Series) -> list[str]:
 COLUMNS = {
     "data": Column("Data", False, _words({})),
     "extractor": Column("Extractor", False, _words({})),
+    "checksum": Column("Checksum", False, _words({})),
+    "reference": Column("Reference", False, _words({})),
     "dynamics": Column("Dynamics", False, _words(plots.DYNAMICS)),
     "model": Column("Model", False, _words({})),
     "objective": Column("Objective", False, _words({})),
@@ -219,14 +231,31 @@ COLUMNS = {
     "sampler": Column(
         "Sampler",
         False,
-        _words({"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"}),
+        _words(
+            {"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"}
+        ),  # data: split
     ),
     "nfe": Column("NFE", True, _counts),
     "seed": Column("Seed", True, _counts),
-    "n_samples": Column("Samples", True, _counts),
-    "fid": Column("FID", True, _aligned(least=2)),
+    "seeds": Column("Sampling seeds", True, _counts),
+    "n_samples": Column("Samples a seed", True, _counts),
+    "fid": Column("FID", True, _aligned(least=3, digits=2)),
+    "fid_pooled": Column("FID, all seeds’ samples", True, _aligned(least=3, digits=2)),
+    "fid_extrapolated": Column("FID, extrapolated", True, _aligned(least=3, most=3)),
     "kid": Column("KID", True, _aligned(least=4, most=6)),
+    "inception_score": Column("Inception score", True, _aligned(least=2)),
+    "precision": Column("Precision", True, _aligned(least=3, most=3)),
+    "recall": Column("Recall", True, _aligned(least=3, most=3)),
+    "density": Column("Density", True, _aligned(least=3, most=3)),
+    "coverage": Column("Coverage", True, _aligned(least=3, most=3)),
+    "missing_classes": Column("Missing classes", True, _counts),
+    "class_chi2": Column("Class χ² / dof", True, _aligned(digits=2)),
+    "class_p": Column("Class p", True, _aligned(least=3, most=3)),
+    "train_distance_auc": Column("Farther from training data than unseen", True, _aligned(least=3, most=3)),
+    "near_copies": Column("Near copies", True, _aligned(least=3, most=3)),
     "seconds_per_image": Column("ms per image", True, _aligned(scale=1e3, digits=3)),
+    "seconds_batch_1": Column("ms, batch of 1", True, _aligned(scale=1e3, digits=3)),
+    "peak_memory_mb": Column("Memory, MB", True, _aligned(digits=2)),
     "parameters": Column("Parameters", True, _counts),
     "train_images": Column("Training images", True, _counts),
     "train_seconds": Column("Training time, s", True, _aligned(digits=2)),
@@ -238,13 +267,18 @@ COLUMNS = {
 FOLDED = (
     "data",
     "extractor",
+    "checksum",
+    "reference",
     "seed",
+    "seeds",
     "n_samples",
     "objective",
     "anchor",
     "parameters",
+    "train_seconds",
 )  # to the caption, if constant
 FLOW_ONLY = ("objective", "anchor")
+PROTOCOL = {"resize": "Resize", "rounding": "Rounding", "probabilities": "Class probabilities"}
 FLOORS = {
     "floor_fid": "FID",
     "floor_sliced_wasserstein": "sliced 2-Wasserstein",
@@ -260,7 +294,7 @@ def headlines(summary: pd.DataFrame) -> list[Headline]:
 
     Where there is no FID, the fields called fid hold the distance that `plots.judged` takes.
     """
-    summary = plots.judged(summary)
+    summary = plots.judged(_of_models(summary))
     variants = plots.flow_variants(summary) or [("", "")]
     lines = []
     for dynamics in plots.ordered(list(summary["dynamics"])):
@@ -277,7 +311,7 @@ def headlines(summary: pd.DataFrame) -> list[Headline]:
 def _headline(dynamics: str, variant: str, one_step: pd.DataFrame, teacher: pd.DataFrame) -> Headline:
     nfe = int(teacher["nfe"].max()) if len(teacher) else None
     best = teacher[teacher["nfe"] == nfe]
-    flow_fid, teacher_fid = _estimate(one_step["fid"]), _estimate(best["fid"])
+    flow_fid, teacher_fid = _estimate(one_step), _estimate(best)
     return Headline(
         dynamics=dynamics,
         variant=variant,
@@ -285,16 +319,26 @@ def _headline(dynamics: str, variant: str, one_step: pd.DataFrame, teacher: pd.D
         teacher_fid=teacher_fid,
         teacher_nfe=nfe,
         ratio=_quotient(flow_fid, teacher_fid),
-        single_fid=_estimate(teacher.loc[teacher["nfe"] == 1, "fid"]),
-        speed_up=_quotient(_estimate(best["seconds_per_image"]), _estimate(one_step["seconds_per_image"])),
+        single_fid=_estimate(teacher[teacher["nfe"] == 1]),
+        speed_up=_quotient(_estimate(best, "seconds_per_image"), _estimate(one_step, "seconds_per_image")),
     )
 
 
-def _estimate(values: pd.Series) -> Estimate | None:
-    finite = values[np.isfinite(values.astype(float))]
+def _of_models(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of real data."""
+    return summary[summary["model"] != "data"]
+
+
+def _estimate(rows: pd.DataFrame, column: str = "fid") -> Estimate | None:
+    """Over seeds of training; of a single one over its sampling seeds."""
+    finite = rows[np.isfinite(rows[column].astype(float))]
     if finite.empty:
         return None
-    return Estimate(float(finite.mean()), float(finite.std()) if len(finite) > 1 else None, len(finite))
+    values = finite[column].astype(float)
+    if len(finite) > 1:
+        return Estimate(float(values.mean()), float(values.std()), len(finite))
+    deviation = finite.get(f"{column}_sd", pd.Series([np.nan])).astype(float).iloc[0]
+    return Estimate(float(values.iloc[0]), deviation if math.isfinite(deviation) else None, 1)
 
 
 def _quotient(over: Estimate | None, under: Estimate | None) -> float | None:
@@ -336,10 +380,13 @@ def _fid(estimate: Estimate | None, decimals: int) -> str:
 
 
 def _full_table(summary: pd.DataFrame) -> dict[str, Any]:
-    """Columns, rows and the constants of the table of all rows; an all-missing column is left out."""
+    """Columns, rows and the constants of the table of all rows; an all-missing column is left out.
+
+    A column with a deviation beside it is written with it.
+    """
     constant = [column for column in FOLDED if _is_constant(column, summary)]
-    shown = [c for c in SUMMARY_COLUMNS if c not in constant and (summary[c].notna().any() or c == "nfe")]
-    written = [_cells(COLUMNS[column], summary[column]) for column in shown]
+    shown = [c for c in COLUMNS if c not in constant and (summary[c].notna().any() or c == "nfe")]
+    written = [_cells(COLUMNS[column], summary[column], summary.get(f"{column}_sd")) for column in shown]
     return {
         "columns": [COLUMNS[column] for column in shown],
         "rows": list(zip(*written, strict=True)),
@@ -347,13 +394,25 @@ def _full_table(summary: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _cells(column: Column, values: pd.Series) -> list[Cell]:
+def _cells(column: Column, values: pd.Series, deviations: pd.Series | None = None) -> list[Cell]:
     texts = column.write(values)
-    return [Cell(text, _sort_key(v, text, column.numeric)) for text, v in zip(texts, values, strict=True)]
+    keys = [_sort_key(v, text, column.numeric) for text, v in zip(texts, values, strict=True)]
+    if deviations is not None:
+        texts = [_with_deviation(text, d) for text, d in zip(texts, deviations.astype(float), strict=True)]
+    return [Cell(text, key) for text, key in zip(texts, keys, strict=True)]
+
+
+def _with_deviation(text: str, deviation: float) -> str:
+    """The mean as it is written, ± its deviation with as many decimals."""
+    if text == MISSING or not math.isfinite(deviation):
+        return text
+    decimals = len(text.partition(".")[2])
+    return f"{text} ± {deviation:,.{decimals}f}"
 
 
 def _is_constant(column: str, summary: pd.DataFrame) -> bool:
-    """One value in all rows, or in all of the flow's where the teacher has none."""
+    """One value in all rows of models, or in all of the flow's where the teacher has none."""
+    summary = _of_models(summary)
     values = summary[column] if column not in FLOW_ONLY else summary.loc[summary["model"] == "flow", column]
     return bool(values.notna().all()) and values.nunique() == 1
 
@@ -438,6 +497,7 @@ def _classes(report: Report) -> dict[str, Any] | None:
     names = [str(name) for name in report.classes]
     svg = plots.class_histogram(report.class_shares, real_shares=report.real_shares, classes=names)
     rows = []
+    one_step = report.summary[report.summary["sampler"] == "one_step"].drop_duplicates("dynamics").set_index("dynamics")
     for key in plots.ordered(report.class_shares):
         shares, real = np.asarray(report.class_shares[key], float), np.asarray(report.real_shares, float)
         rarest = int(shares.argmin())
@@ -449,9 +509,19 @@ def _classes(report: Report) -> dict[str, Any] | None:
                 "share": f"{100 * shares[rarest]:.1f}",
                 "real": f"{100 * real[rarest]:.1f}",
                 "distance": f"{50 * np.abs(shares - real).sum():.1f}",
+                "missing": int((shares == 0).sum()),
+                "test": _test(one_step.loc[key]) if key in one_step.index else MISSING,
             }
         )
     return {"svg": Markup(svg), "rows": rows}
+
+
+def _test(row: pd.Series) -> str:
+    """The chi-square test of the class counts: over its degrees of freedom, and the p-value."""
+    if pd.isna(row["class_chi2"]):
+        return MISSING
+    p = "< 0.001" if row["class_p"] < 1e-3 else f"{row['class_p']:.3f}"
+    return f"{significant(row['class_chi2'])} ({p})"
 
 
 # --- diagnostics --------------------------------------------------------------------------------------------
@@ -523,12 +593,14 @@ def _number_cell(value: float | None) -> str:
 def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, Any]:
     """Headline and plots of one (data, extractor); the reference's floor belongs to its own extractor only."""
     data, extractor = (str(summary[column].iloc[0]) for column in ("data", "extractor"))
+    real, summary = summary[summary["model"] == "data"], _of_models(summary)
+    floors = {c: float(real[c].iloc[0]) for c in plots.METRICS if len(real) and pd.notna(real[c].iloc[0])}
     lines = headlines(summary)
     quality = plots.quality(summary)
     floor_key = "floor_fid" if quality == plots.QUALITY["fid"] else "floor_sliced_wasserstein"
     floor = reference.get(floor_key) if reference.get("extractor", extractor) == extractor else None
     nfes = {line.teacher_nfe for line in lines if line.teacher_nfe is not None}
-    seeds = summary["seed"].nunique()
+    seeds, sets = summary["seed"].nunique(), summary["seeds"].max()
     return {
         "data": data,
         "extractor": extractor,
@@ -538,11 +610,98 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "nfe": nfes.pop() if len(nfes) == 1 else None,
         "variants": any(line.variant for line in lines),
         "seeds": seeds if seeds > 1 else None,
+        "sets": int(sets) if seeds == 1 and sets > 1 else None,
         "floor": None if floor is None or not math.isfinite(floor) else significant(floor),
         "samples": _range(summary["n_samples"]),
+        "how": _how(reference, summary),
+        "bias": _bias(summary),
         "against_nfe": Markup(plots.quality_against_nfe(summary, floor_fid=floor)),
         "against_seconds": Markup(plots.quality_against_seconds(summary, floor_fid=floor)),
+        "metrics": {key: Markup(svg) for key, svg in plots.metrics_against_nfe(summary, floors).items()},
     }
+
+
+def _how(reference: Mapping[str, Any], summary: pd.DataFrame) -> str:
+    """The protocol in a line, to stand beside figures."""
+    parts = [f"{extractor} features" for extractor in summary["extractor"].unique() if extractor != "coordinates"]
+    parts += [f"weights {c}" for c in summary["checksum"].dropna().unique() if c != "identity"]
+    if reference.get("resize"):
+        parts.append(f"resize: {reference['resize']}")
+    sets = summary["seeds"].max()
+    times = f"{int(sets)} × " if pd.notna(sets) and sets > 1 else ""
+    parts.append(f"{times}{_range(summary['n_samples'])} samples")
+    parts += [f"against {r}" for r in summary["reference"].dropna().unique()]
+    return ", ".join(parts)
+
+
+def _bias(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """FID at two numbers of samples and extrapolated, of the flow in one step and the teacher at its most."""
+    teacher = summary[summary["model"] == "teacher"]
+    best = teacher[teacher["nfe"] == teacher["nfe"].max()]
+    chosen = pd.concat([summary[summary["sampler"] == "one_step"], best])
+    chosen = chosen[chosen["fid_extrapolated"].notna()]
+    decimals = _fid_decimals([Estimate(float(v), None, 1) for v in chosen["fid"]])
+    rows = []
+    for dynamics in plots.ordered(list(chosen["dynamics"])):
+        for _, row in chosen[chosen["dynamics"] == dynamics].iterrows():
+            sets = int(row["seeds"]) if pd.notna(row["seeds"]) else 1
+            small = int(row["n_samples"]) if sets > 1 else int(row["n_samples"]) // 2
+            rows.append(
+                {
+                    "name": plots.DYNAMICS.get(dynamics, dynamics),
+                    "colour": plots.css_colour(dynamics),
+                    "model": "flow, 1 step" if row["model"] == "flow" else f"teacher, {int(row['nfe'])} NFE",
+                    "small": f"{small:,}",
+                    "large": f"{int(row['n_samples']) * sets:,}",
+                    "fids": [
+                        _signed(f"{row[key]:,.{max(decimals, 3)}f}")
+                        for key in ("fid", "fid_pooled", "fid_extrapolated")
+                    ],
+                }
+            )
+    return rows
+
+
+def _memorisation(report: Report) -> list[dict[str, Any]]:
+    """How near the flow's samples in one step are to training data, and the nearest pairs."""
+    rows = []
+    for dynamics in plots.ordered(report.summary["dynamics"].dropna()):
+        one_step = report.summary[(report.summary["dynamics"] == dynamics) & (report.summary["sampler"] == "one_step")]
+        farther, copies = _estimate(one_step, "train_distance_auc"), _estimate(one_step, "near_copies")
+        if farther is None or copies is None:
+            continue
+        name, png = plots.DYNAMICS.get(dynamics, dynamics), report.pairs.get(dynamics)
+        rows.append(
+            {
+                "name": name,
+                "colour": plots.css_colour(dynamics),
+                "farther": _fid(farther, 3),
+                "copies": _fid(Estimate(100 * copies.mean, _times(copies.deviation, 100), copies.seeds), 1),
+                "picture": _picture("samples above their nearest training images", png, name) if png else None,
+            }
+        )
+    return rows
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _batches(report: Report) -> list[dict[str, Any]]:
+    """What an image takes the flow in one step, in batches of several sizes: milliseconds, a row for each dynamics."""
+    rows = []
+    for dynamics in plots.ordered(report.batch_seconds):
+        taken = report.batch_seconds[dynamics]
+        best = min(taken.values(), default=None)
+        rows.append(
+            {
+                "name": plots.DYNAMICS.get(dynamics, dynamics),
+                "colour": plots.css_colour(dynamics),
+                "cells": [(significant(1e3 * seconds), seconds == best) for _, seconds in sorted(taken.items())],
+                "sizes": [f"{size:,}" for size in sorted(taken)],
+            }
+        )
+    return rows
 
 
 def _range(values: pd.Series) -> str:
@@ -560,7 +719,16 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
         extractor += f", {int(reference['dimension']):,} features"
     if reference.get("accuracy") is not None:
         extractor += f"; {100 * reference['accuracy']:.1f} % of the test images classified correctly"
-    lines = [("Extractor", extractor), ("Samples", f"{_range(summary['n_samples'])} for each sampler")]
+    models = _of_models(summary)
+    sets = models["seeds"].max()
+    count = f"{_range(models['n_samples'])} for each sampler"
+    if pd.notna(sets) and sets > 1:
+        count += f" and sampling seed, {int(sets)} seeds; every figure is their mean, ± one standard deviation"
+    lines = [("Extractor", extractor)]
+    if reference.get("checksum") not in (None, "identity"):
+        lines.append(("Its weights", f"sha256 {reference['checksum']}"))
+    lines += [(title, reference[key]) for key, title in PROTOCOL.items() if reference.get(key)]
+    lines.append(("Samples", count))
     split = reference.get("split")
     what = "points" if reference.get("extractor") == "coordinates" else "images"
     if split is not None:
@@ -572,11 +740,25 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
             count = reference.get("n_test")
             tests = f"{int(count):,} {what}" if count is not None else f"real {what}"
             lines.append(("Floor", f"{name} {significant(floor)}: test split ({tests}) against train split"))
-    if what == "images":
-        lines.append(("Rounding", "images to uint8 before the features are taken, samples and reference alike"))
+    if summary["fid_extrapolated"].notna().any():
+        lines.append(
+            (
+                "FID’s bias",
+                "FID at n samples is too large by about c/n; extrapolated from one seed’s samples and all seeds’ to "
+                "infinitely many (Chong & Forsyth 2020); the reference keeps its size",
+            )
+        )
+    if summary["precision"].notna().any():
+        lines.append(
+            (
+                "Diversity",
+                "precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) on the same "
+                "features; inception score on the extractor’s own classes, all of a seed’s samples at once",
+            )
+        )
     if summary["endpoint_rms"].notna().any():
         lines.append(("End-point RMS", "flow against the teacher at its largest NFE, from the same prior draw"))
-    lines.append(("Seeds", ", ".join(str(int(seed)) for seed in sorted(summary["seed"].dropna().unique()))))
+    lines.append(("Seed of training", ", ".join(str(int(s)) for s in sorted(summary["seed"].dropna().unique()))))
     return lines
 
 
@@ -600,6 +782,8 @@ def render(report: Report) -> str:
         report=report,
         measures=[_measure(rows, report.reference) for _, rows in groups],
         pictures=_pictures(report.grids),
+        memorisation=_memorisation(report),
+        batches=_batches(report),
         scatters=_scatters(report.points),
         table=_full_table(report.summary),
         classes=_classes(report),

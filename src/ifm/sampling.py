@@ -1,10 +1,12 @@
 """From x_T to x_0: the flow in one or a few evaluations, the teacher by Heun or Euler, and stored trajectories."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +16,11 @@ from ifm.dynamics import Dynamics, expand
 from ifm.dynamics.base import NoiseSource
 from ifm.images import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
+from ifm.parallel import shared_batches
 from ifm.random import Streams
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 RENOISE_RHO = 7.0
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> E[x_0 | x_t] [B, ...]
@@ -198,7 +204,7 @@ class Drawn:
     """images: uint8 [n, C, H, W], or points float32 [n, d]."""
 
     images: np.ndarray
-    seconds_per_image: float
+    seconds_per_image: float  # at the batch size it was drawn with; NaN in a process that no batch came to
 
 
 def teacher_sampler(teacher: Teacher, *, nfe: int) -> Sampler:
@@ -235,25 +241,60 @@ def draw_samples(
     batch_size: int,
     seed: int,
     device: torch.device,
+    out: np.ndarray | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Drawn:
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
+
+    out: where to put them, e.g. a memory map; None: a new array. Processes share the batches; each has all images.
 
     seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock
     covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the rounding
     of images to uint8.
     """
-    images, seconds = np.empty((count, *shape), np.uint8 if len(shape) == 3 else np.float32), []
+    images = np.empty((count, *shape), sample_dtype(shape)) if out is None else out
+    seconds: list[float] = []
     sampler.run(Draws.of(dynamics, shape, range(min(batch_size, count)), seed=seed, device=device))
-    for start in range(0, count, batch_size):
-        members = range(start, min(start + batch_size, count))
+
+    def draw(members: range) -> np.ndarray:
         draws = Draws.of(dynamics, shape, members, seed=seed, device=device)
-        _wait(device)
-        began = time.perf_counter()
-        x_0_hat = sampler.run(draws)
-        _wait(device)
-        seconds.append((time.perf_counter() - began) / len(members))
-        images[members.start : members.stop] = at_rest(x_0_hat)
-    return Drawn(images, statistics.median(seconds))
+        x_0_hat, taken = _timed(sampler, draws, device)
+        seconds.append(taken / len(members))
+        return at_rest(x_0_hat)
+
+    for members, drawn in shared_batches(draw, count=count, batch_size=batch_size, accelerator=accelerator):
+        images[members.start : members.stop] = drawn
+    return Drawn(images, statistics.median(seconds) if seconds else math.nan)
+
+
+def sample_dtype(shape: tuple[int, ...]) -> np.dtype:
+    """Of samples at rest: uint8 for images, float32 for points."""
+    return np.dtype(np.uint8 if len(shape) == 3 else np.float32)
+
+
+@torch.inference_mode()
+def seconds_per_image(
+    sampler: Sampler,
+    *,
+    dynamics: Dynamics,
+    shape: tuple[int, ...],
+    batch_size: int,
+    device: torch.device,
+    repeats: int = 5,
+) -> float:
+    """The median time of `repeats` batches, over their size, after one that is not counted."""
+    draws = Draws.of(dynamics, shape, range(batch_size), seed=0, device=device)
+    seconds = [_timed(sampler, draws, device)[1] for _ in range(repeats + 1)]
+    return statistics.median(seconds[1:]) / batch_size
+
+
+def _timed(sampler: Sampler, draws: Draws, device: torch.device) -> tuple[Tensor, float]:
+    """What the sampler makes of the draws, and the seconds it took, the device's work included."""
+    _wait(device)
+    began = time.perf_counter()
+    x_0_hat = sampler.run(draws)
+    _wait(device)
+    return x_0_hat, time.perf_counter() - began
 
 
 def _wait(device: torch.device) -> None:

@@ -1,9 +1,13 @@
-"""Distances between sets of features: clean-fid's own functions, called with moments and seeds of ours."""
+"""Distances between sets of features: Frechet's from moments, the kernel distance by clean-fid."""
 
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 4096  # rows of features held in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -15,21 +19,43 @@ class Moments:
 
 
 def moments(features: np.ndarray) -> Moments:
-    """The moments of features [n, d]. Raises ValueError for fewer than two samples."""
+    """The moments of features [n, d], in float64, a block of rows at a time. Raises ValueError for fewer than two."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must have shape [n >= 2, d], got {features.shape}")
-    wide = features.astype(np.float64)
-    return Moments(mean=wide.mean(axis=0), covariance=np.atleast_2d(np.cov(wide, rowvar=False)))
+    n, d = features.shape
+    mean = features.sum(axis=0, dtype=np.float64) / n
+    scatter = np.zeros((d, d))
+    for start in range(0, n, _BLOCK):
+        centred = features[start : start + _BLOCK].astype(np.float64) - mean
+        scatter += centred.T @ centred
+    return Moments(mean=mean, covariance=scatter / (n - 1))
 
 
 def fid(a: Moments, b: Moments) -> float:
-    """The Frechet distance |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), by clean-fid."""
-    from cleanfid.fid import frechet_distance
+    """The Frechet distance |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2) (Heusel et al. 2017).
 
-    with warnings.catch_warnings():
-        # scipy on an argument that clean-fid passes, and on singular covariances, which clean-fid itself sees to.
-        warnings.simplefilter("ignore")
-        return float(frechet_distance(a.mean, a.covariance, b.mean, b.covariance))
+    With S = L L^T, S_a S_b has the eigenvalues of (L_a^T L_b)(L_a^T L_b)^T, so the last trace is the sum of the
+    singular values of L_a^T L_b. That is several times faster than the square root of a general matrix, which
+    clean-fid takes, and exact to rounding for singular covariances too, where that root is not.
+    Raises ValueError where the two differ in dimension or a moment is not finite.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"the moments have {a.mean.size} and {b.mean.size} features")
+    if not all(np.isfinite(x).all() for x in (a.mean, b.mean, a.covariance, b.covariance)):
+        raise ValueError("moments hold NaN or infinity")
+    cross = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
+    squares = float(((a.mean - b.mean) ** 2).sum())
+    return squares + float(np.trace(a.covariance) + np.trace(b.covariance)) - 2 * float(cross)
+
+
+def _factor(covariance: np.ndarray) -> Tensor:
+    """L with L L^T = covariance: float64 [d, d], by Cholesky, or by eigenvalues where some are not above 0."""
+    matrix = torch.from_numpy(covariance)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return factor
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp_min(0).sqrt()
 
 
 def kid(a: np.ndarray, b: np.ndarray, *, subsets: int, subset_size: int, seed: int) -> float:
@@ -42,10 +68,12 @@ def kid(a: np.ndarray, b: np.ndarray, *, subsets: int, subset_size: int, seed: i
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
-        return float(
-            kernel_distance(
-                a.astype(np.float64), b.astype(np.float64), num_subsets=subsets, max_subset_size=subset_size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy on an argument that clean-fid passes
+            return float(
+                kernel_distance(
+                    a.astype(np.float64), b.astype(np.float64), num_subsets=subsets, max_subset_size=subset_size
+                )
             )
-        )
     finally:
         np.random.set_state(state)

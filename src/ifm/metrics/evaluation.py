@@ -1,118 +1,162 @@
 """Figures of a folder of samples against the reference, sampler by sampler."""
 
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ifm.errors import UserError
 from ifm.files import read_json
+from ifm.metrics.classes import class_figures
 from ifm.metrics.classifier import classify
-from ifm.metrics.distances import fid, kid, moments
-from ifm.metrics.extractors import features
-from ifm.metrics.points import energy_distance, mean_distance, nearest_shares, sliced_wasserstein
+from ifm.metrics.extraction import extract
+from ifm.metrics.figures import (
+    Found,
+    Measures,
+    fid_trend,
+    image_figures,
+    least_samples,
+    over_sets,
+    point_figures,
+    point_spread,
+)
+from ifm.metrics.neighbours import nearest
+from ifm.metrics.points import nearest_shares
 from ifm.metrics.reference import BATCH, Reference
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 MEND = "run `dvc repro --force sample@...`"
+PAIRS = 8  # closest pairs kept of a sampler
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is found out about a folder of samples, by sampler name."""
+
+    figures: dict[str, dict[str, Any]]
+    closest: dict[str, list[tuple[int, int]]]  # (sample, training image) of the nearest pairs in feature space
 
 
 def evaluate_samples(
     folder: Path,
     reference: Reference,
     *,
-    kid_subsets: int,
-    kid_subset_size: int,
-    seed: int,
-    sliced_projections: int = 256,
+    measures: Measures,
+    accelerator: "Accelerator | None" = None,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> dict[str, dict[str, Any]]:
-    """{sampler name: {model, sampler, nfe, n_samples, fid, kid, endpoint_rms, class_shares, min_class_share}}.
+) -> Evaluation:
+    """Figures of every sampler: {model, sampler, nfe, n_samples, seeds, ...}; of images first what real ones have.
 
-    Points have sliced_wasserstein and energy_distance in the place of fid and kid, and the shares of the law's modes.
+    Each figure is the mean over the folder's sets of samples, one a sampling seed, with its standard deviation beside
+    it. Images have those of `image_figures` and `fid_trend`, points those of `point_figures`; both have
+    `class_figures` of all sets together where there are classes.
 
     endpoint_rms: root mean square difference, in units of data in [-1, 1], from the teacher at its largest NFE started
     at the same x_T; averaged over samples, for the flow's samplers. Raises UserError at samples that cannot be judged.
+    Processes share the extractor's work and find the same figures.
     """
     metadata = read_json(folder / "metadata.json")
     expected = tuple(reference.metadata["image_shape"])
     if tuple(metadata["image_shape"]) != expected:
         raise UserError(f"{folder}: images of shape {metadata['image_shape']}, the reference has {list(expected)}")
+    seeds = metadata.get("seeds", 1)
+    arrays = {s["name"]: _load(folder, s["name"], expected) for s in metadata["samplers"]}
+    points = reference.extractor.name == "coordinates"
+    least = 2 if points else least_samples(measures)
+    for name, images in arrays.items():
+        if len(images) % seeds or len(images) // seeds < least:
+            raise UserError(
+                f"{folder}: {name} has {len(images)} samples in {seeds} set(s), which must be of equal size and at "
+                f"least {least} each; raise sample.count or lower evaluate.neighbours"
+            )
     teachers = [s for s in metadata["samplers"] if s["model"] == "teacher"]
-    best = _load(folder, max(teachers, key=lambda s: s["nfe"])["name"], expected) if teachers else None
+    best = arrays[max(teachers, key=lambda s: s["nfe"])["name"]] if teachers else None
 
-    distance = (
-        _point_distances(reference, projections=sliced_projections)
-        if reference.extractor.name == "coordinates"
-        else _feature_distances(reference, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed)
-    )
-
-    figures: dict[str, dict[str, Any]] = {}
+    judge = _judge_points(reference, measures) if points else _judge_images(reference, measures)
+    figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, measures)
+    closest: dict[str, list[tuple[int, int]]] = {}
     for sampler in progress(metadata["samplers"]):
-        images = _load(folder, sampler["name"], expected)
-        found = features(reference.extractor, batches(images, BATCH))
-        row = {
-            "model": sampler["model"],
-            "sampler": sampler["sampler"],
-            "nfe": sampler["nfe"],
-            "n_samples": len(images),
-        } | distance(found)
+        name, images = sampler["name"], arrays[sampler["name"]]
+        found = extract(reference.extractor, images, batch_size=BATCH, accelerator=accelerator)
+        row = {key: sampler[key] for key in ("model", "sampler", "nfe")}
+        row |= {"n_samples": len(images) // seeds, "seeds": seeds}
+        row |= judge([found.part(s) for s in _sets(len(images), seeds)])
         if sampler["model"] == "flow" and best is not None:
             if len(images) != len(best):
-                raise UserError(
-                    f"{folder}: {sampler['name']} has {len(images)} images, the teacher {len(best)}; {MEND}"
-                )
-            row["endpoint_rms"] = endpoint_rms(images, best)
-        shares = _class_shares(reference, images)
-        if shares is not None:
-            row |= {"min_class_share": float(shares.min()), "class_shares": shares.tolist()}
-        figures[sampler["name"]] = row
-    return figures
+                raise UserError(f"{folder}: {name} has {len(images)} images, the teacher {len(best)}; {MEND}")
+            row |= over_sets([{"endpoint_rms": endpoint_rms(images[s], best[s])} for s in _sets(len(images), seeds)])
+        counts = _class_counts(reference, images)
+        if counts is not None:
+            row |= class_figures(counts, reference.class_shares)
+        figures[name] = row
+        if not points and sampler["sampler"] == "one_step":
+            closest[name] = closest_pairs(found.features, reference.real(measures).train)
+    return Evaluation(figures, closest)
 
 
-def _feature_distances(
-    reference: Reference, *, subsets: int, subset_size: int, seed: int
-) -> Callable[[np.ndarray], dict[str, float]]:
-    return lambda found: {
-        "fid": fid(moments(found), reference.moments),
-        "kid": kid(found, reference.features, subsets=subsets, subset_size=subset_size, seed=seed),
-    }
+def _judge_images(reference: Reference, measures: Measures) -> Callable[[Sequence[Found]], dict[str, float]]:
+    real = reference.real(measures)
+    return lambda sets: over_sets([image_figures(s, real) for s in sets]) | fid_trend(sets, real)
 
 
-def _point_distances(reference: Reference, *, projections: int) -> Callable[[np.ndarray], dict[str, float]]:
-    within = mean_distance(reference.features, reference.features)
-    return lambda found: {
-        "sliced_wasserstein": sliced_wasserstein(found, reference.features, projections=projections),
-        "energy_distance": energy_distance(found, reference.features, within_b=within),
-    }
+def _of_real_images(reference: Reference, measures: Measures) -> dict[str, dict[str, Any]]:
+    """What real images have that are not the reference, as one more sampler; nothing where they are too few."""
+    other = "test" if reference.metadata["split"] == "train" else "train"
+    found = Found(reference.splits[other])
+    if len(found) < least_samples(measures):
+        return {}
+    row = {"model": "data", "sampler": other, "nfe": 0, "n_samples": len(found), "seeds": 1}
+    return {f"data-{other}": row | image_figures(found, dataclasses.replace(reference.real(measures), train=None))}
 
 
-def _class_shares(reference: Reference, samples: np.ndarray) -> np.ndarray | None:
-    """The share of each class among images by the classifier, of each mode among points by the nearest centre."""
+def _judge_points(reference: Reference, measures: Measures) -> Callable[[Sequence[Found]], dict[str, float]]:
+    options = {"projections": measures.sliced_projections, "within_real": point_spread(reference.features)}
+    return lambda sets: over_sets([point_figures(s.features, reference.features, **options) for s in sets])
+
+
+def closest_pairs(samples: np.ndarray, train: np.ndarray) -> list[tuple[int, int]]:
+    """The PAIRS samples that lie nearest to a training image, each with that image: (row, row), the nearest first."""
+    distances, rows = nearest(samples, train)
+    order = np.argsort(distances, kind="stable")[:PAIRS]
+    return [(int(i), int(rows[i])) for i in order]
+
+
+def _sets(count: int, seeds: int) -> list[slice]:
+    each = count // seeds
+    return [slice(i * each, (i + 1) * each) for i in range(seeds)]
+
+
+def _class_counts(reference: Reference, samples: np.ndarray) -> np.ndarray | None:
+    """How many images of each class the classifier sees, how many points lie nearest to each mode's centre: [K]."""
     if reference.centres is not None:
-        return nearest_shares(np.asarray(samples), reference.centres)
+        return np.rint(nearest_shares(np.asarray(samples), reference.centres) * len(samples)).astype(np.int64)
     if reference.classifier is None:
         return None
     classes = len(reference.metadata["classes"])
-    return np.bincount(classify(reference.classifier, samples), minlength=classes) / len(samples)
+    return np.bincount(classify(reference.classifier, samples), minlength=classes)
 
 
 def endpoint_rms(images: np.ndarray, paired: np.ndarray) -> float:
     """Mean over samples of |x - y| / sqrt(N), for points or for uint8 images [n, C, H, W] read as [-1, 1]."""
+    each = [_rms(images[i : i + BATCH], paired[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    return float(mean(np.concatenate(each).tolist()))
+
+
+def _rms(images: np.ndarray, paired: np.ndarray) -> np.ndarray:
     difference = images.astype(np.float64) - paired
     if images.dtype == np.uint8:
         difference /= 127.5
-    return float(np.sqrt((difference**2).reshape(len(images), -1).mean(axis=1)).mean())
-
-
-def batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """The images `size` at a time."""
-    for start in range(0, len(images), size):
-        yield np.asarray(images[start : start + size])
+    return np.sqrt((difference**2).reshape(len(images), -1).mean(axis=1))
 
 
 def _load(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The samples of one sampler: uint8 images [n >= 2, C, H, W] or float32 points [n >= 2, d]."""
+    """The samples of one sampler: uint8 images [n >= 2, C, H, W] or float32 points [n >= 2, d], memory-mapped."""
     dtype = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
     path = folder / f"{name}.npy"
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from ifm.errors import UserError
 from ifm.files import fresh_folder, read_json, write_json
 from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, load_classifier, train_classifier
 from ifm.metrics.distances import Moments, fid, moments
+from ifm.metrics.figures import Measures, Real
 from ifm.metrics.extractors import (
     ClassifierExtractor,
     CoordinateExtractor,
@@ -47,12 +49,24 @@ class Reference:
     """What samples are measured against."""
 
     extractor: Extractor
-    features: np.ndarray  # float32 [n, d], of the reference split
-    moments: Moments
+    splits: dict[str, np.ndarray]  # float32 [n, d], features of train and test
     classifier: Classifier | None
     class_shares: list[float] | None  # of the reference split
     centres: np.ndarray | None  # of points with modes: the mean of each in the train split, float64 [k, d]
     metadata: dict[str, Any]
+
+    @property
+    def features(self) -> np.ndarray:
+        """Of the reference split: float32 [n, d]."""
+        return self.splits[self.metadata["split"]]
+
+    @cached_property
+    def moments(self) -> Moments:
+        return moments(self.features)
+
+    def real(self, measures: Measures) -> Real:
+        """The side of the real data, as figures of images take it."""
+        return Real(self.features, measures, train=self.splits["train"], unseen=self.splits["test"])
 
 
 def build_reference(
@@ -127,9 +141,11 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     extractor = _extractor(config, classifier, device=device)
     if extractor.checksum != metadata["checksum"]:
         raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")
-    found = np.load(folder / f"features-{metadata['split']}.npy", mmap_mode="r", allow_pickle=False)
+    splits = {
+        name: np.load(folder / f"features-{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "test")
+    }
     centres = np.array(metadata["mode_centres"]) if metadata.get("mode_centres") else None
-    return Reference(extractor, found, moments(found), classifier, metadata["class_shares"], centres, metadata)
+    return Reference(extractor, splits, classifier, metadata["class_shares"], centres, metadata)
 
 
 def _classifier(

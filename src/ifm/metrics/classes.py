@@ -1,0 +1,41 @@
+"""Figures from class probabilities and class counts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def inception_score(probabilities: np.ndarray) -> float:
+    """exp of the mean Kullback-Leibler divergence of p(y|x) from p(y) (Salimans et al. 2016), over all rows at once.
+
+    probabilities: [n, K]. 1 at least, K at most. The mean over samplings takes the place of the usual ten parts.
+    """
+    from scipy.special import xlogy
+
+    p = np.asarray(probabilities, np.float64)
+    marginal = p.mean(axis=0)
+    return float(np.exp((xlogy(p, p) - xlogy(p, marginal)).sum(axis=1).mean()))
+
+
+def class_figures(counts: Sequence[int] | np.ndarray, real_shares: Sequence[float] | None) -> dict[str, object]:
+    """class_shares, min_class_share, missing_classes, and the chi-square test of the counts against `real_shares`.
+
+    class_chi2 is over its degrees of freedom: about 1 for samples with exactly the real shares; class_p is the test's
+    p-value. Classes that the real data lack are left out of the test.
+    """
+    from scipy.stats import chisquare
+
+    counts = np.asarray(counts, np.int64)
+    shares = counts / counts.sum()
+    found: dict[str, object] = {
+        "class_shares": shares.tolist(),
+        "min_class_share": float(shares.min()),
+        "missing_classes": int((counts == 0).sum()),
+    }
+    expected = None if real_shares is None else np.asarray(real_shares, np.float64)
+    if expected is None or (expected > 0).sum() < 2 or not counts[expected > 0].sum():
+        return found
+    present = expected > 0
+    scaled = expected[present] / expected[present].sum() * counts[present].sum()
+    test = chisquare(counts[present], scaled)
+    return found | {"class_chi2": float(test.statistic) / (int(present.sum()) - 1), "class_p": float(test.pvalue)}
