@@ -78,6 +78,11 @@ def test_options_of_a_dynamics_carry_sigma_data():
         ("data.test_fraction", 1, "data.test_fraction = 1: input should be less than 1"),
         ("data.random_flip", "yes", "data.random_flip = 'yes': input should be a valid boolean"),
         ("data.path", {}, "data.path = {}: input should be a valid string"),
+        (
+            "evaluate.weights_sha256",
+            "AB" * 32,
+            f"evaluate.weights_sha256 = {'AB' * 32!r}: must be a sha256: 64 digits 0-9 and a-f, lower case; or null",
+        ),
         ("data.channels", 2, "data.channels = 2 is not allowed; allowed: 1, 3"),
         ("data.channels", True, "data.channels = True: must be an integer"),
         ("data.channels", 1.0, "data.channels = 1.0: must be an integer"),
@@ -140,7 +145,7 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ({"data.source": "imagefolder"}, "data: source: imagefolder needs path to be set, got null"),
         (
             {"data.source": "parquet", "data.path": "x", "data.label_column": None},
-            "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels",
+            "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels",
         ),
         (
             {"flow.consistency.last_intervals": 5},
@@ -218,6 +223,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"flow.objective": "data", "flow.t_max_share": 0.0},
         {"flow.objective": "data", "flow.schedule": "mixed", "anchor.policy": "bank"},
         {"anchor.reset_probability": 0},
+        {"evaluate.extractor": "dinov2", "evaluate.weights_sha256": "0f" * 32},
         {"teacher.lr": 1},  # an integer is a number
         {"sample.flow_samplers": []},
         {"teacher.kind": "exact", "flow.init": "scratch"},
@@ -274,13 +280,14 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
                 unnamed[dotted] = line
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
-    words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split", "evaluate.inception_path"}
+    paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
+    words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
     expected = {
         "x": words,
         "[]": {"sample.flow_samplers"},
         "{}": set(),
         "-1": {f"ode.{k}" for k in ("ve.log_time_mean", "rf.logit_time_mean", "pfgmpp.log_time_mean")},
-        "None": nullable | {"flow.huber_c", "flow.phases", "trajectories.rho", "evaluate.inception_path"},
+        "None": nullable | paths | {"flow.huber_c", "flow.phases", "trajectories.rho", "evaluate.weights_sha256"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

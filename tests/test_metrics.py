@@ -14,12 +14,14 @@ from cleanfid.resize import build_resizer
 
 from ifm.config import EvaluateConfig, read_params
 from ifm.errors import UserError
-from ifm.metrics import extractors
+from ifm.files import file_sha256
+from ifm.metrics import weights
 from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, classify, load_classifier, train_classifier
 from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.evaluation import endpoint_rms, evaluate_samples
-from ifm.metrics.extractors import ExtractorError, InceptionExtractor, PixelExtractor, features, find_inception
+from ifm.metrics.extractors import ExtractorError, InceptionExtractor, PixelExtractor, features
 from ifm.metrics.reference import build_reference, load_reference
+from ifm.metrics.weights import find_inception
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 CPU = torch.device("cpu")
@@ -267,7 +269,7 @@ class StandIn(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / extractors.INCEPTION_FILE
+    file = tmp_path_factory.mktemp("weights") / weights.INCEPTION_FILE
     torch.jit.script(StandIn()).save(str(file))
     return file
 
@@ -275,7 +277,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_inception_extractor_resizes_and_scales_as_clean_fid(inception: Path, channels: int):
     images = np.random.default_rng(channels).integers(0, 256, (3, channels, 12, 12), np.uint8)
-    found = InceptionExtractor(inception, device=CPU)(images)
+    found = InceptionExtractor(inception, sha256=file_sha256(inception), device=CPU)(images)
     resize = build_resizer("clean")
     colour = [np.repeat(image, 3 // channels, axis=0).transpose(1, 2, 0) for image in images]  # [12, 12, 3]
     x = torch.from_numpy(np.stack([resize(image) for image in colour]).transpose(0, 3, 1, 2))  # [n, 3, 299, 299]
@@ -288,18 +290,19 @@ def test_the_inception_extractor_resizes_and_scales_as_clean_fid(inception: Path
 def test_the_inception_checksum_is_the_files(inception: Path):
     import hashlib
 
-    assert InceptionExtractor(inception, device=CPU).checksum == hashlib.sha256(inception.read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(inception.read_bytes()).hexdigest()
+    assert InceptionExtractor(inception, sha256=sha256, device=CPU).checksum == sha256
 
 
 def test_a_file_that_is_no_inception(tmp_path: Path):
     file = tmp_path / "x.pt"
     file.write_bytes(b"half a download")
     with pytest.raises(ExtractorError) as caught:
-        InceptionExtractor(file, device=CPU)
+        InceptionExtractor(file, sha256=file_sha256(file), device=CPU)
     assert str(caught.value).startswith(f"{file}: not a TorchScript Inception (")
     torch.jit.script(torch.nn.Identity()).save(str(file))
     with pytest.raises(ExtractorError, match="layers"):
-        InceptionExtractor(file, device=CPU)
+        InceptionExtractor(file, sha256=file_sha256(file), device=CPU)
 
 
 def test_inception_is_found_as_a_file_or_in_a_folder(inception: Path):
@@ -317,24 +320,24 @@ def test_a_missing_inception_path(tmp_path: Path):
 
 
 def test_without_a_network_the_message_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / extractors.INCEPTION_FILE
+    file = tmp_path / weights.INCEPTION_FILE
 
     def no_network(fpath: str) -> str:
-        (Path(fpath) / extractors.INCEPTION_FILE).write_bytes(b"half")
+        (Path(fpath) / weights.INCEPTION_FILE).write_bytes(b"half")
         raise OSError("no network")
 
-    monkeypatch.setattr(extractors, "INCEPTION_FOLDER", tmp_path)
+    monkeypatch.setattr(weights, "INCEPTION_FOLDER", tmp_path)
     monkeypatch.setattr("cleanfid.downloads_helper.check_download_inception", no_network)
     with pytest.raises(ExtractorError) as caught:
         find_inception(None)
     text = str(caught.value)
     assert f"the Inception weights are not at {file} and could not be fetched (OSError)" in text
     assert "put inception-2015-12-05.pt there or name it in evaluate.inception_path" in text
-    assert not file.exists()  # no half a download is left
+    assert list(tmp_path.iterdir()) == []  # no half a download is left
 
 
 def test_without_a_path_clean_fids_own_file_is_taken(inception: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(extractors, "INCEPTION_FOLDER", inception.parent)
+    monkeypatch.setattr(weights, "INCEPTION_FOLDER", inception.parent)
     assert find_inception(None) == inception
 
 
@@ -423,7 +426,7 @@ def test_a_classifier_of_another_width_or_a_damaged_or_missing_one(built: tuple[
 
 
 def test_the_inception_reference_knows_its_file(tmp_path: Path, inception: Path):
-    made = config(extractor="inception", inception_path=str(inception))
+    made = config(extractor="inception", inception_path=str(inception), weights_sha256=file_sha256(inception))
     train, test = toy(4, seed=2), toy(1, seed=3)  # one image has no covariance, hence no floor
     metadata = build_reference(made, train=train, test=test, out=tmp_path / "r", device=CPU)
     assert (metadata["dimension"], metadata["floor_fid"]) == (2048, None)
@@ -432,8 +435,9 @@ def test_the_inception_reference_knows_its_file(tmp_path: Path, inception: Path)
     changed = StandIn()
     changed.layers.weight.mul_(2)
     torch.jit.script(changed).save(str(other))
+    asked = config(extractor="inception", inception_path=str(other), weights_sha256=file_sha256(other))
     with pytest.raises(UserError, match="made with other inception weights"):
-        load_reference(tmp_path / "r", config(extractor="inception", inception_path=str(other)), device=CPU)
+        load_reference(tmp_path / "r", asked, device=CPU)
 
 
 def test_a_classifier_needs_labels_and_leaves_nothing_without(tmp_path: Path):

@@ -221,7 +221,7 @@ def points_values(**changes):
         ({"data__source": "digits"}, "network.kind: mlp does not fit data.source: digits; use unet"),
         (
             {"data__source": "digits", "network__kind": "unet"},
-            "evaluate.extractor: coordinates does not fit data.source: digits; use classifier, inception or pixels",
+            "evaluate.extractor: coordinates does not fit data.source: digits; use classifier, inception",
         ),
         ({"data__random_flip": True}, "data: random_flip: true does not fit source: points; set it to false"),
         ({"data__test_split": "test"}, "data: test_split: test does not fit source: points; set it to null"),

@@ -28,6 +28,8 @@ if __name__ == "__main__":
         params=lambda s: s.sections(
             "evaluate.extractor",
             "evaluate.inception_path",
+            "evaluate.dinov2_path",
+            "evaluate.weights_sha256",
             "evaluate.classifier",
             "evaluate.reference_split",
             "evaluate.sliced_projections",

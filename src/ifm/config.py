@@ -3,6 +3,7 @@
 This module only checks: what a stage does with the values is in the stage, and DVC tracks the values themselves.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -34,9 +35,16 @@ def _integer(value: Any) -> Any:
     return value
 
 
+def _digest(value: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError("must be a sha256: 64 digits 0-9 and a-f, lower case; or null")
+    return value
+
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Distinct = AfterValidator(_distinct)
+Digest = Annotated[str, AfterValidator(_digest)]
 
 
 class Section(BaseModel):
@@ -316,8 +324,10 @@ class ClassifierConfig(Section):
 class EvaluateConfig(Section):
     """`evaluate`."""
 
-    extractor: Literal["classifier", "inception", "pixels", "coordinates"]
+    extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates"]
     inception_path: str | None
+    dinov2_path: str | None
+    weights_sha256: Digest | None
     classifier: ClassifierConfig
     reference_split: Literal["train", "test"]
     kid_subsets: Count
@@ -377,7 +387,7 @@ class Config(Section):
             if points and value != wanted:
                 raise ValueError(f"{key}: {value} does not fit data.source: points; use {wanted}")
             if not points and value == wanted:
-                other = "unet" if wanted == "mlp" else "classifier, inception or pixels"
+                other = "unet" if wanted == "mlp" else "classifier, inception, dinov2 or pixels"
                 raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {other}")
         if points and self.anchor.input == "cross_attention":
             raise ValueError("anchor.input: cross_attention needs the unet; with data.source: points use channels")
@@ -393,7 +403,7 @@ class Config(Section):
             )
         if self.evaluate.extractor == "classifier" and not self.has_labels:
             raise ValueError(
-                "evaluate.extractor: classifier needs labels; set data.label_column, or use inception or pixels"
+                "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
             )
         if self.teacher.kind != "network" and self.flow.init == "teacher":
             raise ValueError(

@@ -1,52 +1,96 @@
 """Feature extractors: uint8 images [n, C, H, W] (or float32 points [n, d]) -> float32 features [n, d]."""
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ifm.errors import UserError
-from ifm.files import file_sha256
+from ifm.files import read_json
 from ifm.images import to_unit
 from ifm.metrics.classifier import Classifier
+from ifm.metrics.weights import (
+    DINOV2_CONFIG,
+    DINOV2_SHA256,
+    INCEPTION_FILE,
+    INCEPTION_SHA256,
+    ExtractorError,
+    verified_bytes,
+    verify,
+)
 
-INCEPTION_FILE = "inception-2015-12-05.pt"
-INCEPTION_FOLDER = Path("/tmp")  # clean-fid's own choice
-
-
-class ExtractorError(UserError, RuntimeError):
-    """The extractor cannot be built; the message says which file or setting mends it."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DINOV2_SIDE = 224
+DINOV2_BATCH = 64  # bounds the memory of the enlarged images and of the network's activations
 
 
 class Extractor(ABC):
-    """A fixed map from images to features, with a checksum of what it computes."""
+    """A fixed map from images to features, with a checksum of what it computes.
+
+    A figure means something only beside its protocol: `describe`.
+    """
 
     name: ClassVar[str]
+    resizing: ClassVar[str] = "none"
+    rounding: ClassVar[str] = "uint8 images, x / 127.5 - 1 in float32, nothing rounded after"
+    probabilities: str | None = None  # how class_probabilities come about; None: there are none
     checksum: str
+    dimension: int | None  # None: that of the images
     device: torch.device
 
     @abstractmethod
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, C, H, W] -> float32 [n, d]."""
 
+    def class_probabilities(self, images: np.ndarray) -> np.ndarray | None:
+        """uint8 [n, C, H, W] -> float32 [n, K], rows that sum to 1; None where the extractor knows no classes."""
+        return None
+
+    def features_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Both of the above, in one pass of the network where they share one."""
+        return self(images), self.class_probabilities(images)
+
+    def describe(self) -> dict[str, Any]:
+        """The facts to print beside figures: plain values for JSON."""
+        return {
+            "extractor": self.name,
+            "checksum": self.checksum,
+            "resize": self.resizing,
+            "rounding": self.rounding,
+            "dimension": self.dimension,
+            "probabilities": self.probabilities,
+        }
+
 
 class ClassifierExtractor(Extractor):
     """The last hidden layer of the classifier that the reference stage trains."""
 
     name = "classifier"
+    probabilities = "softmax of the classifier's logits"
 
     def __init__(self, model: Classifier, *, device: torch.device) -> None:
         self.model, self.device = model.to(device).eval(), device
         self.checksum = _weights_checksum(model.state_dict())
+        self.dimension = model.head.in_features
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return self.model.features(to_unit(images).to(self.device)).cpu().numpy()
+
+    def class_probabilities(self, images: np.ndarray) -> np.ndarray:
+        return self.features_and_probabilities(images)[1]
+
+    @torch.inference_mode()
+    def features_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features = self.model.features(to_unit(images).to(self.device))  # [n, width]
+        return features.cpu().numpy(), self.model.head(features).softmax(dim=1).cpu().numpy()
 
 
 class PixelExtractor(Extractor):
@@ -54,6 +98,7 @@ class PixelExtractor(Extractor):
 
     name = "pixels"
     checksum = "identity"
+    dimension = None
 
     def __init__(self, *, device: torch.device) -> None:
         self.device = device
@@ -66,7 +111,9 @@ class CoordinateExtractor(Extractor):
     """Points are their own features: float32 [n, d]."""
 
     name = "coordinates"
+    rounding = "float32 points, as they are"
     checksum = "identity"
+    dimension = None
 
     def __init__(self, *, device: torch.device) -> None:
         self.device = device
@@ -76,52 +123,123 @@ class CoordinateExtractor(Extractor):
 
 
 class InceptionExtractor(Extractor):
-    """clean-fid's Inception-v3 with clean-fid's own bicubic resizing to 299 x 299 (mode "clean")."""
+    """clean-fid's Inception-v3 with clean-fid's own bicubic resizing to 299 x 299 (mode "clean").
+
+    Class probabilities are those of StyleGAN2-ADA's inception score: the script's own forward with its own resizing and
+    without the bias of the last layer, as in the first inception score's code. 1008 classes.
+    """
 
     name = "inception"
+    resizing = "clean-fid: PIL bicubic to 299x299, antialiased, each channel in float32"
+    rounding = "uint8 before resizing, clipped to [0, 255] and not rounded after, (x - 128) / 128"
+    dimension = 2048
 
-    def __init__(self, file: Path, *, device: torch.device) -> None:
+    def __init__(self, file: Path, *, device: torch.device, sha256: str | None = None) -> None:
+        """sha256: of the file; None: the published one. Raises ExtractorError before a file of another is loaded."""
         from cleanfid.resize import build_resizer
 
+        self.checksum = sha256 or INCEPTION_SHA256
+        data = verified_bytes(file, sha256=self.checksum)
         try:
-            self.layers = torch.jit.load(file, map_location=device).eval().layers
+            self.script = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+            self.layers = self.script.layers
         except (RuntimeError, ValueError, AttributeError) as error:  # cut short, or another network without `layers`
             reason = (str(error).splitlines() or ["?"])[0]
             raise ExtractorError(f"{file}: not a TorchScript Inception ({reason}); fetch {INCEPTION_FILE}") from error
         self.resize, self.device = build_resizer("clean"), device
-        self.checksum = file_sha256(file)
+        if _takes(self.script, "no_output_bias"):
+            self.probabilities = (
+                "softmax of the script's own forward on uint8 images, its own bilinear resizing, no bias in the last "
+                "layer (as StyleGAN2-ADA's inception score)"
+            )
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        colour = np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1)  # [n, H, W, 3]
+        colour = _three_channels(images).transpose(0, 2, 3, 1)  # [n, H, W, 3]
         resized = torch.from_numpy(np.stack([self.resize(image) for image in colour])).permute(0, 3, 1, 2)
         features = self.layers.forward((resized.to(self.device) - 128) / 128)
         return features.flatten(1).float().cpu().numpy()  # [n, 2048]
 
+    @torch.inference_mode()
+    def class_probabilities(self, images: np.ndarray) -> np.ndarray | None:
+        if self.probabilities is None:
+            return None
+        colour = torch.from_numpy(np.array(_three_channels(images))).to(self.device)  # uint8 [n, 3, H, W]
+        return self.script(colour, no_output_bias=True).float().cpu().numpy()
 
-def find_inception(path: str | None) -> Path:
-    """The TorchScript file: at `evaluate.inception_path`, or where clean-fid keeps (and fetches) it.
 
-    Raises ExtractorError that says which file to put where.
+class Dinov2Extractor(Extractor):
+    """DINOv2's class token after the final layer norm (ViT-L/14: 1024 features), by transformers' Dinov2Model.
+
+    After Stein et al. 2023, "Exposing flaws of generative model evaluation metrics and their unfair treatment of
+    diffusion models", whose dgm-eval resizes the same way: RGB, one PIL resize to uint8 at 224 x 224, ImageNet's mean
+    and standard deviation. dgm-eval takes the network from torch.hub, which stretches the position embeddings to
+    224 x 224 with a scale factor ("interpolate_offset") where transformers names the size: last digits differ.
     """
-    if path is not None:
-        file = Path(path).expanduser()
-        file = file / INCEPTION_FILE if file.is_dir() else file
-        if not file.is_file():
-            raise ExtractorError(f"evaluate.inception_path = {path!r}: no such file; put {INCEPTION_FILE} there")
-        return file
-    from cleanfid.downloads_helper import check_download_inception
 
-    usual = INCEPTION_FOLDER / INCEPTION_FILE
+    name = "dinov2"
+    resizing = "PIL bicubic to 224x224, antialiased"
+    rounding = "uint8 before and after resizing, then x / 255 and ImageNet's mean and standard deviation in float32"
+
+    def __init__(self, file: Path, *, device: torch.device, sha256: str | None = None) -> None:
+        """file: model.safetensors, its config.json beside it. sha256: of the file; None: the published ViT-L/14's.
+
+        Raises ExtractorError without transformers, before a file of another digest is loaded, and at another network.
+        """
+        self.checksum = sha256 or DINOV2_SHA256
+        model_class = dinov2_class()
+        verify(file, sha256=self.checksum)
+        config = file.parent / DINOV2_CONFIG
+        values = read_json(config)
+        if not isinstance(values, dict) or values.get("model_type") != "dinov2":
+            raise ExtractorError(f"{config}: no configuration of a DINOv2 (model_type: dinov2)")
+        try:  # from_pretrained with a folder would let its config.json name another file of weights
+            model, loading = model_class.from_pretrained(
+                None,
+                config=model_class.config_class.from_dict(values),
+                state_dict=load_file(file),
+                output_loading_info=True,
+            )
+        except Exception as error:  # of many kinds, all of them a file that does not fit
+            reason = (str(error).splitlines() or ["?"])[0]
+            raise ExtractorError(f"{file}: not the weights that {DINOV2_CONFIG} describes ({reason})") from error
+        if loading["missing_keys"]:  # transformers goes on, with random weights in their place
+            raise ExtractorError(
+                f"{file}: not the weights that {DINOV2_CONFIG} describes (no {min(loading['missing_keys'])})"
+            )
+        self.model, self.device = model.float().to(device).eval(), device
+        self.dimension = model.config.hidden_size
+        self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        parts = [self._tokens(images[i : i + DINOV2_BATCH]) for i in range(0, len(images), DINOV2_BATCH)]
+        return torch.cat(parts).numpy()
+
+    def _tokens(self, images: np.ndarray) -> Tensor:
+        """uint8 [n, C, H, W] -> float32 [n, d] on the CPU."""
+        colour = _three_channels(images).transpose(0, 2, 3, 1)  # [n, H, W, 3]
+        resized = np.stack([_resized(image, DINOV2_SIDE) for image in colour])
+        x = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2) / 255  # [n, 3, 224, 224]
+        return self.model(pixel_values=(x - self.mean) / self.std).last_hidden_state[:, 0].cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """With the network's shape, since smaller models of the family are allowed, and what computes it."""
+        import transformers
+
+        shape = {k: getattr(self.model.config, k) for k in ("num_hidden_layers", "num_attention_heads", "patch_size")}
+        return super().describe() | {"network": shape, "library": f"transformers {transformers.__version__}"}
+
+
+def dinov2_class() -> type:
+    """transformers' Dinov2Model. Raises ExtractorError that names the extra where transformers is not installed."""
     try:
-        return Path(check_download_inception(fpath=str(INCEPTION_FOLDER)))
-    except Exception as error:
-        usual.unlink(missing_ok=True)  # no half a download
+        from transformers import Dinov2Model
+    except ImportError as error:
         raise ExtractorError(
-            f"the Inception weights are not at {usual} and could not be fetched "
-            f"({type(error).__name__}); put {INCEPTION_FILE} there or name it in evaluate.inception_path, then run "
-            "`dvc repro` again (nothing else is lost), or use evaluate.extractor: classifier or pixels"
+            f"evaluate.extractor: dinov2 needs transformers ({error}); install it with `pip install -e '.[dinov2]'`"
         ) from error
+    return Dinov2Model
 
 
 def features(extractor: Extractor, batches: Iterable[np.ndarray]) -> np.ndarray:
@@ -130,6 +248,22 @@ def features(extractor: Extractor, batches: Iterable[np.ndarray]) -> np.ndarray:
     if not np.isfinite(out).all():
         raise ValueError(f"the {extractor.name} extractor gave features that are not finite")
     return out
+
+
+def _three_channels(images: np.ndarray) -> np.ndarray:
+    """Grey images repeated: uint8 [n, 1 or 3, H, W] -> [n, 3, H, W], a view."""
+    return np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [side, side, 3] by PIL, whose bicubic is antialiased."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.BICUBIC))
+
+
+def _takes(script: torch.jit.ScriptModule, argument: str) -> bool:
+    """Whether the script has a forward with this argument."""
+    forward = getattr(script, "forward", None)
+    return forward is not None and argument in {a.name for a in forward.schema.arguments}
 
 
 def _weights_checksum(weights: dict[str, Tensor]) -> str:

@@ -20,13 +20,15 @@ from ifm.metrics.figures import Measures, Real
 from ifm.metrics.extractors import (
     ClassifierExtractor,
     CoordinateExtractor,
+    Dinov2Extractor,
     Extractor,
     InceptionExtractor,
     PixelExtractor,
+    dinov2_class,
     features,
-    find_inception,
 )
 from ifm.metrics.points import energy_distance, sliced_wasserstein
+from ifm.metrics.weights import find_dinov2, find_inception
 
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
 BATCH = 256
@@ -168,7 +170,11 @@ def _classifier(
 
 def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device: torch.device) -> Extractor:
     if config.extractor == "inception":
-        return InceptionExtractor(find_inception(config.inception_path), device=device)
+        file = find_inception(config.inception_path, sha256=config.weights_sha256)
+        return InceptionExtractor(file, sha256=config.weights_sha256, device=device)
+    if config.extractor == "dinov2":
+        dinov2_class()  # fails before a gigabyte is fetched
+        return Dinov2Extractor(find_dinov2(config.dinov2_path), sha256=config.weights_sha256, device=device)
     if config.extractor == "pixels":
         return PixelExtractor(device=device)
     if config.extractor == "coordinates":
