@@ -99,6 +99,8 @@ def _experiment(name: str) -> str:
     root = _git("rev-parse", "--show-toplevel").decode().rstrip("\n")
     try:
         with SCM(root) as scm:
+            if not name:  # DVC takes it for HEAD
+                raise RevError("no name")
             return resolve_rev(scm, name)
     except RevError as error:
         if "ambiguous" in str(error):

@@ -29,6 +29,7 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
     """The page as HTML text: self-contained, the same for the same input. `rows`: `comparison.paired`'s."""
     report = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
     judged = comparison.judged_by(rows)
+    headline = _headline(rows, judged)
     stages = comparison.stage_changes(a.lock, b.lock)
     return filled(
         TEMPLATE,
@@ -40,8 +41,8 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
         warnings=comparison.warnings(a, b, rows),
         matched={KEY_TITLES[key].lower(): pair for key, pair in comparison.loose_keys(a.summary, b.summary).items()},
         quality=_title(judged),
-        headline=_headline(rows, judged),
-        spreads=any(value.deviation is not None for row in rows for value in _values(row, judged)),
+        headline=headline,
+        spreads=any(spread for group in headline for line in group["lines"] for _, spread in line["figures"]),
         params=_params(a, b),
         has_params=bool(a.params and b.params),
         table=_table(rows, comparison.metric_columns(a.summary, b.summary), judged),
@@ -81,11 +82,15 @@ def _params(a: Side, b: Side) -> dict[str, list[tuple[str, str, str]]]:
     return {kind: [(key, _word(x), _word(y)) for key, x, y in lines] for kind, lines in kinds.items()}
 
 
-def _figure(value: Value | None) -> str:
+def _apart(value: Value | None) -> tuple[str, str]:
+    """A figure and its spread as text; "" where it has none."""
     if value is None:
-        return MISSING
-    spread = "" if value.deviation is None else f" ± {significant(value.deviation, 2)}"
-    return significant(value.mean, 4) + spread
+        return MISSING, ""
+    return significant(value.mean, 4), "" if value.deviation is None else f"± {significant(value.deviation, 2)}"
+
+
+def _figure(value: Value | None) -> str:
+    return " ".join(_apart(value)).rstrip()
 
 
 def _difference(value: float | None) -> str:
@@ -101,10 +106,6 @@ def _ratio(value: float | None) -> str:
 def _key(value: float | None) -> str:
     """What a cell is sorted by; "" sorts last."""
     return "" if value is None else f"{value:.12g}"
-
-
-def _values(row: Row, metric: str) -> list[Value]:
-    return [value for record in (row.a, row.b) if (value := value_of(record, metric))]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -140,7 +141,7 @@ def _headline(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
     return groups
 
 
-def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) -> list[dict[str, str]]:
+def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) -> list[dict[str, Any]]:
     most = [max((row.key["nfe"] for row in teacher if value_of(getattr(row, s), metric)), default=None) for s in "ab"]
     nfe = " against ".join(str(n) for n in dict.fromkeys(n for n in most if n is not None))
     flows = [comparison.over_rows([getattr(row, side) for row in flow], metric) for side in "ab"]
@@ -148,18 +149,18 @@ def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) ->
         comparison.over_rows([getattr(row, side) for row in teacher if row.key["nfe"] == n], metric)
         for side, n in zip("ab", most, strict=True)
     ]
-    over = [ratio(under, value) for under, value in zip(teachers, flows, strict=True)]
-    ratios = [None if value is None else Value(value) for value in over]
-    found = [("Flow, 1 step", flows), (f"Teacher, {nfe} NFE", teachers), ("Flow / teacher", ratios)]
+    over = [
+        None if (r := ratio(under, value)) is None else Value(r) for under, value in zip(teachers, flows, strict=True)
+    ]
+    found = [("Flow, 1 step", flows), (f"Teacher, {nfe} NFE", teachers), ("Flow / teacher", over)]
     return [
         {
             "title": title,
-            "a": _figure(x) if i < 2 else _ratio(over[0]),
-            "b": _figure(y) if i < 2 else _ratio(over[1]),
+            "figures": [_apart(x), _apart(y)],
             "ratio": _ratio(ratio(x, y)),
-            "change": change(x, y) if i < 2 and x and y and None not in (x.deviation, y.deviation) else "",
+            "change": change(x, y) if change(x, y) in (comparison.WITHIN, BEYOND) else "",
         }
-        for i, (title, (x, y)) in enumerate(found)
+        for title, (x, y) in found
         if x or y
     ]
 

@@ -322,7 +322,7 @@ def _old(side: Side) -> list[str]:
     found = []
     if stale := _stale(side):
         files = ", ".join(f"reports/metrics/{d}.json" for d in stale)
-        found.append(f"reports/summary.csv is not made from {files} as they are; `dvc repro report` mends it.")
+        found.append(f"reports/summary.csv does not agree with {files}; `dvc repro report` mends it.")
     if keys := _not_run(side):
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         found.append(f"params.yaml is not what the results were made with ({shown}); `dvc repro` makes them anew.")
