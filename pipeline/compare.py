@@ -39,14 +39,10 @@ def read_side(label: str) -> Side:
 
     Raises UserError for an unknown name, and for a state without a summary that can be read.
     """
+    _check_checkout()
     commit, kind = ("HEAD", WORKSPACE) if label == WORKSPACE else resolve(label)
-    try:
-        about = _git("log", "-1", "--format=%H%n%cd%n%s", "--date=format:%Y-%m-%d %H:%M", commit, "--").decode(
-            errors="replace"
-        )
-    except UserError as error:
-        raise UserError("this folder is not a Git checkout with a commit; clone the repository") from error
-    commit, date, subject = about.split("\n")[:3]
+    about = _git("log", "-1", "--format=%H%n%cd%n%s", "--date=format:%Y-%m-%d %H:%M", commit, "--")
+    commit, date, subject = about.decode(errors="replace").split("\n")[:3]
     if kind == WORKSPACE:
         files = _of_the_workspace()
         if _git("status", "--porcelain", "--untracked-files=no", "--", "."):
@@ -80,12 +76,6 @@ def resolve(name: str) -> tuple[str, str]:
     Raises UserError where neither knows it.
     """
     try:
-        _git("rev-parse", "--git-dir")
-    except UserError as error:
-        if "not installed" in str(error):
-            raise
-        raise UserError("this folder is not a Git checkout with a commit; clone the repository") from error
-    try:
         commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").decode().strip()
         return commit, "experiment" if name.startswith("refs/exps/") else "revision"
     except UserError:
@@ -94,23 +84,30 @@ def resolve(name: str) -> tuple[str, str]:
 
 def _experiment(name: str) -> str:
     """The commit of a DVC experiment. Imports DVC, which takes longer than the page: Git is asked before."""
-    from dvc.scm import SCM, RevError, resolve_rev
+    from dvc.repo.experiments.utils import AmbiguousExpRefInfo, resolve_name
+    from dvc.scm import SCM
 
     root = _git("rev-parse", "--show-toplevel").decode().rstrip("\n")
     try:
         with SCM(root) as scm:
-            if not name:  # DVC takes it for HEAD
-                raise RevError("no name")
-            return resolve_rev(scm, name)
-    except RevError as error:
-        if "ambiguous" in str(error):
-            raise UserError(
-                f"several experiments are called {name!r}; give one's commit (`dvc exp show -A`)"
-            ) from error
-        raise UserError(
-            f"there is no revision or experiment {name!r}; `git log --oneline`, `git branch -a` and `dvc exp list -A` "
-            "show what there is"
-        ) from error
+            found = None if name.startswith("refs/") else resolve_name(scm, name)[name]
+            if found:
+                return scm.get_ref(str(found))
+    except AmbiguousExpRefInfo as error:
+        raise UserError(f"several experiments are called {name!r}; give one's commit (`dvc exp show -A`)") from error
+    raise UserError(
+        f"there is no revision or experiment {name!r}; `git log --oneline`, `git branch -a` and `dvc exp list -A` "
+        "show what there is"
+    )
+
+
+def _check_checkout() -> None:
+    try:
+        _git("rev-parse", "--verify", "--quiet", "HEAD")
+    except UserError as error:
+        if "not installed" in str(error):
+            raise
+        raise UserError("this folder is not a Git checkout with a commit; clone the repository") from error
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -417,6 +417,11 @@ def test_curves_of_both_sides_are_drawn(project):
         lines = re.findall(r'style="([^"]*stroke: var\(--blue, #0072b2\)[^"]*)"', figure)
         assert len(lines) == 2 + 1  # A, B, the legend's
         assert sum("stroke-dasharray" in line for line in lines) == 1
+        paths = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--blue, #0072b2\)', figure)
+        assert len(paths) == 3
+        (x_a, y_a), (x_b, y_b) = (np.array(re.findall(r"([\d.]+) ([\d.]+)", path), float).T for path in paths[:2])
+        np.testing.assert_allclose(x_a, x_b)
+        assert (y_b < y_a).all()  # a fivefold loss is higher up
 
 
 def test_the_same_input_gives_the_same_page(project):
@@ -581,6 +586,8 @@ def test_bad_input_is_one_line(project, monkeypatch):
     assert message.startswith("there is no revision or experiment 'no-such'; ")
     assert run(monkeypatch, "").startswith("there is no revision or experiment ''; ")
     assert "there is no revision or experiment" in run(monkeypatch, "--", "--upload-pack=x")
+    for name in ("HEAD:reports", "refs/exps/x", "HEAD~1", "HEAD..main"):
+        assert run(monkeypatch, name).startswith(f"there is no revision or experiment {name!r}; ")
     git("rm", "-q", "reports/summary.csv")
     commit("nothing")
     where = f"HEAD ({git('rev-parse', 'HEAD')[:10]})"
@@ -662,6 +669,8 @@ def test_an_experiments_name_may_be_another_ones_too(project, monkeypatch):
     git("update-ref", f"refs/exps/{second[:2]}/{second[2:]}/twice", second)
     assert compare.resolve("twice") == (second, "experiment")
     assert compare.resolve(f"refs/exps/aa/{'a' * 38}/twice") == (first, "experiment")
+    git("tag", "-a", "-m", "results", "tagged", first)
+    assert compare.resolve("tagged") == (first, "revision")
     git("branch", "twice", first)
     assert compare.resolve("twice") == (first, "revision")
 
