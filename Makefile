@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro track test test-slow lint preset ablation objectives ui readme clean
+.PHONY: help setup repro track test test-slow lint preset ablation objectives compare ui readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ ablation: setup ## variants of the method side by side: PRESETS="points digits" 
 
 objectives: setup ## what a flow can be trained by, at equal budgets: PRESETS, SEEDS, ONLY, SET, DRY as for ablation
 	$(BIN)/python -m pipeline.objectives $(STUDY)
+
+compare: setup ## two states side by side, reports/compare.html: A=HEAD B=workspace; any revision or DVC experiment
+	$(BIN)/python -m pipeline.compare "$(or $(A),HEAD)" "$(or $(B),workspace)"
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
