@@ -50,7 +50,7 @@ def fid(a: Moments, b: Moments) -> float:
 
 def _factor(covariance: np.ndarray) -> Tensor:
     """L with L L^T = covariance: float64 [d, d], by Cholesky, or by eigenvalues where some are not above 0."""
-    matrix = torch.from_numpy(covariance)
+    matrix = torch.from_numpy(np.asarray(covariance, np.float64))
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:
         return factor

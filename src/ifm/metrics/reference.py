@@ -80,7 +80,7 @@ def build_reference(
     device: torch.device,
     on_log: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the folder `out` and returns its metadata: extractor, checksum, dimension, accuracy, floor FID.
+    """Writes the folder `out` and returns its metadata: the extractor's protocol, the splits, accuracy, floor FID.
 
     The floor is the figure of the split that is not the reference: what real data themselves reach. Points have the
     floors of their own two distances, and no FID.
@@ -95,9 +95,7 @@ def build_reference(
         other = "test" if config.reference_split == "train" else "train"
         for name in splits:
             np.save(folder / f"features-{name}.npy", found[name], allow_pickle=False)
-        metadata = {
-            "extractor": extractor.name,
-            "checksum": extractor.checksum,
+        metadata = extractor.describe() | {
             "dimension": int(found["train"].shape[1]),
             "split": config.reference_split,
             "n_train": len(train),
