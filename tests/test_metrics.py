@@ -20,6 +20,7 @@ from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, cla
 from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.evaluation import endpoint_rms, evaluate_samples
 from ifm.metrics.extractors import ExtractorError, InceptionExtractor, PixelExtractor, features
+from ifm.metrics.figures import Found, Measures, fid_trend, image_figures
 from ifm.metrics.reference import build_reference, load_reference
 from ifm.metrics.weights import find_inception
 
@@ -468,9 +469,14 @@ def samples(folder: Path, arrays: dict[str, np.ndarray], *, shape: tuple[int, ..
     return folder
 
 
+MEASURES = Measures(
+    kid_subsets=3, kid_subset_size=10, neighbours=3, neighbour_samples=100, sliced_projections=8, seed=4
+)
+
+
 def evaluate(folder: Path, built: tuple[Path, dict]) -> dict[str, dict[str, Any]]:
     reference = load_reference(built[0], config(), device=CPU)
-    return evaluate_samples(folder, reference, kid_subsets=3, kid_subset_size=10, seed=4)
+    return evaluate_samples(folder, reference, measures=MEASURES).figures
 
 
 def test_figures_of_a_folder_against_direct_computation(built: tuple[Path, dict], tmp_path: Path):
@@ -480,13 +486,19 @@ def test_figures_of_a_folder_against_direct_computation(built: tuple[Path, dict]
     folder = samples(tmp_path / "s", {"teacher-35": best, "teacher-3": quick, "flow-1": flow, "flow-2": dark})
     figures = evaluate(folder, built)
     reference = load_reference(built[0], config(), device=CPU)
+    real = reference.real(MEASURES)
     for name, images in (("teacher-35", best), ("teacher-3", quick), ("flow-1", flow)):
-        found = reference.extractor(images)
+        found = Found(*reference.extractor.features_and_probabilities(images))
         row = figures[name]
+        assert {key: row[key] for key in image_figures(found, real)} == image_figures(found, real)
+        found = found.features
         assert row["fid"] == fid(moments(found), reference.moments)
         assert row["kid"] == kid(found, reference.features, subsets=3, subset_size=10, seed=4)
         assert (row["n_samples"], row["class_shares"], row["min_class_share"]) == (20, [0.5, 0.5], 0.5)
-    assert [row["nfe"] for row in figures.values()] == [35, 3, 1, 2]
+    assert [row["nfe"] for row in figures.values()] == [0, 35, 3, 1, 2]
+    of_test = figures["data-test"]
+    assert (of_test["model"], of_test["sampler"], of_test["n_samples"]) == ("data", "test", 31)
+    assert of_test["fid"] == pytest.approx(built[1]["floor_fid"], rel=1e-9)
     distances = [
         np.linalg.norm((x.astype(float) - y.astype(float)) / 127.5) / 8 for x, y in zip(flow, best, strict=True)
     ]
@@ -495,6 +507,50 @@ def test_figures_of_a_folder_against_direct_computation(built: tuple[Path, dict]
     assert figures["flow-2"]["class_shares"] == [0.0, 1.0]
     assert figures["flow-2"]["min_class_share"] == 0.0
     json.dumps(figures, allow_nan=False)
+
+
+def test_figures_over_seeds_are_means_of_the_sets(built: tuple[Path, dict], tmp_path: Path):
+    """Three sets in one array: each figure is the mean of the sets' own, classes are counted over all of them."""
+    sets = [toy(12, seed=5 + i).images for i in range(3)]
+    folder = samples(tmp_path / "s", {"teacher-3": np.concatenate(sets), "flow-1": np.concatenate(sets[::-1])})
+    described = json.loads((folder / "metadata.json").read_text()) | {"seeds": 3}
+    (folder / "metadata.json").write_text(json.dumps(described))
+    row = evaluate(folder, built)["flow-1"]
+    reference = load_reference(built[0], config(), device=CPU)
+    found = [Found(*reference.extractor.features_and_probabilities(x)) for x in sets[::-1]]
+    each = [image_figures(f, reference.real(MEASURES)) for f in found]
+    for key in each[0]:
+        assert row[key] == pytest.approx(np.mean([e[key] for e in each]), rel=1e-6)
+        assert row[f"{key}_sd"] == pytest.approx(np.std([e[key] for e in each], ddof=1), rel=1e-5, abs=1e-9)
+    assert (row["n_samples"], row["seeds"], row["class_shares"]) == (12, 3, [0.5, 0.5])
+    assert row["fid_pooled"] == pytest.approx(fid_trend(found, reference.real(MEASURES))["fid_pooled"], rel=1e-6)
+    assert row["endpoint_rms"] == pytest.approx(
+        np.mean([endpoint_rms(a, b) for a, b in zip(sets[::-1], sets, strict=True)])
+    )
+
+
+@pytest.mark.parametrize(("count", "seeds", "given"), [(31, 3, "31 samples in 3"), (9, 3, "9 samples in 3")])
+def test_sets_that_are_uneven_or_too_small(
+    built: tuple[Path, dict], tmp_path: Path, count: int, seeds: int, given: str
+):
+    folder = samples(tmp_path / "s", {"flow-1": toy(count, seed=5).images})
+    described = json.loads((folder / "metadata.json").read_text()) | {"seeds": seeds}
+    (folder / "metadata.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=f"flow-1 has {given} set.s., which must be of equal size and at least 4 each"):
+        evaluate(folder, built)
+
+
+def test_the_closest_pairs_are_those_of_the_one_step_flow(built: tuple[Path, dict], tmp_path: Path):
+    copied = toy(20, seed=9).images
+    copied[[3, 8]] = TRAIN.images[[40, 11]]
+    folder = samples(tmp_path / "s", {"flow-1": copied})
+    described = json.loads((folder / "metadata.json").read_text())
+    described["samplers"][0]["sampler"] = "one_step"
+    (folder / "metadata.json").write_text(json.dumps(described))
+    reference = load_reference(built[0], config(), device=CPU)
+    closest = evaluate_samples(folder, reference, measures=MEASURES).closest["flow-1"]
+    assert {(3, 40), (8, 11)} == set(closest[:2])
+    assert len(closest) == 8
 
 
 def test_endpoint_rms_of_a_constant_offset():
@@ -506,9 +562,8 @@ def test_endpoint_rms_of_a_constant_offset():
 
 def test_a_flow_without_teacher_has_no_endpoint(built: tuple[Path, dict], tmp_path: Path):
     figures = evaluate(samples(tmp_path / "s", {"flow-1": TEST.images}), built)
-    assert set(figures["flow-1"]) == {
-        *("model", "sampler", "nfe", "n_samples", "fid", "kid", "min_class_share", "class_shares")
-    }
+    assert figures["flow-1"]["fid"] > 0
+    assert "endpoint_rms" not in figures["flow-1"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"hello", b"\x93NUMPY\x01\x00"], ids=["empty", "no array", "cut"])

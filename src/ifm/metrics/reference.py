@@ -16,7 +16,6 @@ from ifm.errors import UserError
 from ifm.files import fresh_folder, read_json, write_json
 from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, load_classifier, train_classifier
 from ifm.metrics.distances import Moments, fid, moments
-from ifm.metrics.figures import Measures, Real
 from ifm.metrics.extractors import (
     ClassifierExtractor,
     CoordinateExtractor,
@@ -27,6 +26,7 @@ from ifm.metrics.extractors import (
     dinov2_class,
     features,
 )
+from ifm.metrics.figures import Measures, Real
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
 
