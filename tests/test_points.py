@@ -23,6 +23,7 @@ from ifm.mlp import MLP, fourier_features
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_network, copy_weights, load_network, save_network
 from ifm.random import Streams
+from ifm.report import SUMMARY_COLUMNS
 from ifm.sampling import draw_samples, flow_sampler, solve_ode
 from pipeline import paths, preset
 from pipeline.stage import Stage
@@ -453,14 +454,14 @@ def test_every_stage_on_points(name, dimensions, tmp_path, monkeypatch):
         paths.run_record(made.name).write_text(json.dumps({"timings": made.run.timings}))
 
     table = pd.read_csv("reports/summary.csv")
-    assert table.columns[-2:].tolist() == ["sliced_wasserstein", "energy_distance"]
+    assert table.columns.tolist() == list(SUMMARY_COLUMNS)
     assert len(table) == 2 * 5
     assert table[["fid", "kid"]].isna().all(axis=None)
     assert (table[["sliced_wasserstein", "energy_distance"]] > 0).all(axis=None)
     assert set(table.data) == {name}
     assert table.min_class_share.notna().any() == (name == "eight_gaussians")
     samples = np.load("data/samples/rf/flow-one_step-nfe001.npy")
-    assert (samples.dtype, samples.shape) == (np.float32, (100, dimensions))
+    assert (samples.dtype, samples.shape) == (np.float32, (3 * 100, dimensions))
     assert np.load("data/trajectories/rf/shard-00000.npy").shape == (32, 3, dimensions)
     page = Path("reports/index.html").read_text()
     assert "Sliced 2-Wasserstein, flow, 1 step" in page

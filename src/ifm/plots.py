@@ -567,7 +567,9 @@ def _over_seeds(rows: pd.DataFrame, x: str) -> pd.DataFrame:
 
 def _draw_front(ax: "Axes", lines: Sequence[Series]) -> None:
     """A broad band along the means that no other one beats in both."""
-    points = pd.concat([series.line for series in lines]) if lines else pd.DataFrame({"x": [], "fid": []})
+    if not lines:
+        return
+    points = pd.concat([series.line for series in lines])
     chosen = points.iloc[pareto_front(list(points["x"]), list(points["fid"]))]
     ax.plot(chosen["x"], chosen["fid"], color=INK, alpha=0.16, linewidth=7, solid_capstyle="round", zorder=1.5)
 
