@@ -31,8 +31,9 @@ FLOW_FID = {
 def summary_of(*dynamics, objective="trajectory", anchor="self", seed=0, factor=1.0):
     common = {
         "data": "digits", "extractor": "classifier", "checksum": "0123456789ab",
-        "reference": "train split (1,438 images)", "seed": seed, "n_samples": 1000, "seeds": 3, "precision": 0.71, "precision_sd": 0.01, "recall": 0.62,
-        "density": 0.8, "coverage": 0.75, "inception_score": 8.5, "seconds_batch_1": 4.2e-3, "peak_memory_mb": 33.0,
+        "reference": "train split (1,438 images)", "seed": seed, "n_samples": 1000, "seeds": 3, "precision": 0.71,
+        "precision_sd": 0.01, "recall": 0.62, "density": 0.8, "coverage": 0.75, "inception_score": 8.5,
+        "seconds_batch_1": 4.2e-3, "peak_memory_mb": 33.0,
     }  # fmt: skip
     rows = []
     for name in dynamics:
