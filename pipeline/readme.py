@@ -19,8 +19,8 @@ SHOWN = 32  # images a panel
 def table(summary: pd.DataFrame) -> str:
     """Markdown: one line for each dynamics, flow in one step against the teacher at its most evaluations."""
     lines = [
-        "| dynamics | flow, 1 NFE | teacher, {most} NFE | ratio | teacher, 1 NFE | speed-up | rarest class, flow |",
-        "|---|---|---|---|---|---|---|",
+        "| dynamics | FID, flow, 1 NFE | teacher, {most} NFE | ratio | teacher, 1 NFE | recall, flow | teacher | speed-up |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     most = int(summary[summary.model == "teacher"].nfe.max())
     for d in TITLES:
@@ -30,10 +30,15 @@ def table(summary: pd.DataFrame) -> str:
         flow, best, first = rows.loc[("one_step", 1)], rows.loc[("heun", most)], rows.loc[("heun", 1)]
         speed = best.seconds_per_image / flow.seconds_per_image
         lines.append(
-            f"| {TITLES[d]} | {flow.fid:.3f} | {best.fid:.3f} | {flow.fid / best.fid:.2f} | {first.fid:.1f} | "
-            f"{speed:.1f}x | {100 * flow.min_class_share:.1f} % |"
+            f"| {TITLES[d]} | {_with_deviation(flow, 'fid')} | {_with_deviation(best, 'fid')} | "
+            f"{flow.fid / best.fid:.2f} | {first.fid:.1f} | {flow.recall:.2f} | {best.recall:.2f} | {speed:.1f}x |"
         )
     return "\n".join(lines).replace("{most}", str(most))
+
+
+def _with_deviation(row: pd.Series, column: str) -> str:
+    deviation = row[f"{column}_sd"]
+    return f"{row[column]:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
 
 
 def picture(dynamics: list[str]) -> Image.Image:

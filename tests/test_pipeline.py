@@ -23,7 +23,7 @@ TINY = {
     "trajectories.count": 64, "trajectories.shard_size": 32, "trajectories.batch_size": 16,
     "trajectories.solver_steps": 4, "trajectories.stored_times": 3,
     "flow.steps": 20, "flow.batch_size": 16, "flow.warmup_steps": 2, "flow.log_every": 5, "flow.checkpoint_every": 10,
-    "sample.count": 96, "sample.batch_size": 32, "sample.grid_images": 16, "sample.flow_steps": [1, 2],
+    "sample.seeds": 2, "sample.count": 48, "sample.batch_size": 32, "sample.grid_images": 16, "sample.flow_steps": [1, 2],
     "evaluate.teacher_nfe": [1, 5], "evaluate.kid_subsets": 3, "evaluate.classifier.steps": 20,
     "diagnose.paths": 8, "diagnose.solver_steps": 4, "diagnose.jacobian_paths": 2, "diagnose.jacobian_times": 2,
 }  # fmt: skip
@@ -135,8 +135,10 @@ def test_outputs(project):
 
 def test_summary_is_in_long_form(project):
     table = pd.read_csv(project.folder / "reports/summary.csv")
-    assert len(table) == 5
+    assert len(table) == 5 + 1
     assert pd.read_json(project.folder / "reports/summary.json").shape == table.shape
+    real, table = table[table.model == "data"], table[table.model != "data"]
+    assert (real.sampler.tolist(), real.n_samples.tolist()) == (["test"], [360])
     assert set(table.columns) >= {
         "data", "extractor", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed", "n_samples", "fid",
         "kid", "seconds_per_image", "parameters", "train_images", "train_seconds",
@@ -148,7 +150,11 @@ def test_summary_is_in_long_form(project):
     assert (flow.train_images == 320).all()
     metrics = project.json("reports/metrics/rf.json")
     assert flow.loc[("one_step", 1), "fid"] == pytest.approx(metrics["flow-one_step-nfe001"]["fid"], rel=1e-5)
-    assert (table[["fid", "seconds_per_image", "train_seconds"]] > 0).all(axis=None)
+    assert (table[["fid", "fid_sd", "seconds_per_image", "seconds_batch_1", "train_seconds"]] > 0).all(axis=None)
+    assert (table[["n_samples", "seeds"]] == [48, 2]).all(axis=None)
+    assert table[["inception_score", "precision", "recall", "density", "coverage"]].notna().all(axis=None)
+    assert json.loads((project.folder / "data/pairs/rf/pairs.json").read_text()).keys() == {"flow-one_step-nfe001"}
+    assert (project.folder / "data/pairs/rf/flow-one_step-nfe001.png").is_file()
 
 
 def test_tracking(project):
