@@ -524,6 +524,10 @@ def test_figures_over_seeds_are_means_of_the_sets(built: tuple[Path, dict], tmp_
         assert row[f"{key}_sd"] == pytest.approx(np.std([e[key] for e in each], ddof=1), rel=1e-5, abs=1e-9)
     assert (row["n_samples"], row["seeds"], row["class_shares"]) == (12, 3, [0.5, 0.5])
     assert row["fid_pooled"] == pytest.approx(fid_trend(found, reference.real(MEASURES))["fid_pooled"], rel=1e-6)
+    takes = reference.extractor.features_and_probabilities
+    teachers = [image_figures(Found(*takes(x)), reference.real(MEASURES)) for x in sets]
+    ratios = [e["fid"] / t["fid"] for e, t in zip(each, teachers, strict=True)]
+    assert (row["ratio"], row["ratio_sd"]) == (pytest.approx(np.mean(ratios)), pytest.approx(np.std(ratios, ddof=1)))
     assert row["endpoint_rms"] == pytest.approx(
         np.mean([endpoint_rms(a, b) for a, b in zip(sets[::-1], sets, strict=True)])
     )

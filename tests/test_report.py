@@ -68,6 +68,8 @@ def summary_of(*dynamics, objective="trajectory", anchor="self", seed=0, factor=
                 "train_images": 192_000,
                 "train_seconds": 173.5,
                 "fid_sd": 0.04,
+                "ratio": 2.2,
+                "ratio_sd": 0.0321,
                 "fid_pooled": fid * factor - 0.2,
                 "fid_extrapolated": fid * factor - 0.3,
                 "train_distance_auc": 0.4812,
@@ -194,14 +196,14 @@ def headline_row(page, name):
 
 
 def test_headline_has_the_figures_their_ratio_and_the_speed_up(page):
-    assert headline_row(page, "VE diffusion") == ["1.94 ± 0.04", "0.87", "2.22", "313.2", "35.0×"]
+    assert headline_row(page, "VE diffusion") == ["1.94 ± 0.04", "0.87", "2.22 ± 0.03", "313.2", "35.0×"]
     assert "Means over 3 sampling seeds, ± one standard deviation." in Page(page).text
 
 
 def test_headline_of_seeds_is_mean_and_deviation():
     rows = pd.concat([summary_of("rf", seed=0, factor=1.0), summary_of("rf", seed=1, factor=3.0)])
     page = render(full_report(summary=rows))
-    assert headline_row(page, "Rectified flow")[:3] == ["3.88 ± 2.74", "1.74 ± 1.23", "2.22"]
+    assert headline_row(page, "Rectified flow")[:3] == ["3.88 ± 2.74", "1.74 ± 1.23", "2.22 ± 0.00"]
     assert "2 seeds" in page
 
 
@@ -271,8 +273,11 @@ def test_real_images_are_a_row_and_a_line_but_no_model(page):
     assert row[0] == "–"
     assert row[2] == "test"
     assert [line.dynamics for line in report.headlines(full_report().summary)] == ["ve", "rf", "pfgmpp"]
-    precision = next(part for part in page.split("<svg") if "Precision against NFE" in part)
-    assert "Real test images" in precision
+    models = full_report().summary.query("model != 'data'")
+    bare, floored = (plots.metrics_against_nfe(models, floors) for floors in ({}, {"precision": 0.9, "recall": 0.9}))
+    assert floored["precision"] != bare["precision"]
+    assert floored["precision"] in page
+    assert floored["recall"] == bare["recall"]  # recall depends on the number of samples: no line
 
 
 def test_the_pareto_front_is_what_no_point_beats():

@@ -39,6 +39,8 @@ METRICS = {  # drawn against NFE besides what a page judges by
     "energy_distance": "Energy distance",
 }
 LOGARITHMIC = ("energy_distance",)
+BOTH_SIGNS = {"kid": 0.1}  # logarithmic beyond this, linear within
+FLOORED = ("kid", "precision", "density")  # that real data have whatever their number
 QUALITY = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein"}  # what a page judges by: the first it has
 
 OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
@@ -52,7 +54,7 @@ PAINT = {
     PAPER: "var(--paper, #fff)",
     "#0072b2": "var(--blue, #0072b2)",  # the one colour of the set that is dim on a dark page
 }
-WIDE, SIZE = (5.4, 3.7), 10.0  # inches (of 72 units), text height in units
+WIDE, SMALL, SIZE = (5.4, 3.7), (5.4, 2.6), 10.0  # inches (of 72 units), text height in units
 CURVE_POINTS = 300
 SQUARE, DATA_GREY, PATHS_SHOWN = (3.6, 3.5), "#8a8f96", 48
 
@@ -119,12 +121,14 @@ def metrics_against_nfe(summary: pd.DataFrame, floors: Mapping[str, float]) -> d
             summary.assign(fid=values, fid_sd=summary[f"{column}_sd"]),
             "nfe",
             _nfe_axis(summary),
-            floor=floors.get(column),
+            floor=floors.get(column) if column in FLOORED else None,
             name=column.replace("_", "-"),
             label=f"{title} against NFE",
             title=title,
             sample=unit(summary),
             log=column in LOGARITHMIC,
+            linear_within=BOTH_SIGNS.get(column),
+            legend=False,
         )
     return found
 
@@ -484,7 +488,9 @@ def _quality(
     title: str,
     sample: str,
     log: bool = True,
+    linear_within: float | None = None,
     front: bool = False,
+    legend: bool = True,
 ) -> str:
     """Column fid against column `x`: teacher dashed and hollow, flow filled, a marker for each sampler.
 
@@ -510,14 +516,28 @@ def _quality(
             _draw_front(ax, lines)
         if log:
             ax.set_yscale("log")
+        elif linear_within is not None:
+            _symmetric_log_y(ax, linear_within)
         axis(ax)
         if log:
             log_y(ax)
         ax.set_ylabel(title)
-        real = f"Real test {sample}s" if floor is not None else None
-        _quality_legend(figure, lines, variants, floor=real, front=front)
+        if legend:
+            real = f"Real test {sample}s" if floor is not None else None
+            _quality_legend(figure, lines, variants, floor=real, front=front)
 
-    return svg(draw, name=name, label=label)
+    return svg(draw, name=name, label=label, size=WIDE if legend else SMALL)
+
+
+def _symmetric_log_y(ax: "Axes", within: float) -> None:
+    """Logarithmic away from zero on both sides; ticks at the powers of ten that the values reach, and at zero."""
+    low, high = min(ax.dataLim.y0, -within / 2), ax.get_ylim()[1]
+    ax.set_yscale("symlog", linthresh=within)
+    powers = [within * 10**k for k in range(12)]
+    ticks = [-p for p in reversed(powers) if -p > low] + [0.0] + [p for p in powers if p < high]
+    ax.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+    ax.set_yticks([], minor=True)
+    ax.set_ylim(low, high)
 
 
 def flow_variants(summary: pd.DataFrame) -> list[tuple[str, str]]:
@@ -571,7 +591,7 @@ def _draw_front(ax: "Axes", lines: Sequence[Series]) -> None:
         return
     points = pd.concat([series.line for series in lines])
     chosen = points.iloc[pareto_front(list(points["x"]), list(points["fid"]))]
-    ax.plot(chosen["x"], chosen["fid"], color=INK, alpha=0.16, linewidth=7, solid_capstyle="round", zorder=1.5)
+    ax.plot(chosen["x"], chosen["fid"], color=INK, alpha=0.22, linewidth=7, solid_capstyle="round", zorder=1.5)
 
 
 def _draw_series(ax: "Axes", series: Series, *, log: bool) -> None:
@@ -617,7 +637,7 @@ def _quality_legend(
     if floor:
         left.append(entry(floor, linewidth=0.9, alpha=0.75))
     if front:
-        left.append(entry("Pareto front", linewidth=7, alpha=0.16))
+        left.append(entry("Pareto front", linewidth=7, alpha=0.22))
     dashes = {"heun": "--", "one_step": "none"}
     right = [
         entry(title, linestyle=dashes.get(key, "-"), **marker(key, INK))

@@ -23,13 +23,13 @@ from ifm import plots
 from ifm.pictures import shrink_png
 
 SUMMARY_COLUMNS = (
-    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed",
-    "seeds", "n_samples", "fid", "fid_sd", "fid_pooled", "fid_extrapolated", "kid", "kid_sd", "inception_score",
-    "inception_score_sd", "precision", "precision_sd", "recall", "recall_sd", "density", "density_sd", "coverage",
-    "coverage_sd", "sliced_wasserstein", "sliced_wasserstein_sd", "energy_distance", "energy_distance_sd",
-    "min_class_share", "missing_classes", "class_chi2", "class_p", "train_distance_auc", "train_distance_auc_sd",
-    "near_copies", "near_copies_sd", "endpoint_rms", "endpoint_rms_sd", "seconds_per_image", "seconds_batch_1",
-    "peak_memory_mb", "parameters", "train_images", "train_seconds",
+    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler", "nfe",
+    "seed", "seeds", "n_samples", "fid", "fid_sd", "fid_pooled", "fid_extrapolated", "ratio", "ratio_sd", "kid",
+    "kid_sd", "inception_score", "inception_score_sd", "precision", "precision_sd", "recall", "recall_sd", "density",
+    "density_sd", "coverage", "coverage_sd", "sliced_wasserstein", "sliced_wasserstein_sd", "energy_distance",
+    "energy_distance_sd", "min_class_share", "missing_classes", "class_chi2", "class_p", "train_distance_auc",
+    "train_distance_auc_sd", "near_copies", "near_copies_sd", "endpoint_rms", "endpoint_rms_sd", "seconds_per_image",
+    "seconds_batch_1", "peak_memory_mb", "parameters", "train_images", "train_seconds",
 )  # fmt: skip
 TEXT_COLUMNS = (
     "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler",
@@ -123,6 +123,7 @@ class Headline:
     teacher_fid: Estimate | None
     teacher_nfe: int | None
     ratio: float | None  # flow_fid / teacher_fid
+    ratio_deviation: float | None  # over sampling seeds, of one seed of training
     single_fid: Estimate | None  # teacher with one evaluation
     speed_up: float | None  # teacher's seconds per image / flow's
 
@@ -242,6 +243,7 @@ COLUMNS = {
     "fid": Column("FID", True, _aligned(least=3, digits=2)),
     "fid_pooled": Column("FID, all seeds’ samples", True, _aligned(least=3, digits=2)),
     "fid_extrapolated": Column("FID, extrapolated", True, _aligned(least=3, most=3)),
+    "ratio": Column("Over the teacher’s", True, _aligned(least=2, most=2)),
     "kid": Column("KID", True, _aligned(least=4, most=6)),
     "inception_score": Column("Inception score", True, _aligned(least=2)),
     "precision": Column("Precision", True, _aligned(least=3, most=3)),
@@ -319,9 +321,14 @@ def _headline(dynamics: str, variant: str, one_step: pd.DataFrame, teacher: pd.D
         teacher_fid=teacher_fid,
         teacher_nfe=nfe,
         ratio=_quotient(flow_fid, teacher_fid),
+        ratio_deviation=_deviation(_estimate(one_step, "ratio")),
         single_fid=_estimate(teacher[teacher["nfe"] == 1]),
         speed_up=_quotient(_estimate(best, "seconds_per_image"), _estimate(one_step, "seconds_per_image")),
     )
+
+
+def _deviation(estimate: Estimate | None) -> float | None:
+    return estimate.deviation if estimate else None
 
 
 def _of_models(summary: pd.DataFrame) -> pd.DataFrame:
@@ -358,7 +365,7 @@ def _headline_cells(lines: Sequence[Headline]) -> list[dict[str, Any]]:
             "flow": _fid(line.flow_fid, decimals),
             "teacher": _fid(line.teacher_fid, decimals),
             "single": _fid(line.single_fid, single),
-            "ratio": MISSING if line.ratio is None else f"{line.ratio:,.2f}",
+            "ratio": MISSING if line.ratio is None else _fid(Estimate(line.ratio, line.ratio_deviation, 1), 2),
             "speed_up": MISSING if line.speed_up is None else f"{significant(line.speed_up)}×",
         }
         for line in lines
@@ -506,8 +513,7 @@ def _classes(report: Report) -> dict[str, Any] | None:
                 "name": plots.DYNAMICS.get(key, key),
                 "colour": plots.css_colour(key),
                 "rarest": names[rarest],
-                "share": f"{100 * shares[rarest]:.1f}",
-                "real": f"{100 * real[rarest]:.1f}",
+                "share": f"{100 * shares[rarest]:.1f} ({100 * real[rarest]:.1f})",
                 "distance": f"{50 * np.abs(shares - real).sum():.1f}",
                 "missing": int((shares == 0).sum()),
                 "test": _test(one_step.loc[key]) if key in one_step.index else MISSING,

@@ -1,7 +1,7 @@
 """Figures of a folder of samples against the reference, sampler by sampler."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -58,7 +58,8 @@ def evaluate_samples(
     `class_figures` of all sets together where there are classes.
 
     endpoint_rms: root mean square difference, in units of data in [-1, 1], from the teacher at its largest NFE started
-    at the same x_T; averaged over samples, for the flow's samplers. Raises UserError at samples that cannot be judged.
+    at the same x_T; averaged over samples, for the flow's samplers. ratio: their FID (of points the sliced distance)
+    over that teacher's, set by set, each from the same prior draws. Raises UserError at samples that cannot be judged.
     Processes share the extractor's work and find the same figures.
     """
     metadata = read_json(folder / "metadata.json")
@@ -79,6 +80,8 @@ def evaluate_samples(
     best = arrays[max(teachers, key=lambda s: s["nfe"])["name"]] if teachers else None
 
     judge = _judge_points(reference, measures) if points else _judge_images(reference, measures)
+    quality = "sliced_wasserstein" if points else "fid"
+    by_set: dict[str, list[float]] = {}
     figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, measures)
     closest: dict[str, list[tuple[int, int]]] = {}
     for sampler in progress(metadata["samplers"]):
@@ -86,7 +89,10 @@ def evaluate_samples(
         found = extract(reference.extractor, images, batch_size=BATCH, accelerator=accelerator)
         row = {key: sampler[key] for key in ("model", "sampler", "nfe")}
         row |= {"n_samples": len(images) // seeds, "seeds": seeds}
-        row |= judge([found.part(s) for s in _sets(len(images), seeds)])
+        sets = [found.part(s) for s in _sets(len(images), seeds)]
+        each = [judge(s) for s in sets]
+        row |= over_sets(each) | ({} if points else fid_trend(sets, reference.real(measures)))
+        by_set[name] = [one[quality] for one in each]
         if sampler["model"] == "flow" and best is not None:
             if len(images) != len(best):
                 raise UserError(f"{folder}: {name} has {len(images)} images, the teacher {len(best)}; {MEND}")
@@ -97,12 +103,16 @@ def evaluate_samples(
         figures[name] = row
         if not points and sampler["sampler"] == "one_step":
             closest[name] = closest_pairs(found.features, reference.real(measures).train)
+    if teachers:
+        of_teacher = by_set[max(teachers, key=lambda s: s["nfe"])["name"]]
+        for name in (s["name"] for s in metadata["samplers"] if s["model"] == "flow"):
+            figures[name] |= over_sets([{"ratio": a / b} for a, b in zip(by_set[name], of_teacher, strict=True)])
     return Evaluation(figures, closest)
 
 
-def _judge_images(reference: Reference, measures: Measures) -> Callable[[Sequence[Found]], dict[str, float]]:
+def _judge_images(reference: Reference, measures: Measures) -> Callable[[Found], dict[str, float]]:
     real = reference.real(measures)
-    return lambda sets: over_sets([image_figures(s, real) for s in sets]) | fid_trend(sets, real)
+    return lambda found: image_figures(found, real)
 
 
 def _of_real_images(reference: Reference, measures: Measures) -> dict[str, dict[str, Any]]:
@@ -115,9 +125,9 @@ def _of_real_images(reference: Reference, measures: Measures) -> dict[str, dict[
     return {f"data-{other}": row | image_figures(found, dataclasses.replace(reference.real(measures), train=None))}
 
 
-def _judge_points(reference: Reference, measures: Measures) -> Callable[[Sequence[Found]], dict[str, float]]:
+def _judge_points(reference: Reference, measures: Measures) -> Callable[[Found], dict[str, float]]:
     options = {"projections": measures.sliced_projections, "within_real": point_spread(reference.features)}
-    return lambda sets: over_sets([point_figures(s.features, reference.features, **options) for s in sets])
+    return lambda found: point_figures(found.features, reference.features, **options)
 
 
 def closest_pairs(samples: np.ndarray, train: np.ndarray) -> list[tuple[int, int]]:
