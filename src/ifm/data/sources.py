@@ -429,7 +429,7 @@ def _imagefolder(config: DataConfig) -> Source:
                 f"data.{name}_split = {sub!r}: no such folder in data.path = {config.path!r}; with "
                 "data.test_split: null the whole folder is used"
             )
-        paths, others = _image_files(root / sub)
+        paths, others = image_files(root / sub)
         ignored += others
         if not paths:
             raise FetchError(
@@ -458,7 +458,7 @@ def _folder_split(folder: Path, paths: list[PurePath], config: DataConfig) -> Sp
     return Split(len(paths), labels, encoded)
 
 
-def _image_files(folder: Path) -> tuple[list[PurePath], int]:
+def image_files(folder: Path) -> tuple[list[PurePath], int]:
     """Paths of image files relative to `folder`, sorted, and the number of other files and links passed over.
 
     Hidden files and folders are no images: previews and notebook copies live there.

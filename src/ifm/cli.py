@@ -1,0 +1,204 @@
+"""The command `ifm`: one function a subcommand, which imports what it needs."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ifm import __version__
+from ifm.errors import UserError
+from ifm.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with status 1, as for any other input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"{self.prog}: {message}; {self.prog} --help lists the options\n" if _is_main() else None)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a subcommand and exits with its status; a UserError is one line and status 1."""
+    parser = Parser(prog="ifm", description="Integration Flow: tools beside the pipeline.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ifm {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (add_options, run) in COMMANDS.items():
+        summary = run.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_options(command)
+        command.set_defaults(run=run)
+    given = parser.parse_args(arguments)
+    try:
+        given.run(given)
+    except UserError as error:
+        if os.environ.get("IFM_DEBUG"):
+            raise
+        sys.exit(f"ifm: {error}" if _is_main() else 1)
+
+
+def _is_main() -> bool:
+    """Whether this process is the one that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+# Evaluate
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Figures of a folder or an array of images against real ones."""
+    _check_outputs(given.out, given.pairs)
+    from ifm.metrics.collections import Resize
+    from ifm.metrics.figures import Measures
+    from ifm.metrics.scoring import Request, score
+    from ifm.pictures import save_grid
+
+    device, accelerator = _hardware(given.device)
+    found = score(
+        Request(
+            samples=given.samples,
+            reference=given.reference,
+            measures=Measures(
+                kid_subsets=given.kid_subsets,
+                kid_subset_size=given.kid_subset_size,
+                neighbours=given.neighbours,
+                neighbour_samples=given.neighbour_samples,
+                sliced_projections=1,  # of points, which are not judged here
+                seed=given.seed,
+            ),
+            train=given.train,
+            unseen=given.unseen,
+            extractor=given.extractor,
+            weights=given.weights,
+            weights_sha256=given.weights_sha256,
+            resize=None if given.image_size is None else Resize(given.image_size, given.resample),
+            value_range=given.range,
+            sets=given.sets,
+            batch_size=given.batch_size,
+            pairs=given.pairs is not None,
+        ),
+        device=device,
+        accelerator=accelerator,
+    )
+    if accelerator is not None:
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return
+    if given.out is not None:
+        write_json(given.out, {"protocol": found.protocol, "figures": found.figures})
+    if given.pairs is not None:
+        save_grid(found.pairs, given.pairs, columns=len(found.pairs) // 2)
+    print(f"{_protocol_text(found.protocol)}\n\n{_figures_text(found.figures)}")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    images = "a folder of PNG, JPEG or WebP files, an .npy or an .npz"
+    add = parser.add_argument
+    add("--samples", type=Path, required=True, metavar="PATH", help=f"what is judged: {images}")
+    add("--reference", type=Path, required=True, metavar="PATH", help=f"real images: {images}; or data/reference")
+    add("--train", type=Path, metavar="PATH", help="training images, to look for copies of them")
+    add("--unseen", type=Path, metavar="PATH", help="held-out real images, which tell how near is too near")
+    add("--extractor", choices=EXTRACTORS, help="default: the reference folder's, else inception")
+    add("--weights", type=Path, metavar="PATH", help="the extractor's weights: a file or its folder")
+    add("--weights-sha256", type=_sha256, metavar="HEX", help="their digest; default: the published file's")
+    add("--image-size", type=_at_least(1), metavar="N", help="resize all images to N x N, the largest centred square")
+    add("--resample", choices=("lanczos", "bicubic", "box"), default="lanczos", help="how (default: %(default)s)")
+    add("--range", choices=("unit", "signed"), help="of arrays of floats: [0, 1] or [-1, 1]")
+    add("--sets", type=_at_least(1), default=1, metavar="K", help="cut the samples into K sets, for means and sd")
+    add("--batch-size", type=_at_least(1), default=256, metavar="N", help="images at a time (default: %(default)s)")
+    add("--kid-subsets", type=_at_least(1), default=100, metavar="N", help="default: %(default)s")
+    add("--kid-subset-size", type=_at_least(2), default=1000, metavar="N", help="default: %(default)s")
+    add(
+        "--neighbours", type=_at_least(1), default=5, metavar="K", help="of precision and recall (default: %(default)s)"
+    )
+    add("--neighbour-samples", type=_at_least(2), default=10_000, metavar="N", help="at most, default: %(default)s")
+    add("--seed", type=_at_least(0), default=0, metavar="N", help="of KID's subsets (default: %(default)s)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add("--out", type=Path, metavar="FILE.json", help="where to write protocol and figures")
+    add("--pairs", type=Path, metavar="FILE.png", help="a picture of the samples nearest to training images")
+
+
+def _check_outputs(out: Path | None, pairs: Path | None) -> None:
+    """Raises UserError where a result could not be written in the end."""
+    for option, path, suffix in (("--out", out, ".json"), ("--pairs", pairs, ".png")):
+        if path is None:
+            continue
+        if path.suffix.lower() != suffix or path.is_dir():
+            raise UserError(f"{option} {path}: must be a file named *{suffix}")
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(f"{option} {path}: {there} is no folder that can be written to; name another")
+
+
+def _hardware(name: str | None) -> "tuple[torch.device, Accelerator | None]":
+    """The device, and where a launcher started several processes what they share their work by."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: is no device; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs for it; use cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device, None
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    return accelerator.device, accelerator
+
+
+def _protocol_text(protocol: Mapping[str, Any]) -> str:
+    rows = {name: _plain(value) for name, value in protocol.items() if value is not None}
+    width = max(len(name) for name in rows)
+    return "\n".join(["protocol", *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+
+
+def _plain(value: Any) -> str:
+    """A value of the protocol in a line."""
+    if isinstance(value, Mapping) and "count" in value:
+        shape = f" of {' x '.join(map(str, value['shape']))}" if "shape" in value else ""
+        other = f", {value['passed_over']} other files passed over" if value.get("passed_over") else ""
+        split = f", split {value['split']}" if "split" in value else ""
+        return f"{value['path']}: {value['count']} images{shape}{split}{other}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return str(value)
+
+
+def _figures_text(figures: Mapping[str, Any]) -> str:
+    """A line for each figure, its standard deviation over the sets beside it; shares of classes are for the JSON."""
+    shown = {n: v for n, v in figures.items() if isinstance(v, int | float) and not n.endswith("_sd")}
+    width = max(len(name) for name in shown)
+    lines = []
+    for name, value in shown.items():
+        sd = f" ± {figures[f'{name}_sd']:.2g}" if f"{name}_sd" in figures else ""
+        lines.append(f"  {name:<{width}}  {value:>9.4g}{sd}")
+    return "\n".join(["figures", *lines])
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"must be a sha256, 64 digits 0-9 and a-f, got {text!r}")
+    return text.lower()
+
+
+EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
+COMMANDS = {"evaluate": (_add_evaluate, evaluate)}

@@ -1,0 +1,390 @@
+"""Figures of images made elsewhere by the pipeline's protocol: what `ifm evaluate` computes."""
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+import ifm
+from ifm.config import ClassifierConfig, EvaluateConfig
+from ifm.errors import UserError
+from ifm.files import file_sha256, read_json
+from ifm.metrics.classes import class_figures
+from ifm.metrics.collections import Images, Pictures, Resize, inspected, open_pictures, same_shape
+from ifm.metrics.evaluation import closest_pairs
+from ifm.metrics.extraction import extract
+from ifm.metrics.extractors import Dinov2Extractor, Extractor, InceptionExtractor, PixelExtractor, dinov2_class
+from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures, least_samples, over_sets
+from ifm.metrics.reference import METADATA, Reference, load_reference
+from ifm.metrics.weights import ExtractorError, find_dinov2, find_inception
+from ifm.progress import progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
+_NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
+# What the pipeline's messages call the options of this command.
+_OPTIONS = {
+    "evaluate.inception_path": "--weights",
+    "evaluate.dinov2_path": "--weights",
+    "evaluate.weights_sha256:": "--weights-sha256",
+    "evaluate.extractor: classifier or pixels": "--extractor pixels",
+    "evaluate.extractor: dinov2": "--extractor dinov2",
+    ", then run `dvc repro` again (nothing else is lost)": "",
+    ", then run `dvc repro` again": "",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to judge, and how."""
+
+    samples: Path
+    reference: Path  # images, or a folder that the stage `reference` made
+    measures: Measures
+    train: Path | None = None
+    unseen: Path | None = None
+    extractor: str | None = None  # None: the reference folder's, else inception
+    weights: Path | None = None
+    weights_sha256: str | None = None
+    resize: Resize | None = None
+    value_range: str | None = None  # of arrays of floats
+    sets: int = 1
+    batch_size: int = 256
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was found, and how."""
+
+    protocol: dict[str, Any]
+    figures: dict[str, Any]
+    pairs: np.ndarray | None  # the closest samples, then their training images: uint8 [2 p, C, H, W]
+
+
+def score(request: Request, *, device: torch.device, accelerator: "Accelerator | None" = None) -> Score:
+    """Judges the samples; see docs/evaluation.md. Processes share the work and find the same.
+
+    Raises UserError, before any feature is taken, where the images do not fit each other or the figures.
+    """
+    made = _metadata(request.reference)
+    _check_request(request, made)
+    opened = _open(request, made)
+    _check_counts(request, opened, made)
+    images = {
+        name: inspected(pictures, resize=request.resize, accelerator=accelerator) for name, pictures in opened.items()
+    }
+    _check_shapes(request, images, made)
+    reference = None if made is None else _load(request, made, device)
+    extractor = _extractor(request, device) if reference is None else reference.extractor
+    width = extractor.dimension or int(np.prod(images["samples"].shape))
+    if width > MOST_FEATURES:
+        raise UserError(
+            f"--extractor {extractor.name}: {width} features an image, {MOST_FEATURES} are the most; make the images "
+            "smaller by --image-size or use --extractor inception"
+        )
+    found = {
+        name: _features(extractor, part, name, batch_size=request.batch_size, accelerator=accelerator)
+        for name, part in images.items()
+    }
+    real = _real(request, reference, found)
+    return Score(
+        protocol=_protocol(request, images, extractor, real, made, width),
+        figures=_figures(request, found["samples"], real, reference),
+        pairs=_pairs(images, found["samples"], real) if request.pairs else None,
+    )
+
+
+# Checks
+
+
+def _metadata(folder: Path) -> dict[str, Any] | None:
+    """metadata.json of a folder that the stage `reference` made; None: it is none."""
+    file = folder / METADATA
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file)
+    except ValueError as error:
+        raise UserError(f"--reference {error}") from error
+    if not isinstance(values, dict) or "extractor" not in values:
+        return None
+    missing = _NEEDED - values.keys()
+    if missing:
+        raise UserError(f"--reference {file}: has no {min(missing)}; run `dvc repro --force reference`")
+    return values
+
+
+def _check_request(request: Request, made: Mapping[str, Any] | None) -> None:
+    """Raises UserError where options contradict each other or the reference folder."""
+    if request.unseen is not None and request.train is None and made is None:
+        raise UserError("--unseen is compared with the training images; give --train too")
+    if request.train is not None and request.unseen is None and made is None and not request.pairs:
+        raise UserError("--train alone changes no figure; give held-out images by --unseen, or --pairs")
+    if request.pairs and request.train is None:
+        raise UserError("--pairs shows training images; give them by --train (of the pipeline: data/processed/*.npy)")
+    if request.weights is not None and not request.weights.exists():
+        raise UserError(f"--weights {request.weights}: no such file or folder")
+    if request.measures.neighbour_samples <= request.measures.neighbours:
+        raise UserError(
+            f"--neighbour-samples {request.measures.neighbour_samples} must be above --neighbours "
+            f"{request.measures.neighbours}"
+        )
+    if made is None:
+        if request.extractor == "classifier":
+            raise UserError(
+                f"--extractor classifier needs the classifier of a reference folder (data/reference), and --reference "
+                f"{request.reference} is none; use inception, dinov2 or pixels"
+            )
+        return
+    name, checksum = made["extractor"], made["checksum"]
+    if name == "coordinates":
+        raise UserError(f"--reference {request.reference}: was made of points; this command judges images")
+    if request.extractor not in (None, name):
+        raise UserError(
+            f"--extractor {request.extractor}: --reference {request.reference} was made with {name}; leave the option "
+            "out, or give the reference as images"
+        )
+    if request.weights_sha256 not in (None, checksum):
+        raise UserError(
+            f"--weights-sha256 {request.weights_sha256}: --reference {request.reference} was made with {checksum}; "
+            "leave the option out, or give the reference as images"
+        )
+
+
+def _open(request: Request, made: Mapping[str, Any] | None) -> dict[str, Pictures]:
+    """The sets of images that were given, by name. Raises UserError with the option before the message."""
+    given = {"samples": request.samples, "train": request.train, "unseen": request.unseen}
+    if made is None:
+        given["reference"] = request.reference
+    opened = {}
+    for name, path in given.items():
+        if path is not None:
+            try:
+                opened[name] = open_pictures(path, value_range=request.value_range)
+            except UserError as error:
+                raise UserError(f"--{name} {error}") from error
+    if request.value_range is not None and not any(getattr(p, "is_float", False) for p in opened.values()):
+        raise UserError(f"--range {request.value_range}: is for arrays of floats, and none was given; leave it out")
+    return opened
+
+
+def _check_counts(request: Request, opened: Mapping[str, Pictures], made: Mapping[str, Any] | None) -> None:
+    """Raises UserError where a set of images is too small for the figures."""
+    k = request.measures.neighbours
+    least = max(least_samples(request.measures), 2 * k, 4)
+    count = len(opened["samples"])
+    if count % request.sets:
+        raise UserError(f"--sets {request.sets}: {count} samples cannot be cut into {request.sets} equal sets")
+    real = len(opened["reference"]) if made is None else made[f"n_{made['split']}"]
+    for name, n in (("samples", count // request.sets), ("reference", real)):
+        if n < least:
+            what = " in a set" if name == "samples" and request.sets > 1 else ""
+            raise UserError(
+                f"--{name} {getattr(request, name)}: {n} images{what}, the figures need {least}; give more, or lower "
+                f"--neighbours ({k}) or --sets ({request.sets})"
+            )
+
+
+def _check_shapes(request: Request, images: Mapping[str, Images], made: Mapping[str, Any] | None) -> None:
+    """Raises UserError where the sets of images differ in size or channels."""
+    shapes = {f"--{name} {part.pictures.path}": part.shape for name, part in images.items()}
+    mend = "say what to resize both to with --image-size"
+    if made is not None:
+        shapes[f"--reference {request.reference}"] = tuple(made["image_shape"])
+        mend = f"resize to the reference's with --image-size {shapes[f'--reference {request.reference}'][-1]}"
+    (first, shape), *others = shapes.items()
+    for name, other in others:
+        same_shape(first, shape, name, other, mend=mend)
+
+
+# The extractor and the real images
+
+
+def _load(request: Request, made: Mapping[str, Any], device: torch.device) -> Reference:
+    """The reference folder. Raises UserError where it is damaged, or was made with other weights."""
+    try:
+        config = _evaluate_config(request, made)
+        _check_weights(request, made)
+        return load_reference(request.reference, config, device=device)
+    except ExtractorError as error:
+        raise UserError(_in_options(error)) from error
+    except (OSError, KeyError, TypeError, ValueError, ValidationError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--reference {request.reference}: is no whole reference folder ({type(error).__name__}: {reason}); run "
+            "`dvc repro --force reference`"
+        ) from error
+
+
+def _evaluate_config(request: Request, made: Mapping[str, Any]) -> EvaluateConfig:
+    """What the folder was made with; how its classifier was trained matters no more."""
+    path = None if request.weights is None else str(request.weights)
+    how = request.measures
+    return EvaluateConfig(
+        extractor=made["extractor"],
+        inception_path=path,
+        dinov2_path=path,
+        weights_sha256=made["checksum"] if made["extractor"] in ("inception", "dinov2") else None,
+        classifier=ClassifierConfig(width=made["dimension"], steps=10, batch_size=1, lr=1.0, seed=0),
+        reference_split=made["split"],
+        kid_subsets=how.kid_subsets,
+        kid_subset_size=how.kid_subset_size,
+        neighbours=how.neighbours,
+        neighbour_samples=how.neighbour_samples,
+        sliced_projections=how.sliced_projections,
+        teacher_nfe=[1],
+    )
+
+
+def _check_weights(request: Request, made: Mapping[str, Any]) -> None:
+    """Raises UserError where the weights that were given are not the folder's."""
+    finders = {"inception": find_inception, "dinov2": find_dinov2}
+    if request.weights is None or made["extractor"] not in finders:
+        return
+    found = file_sha256(finders[made["extractor"]](str(request.weights)))
+    if found != made["checksum"]:
+        raise UserError(
+            f"--weights {request.weights}: sha256 is {found}, --reference {request.reference} was made with "
+            f"{made['checksum']}; give that file, or the reference as images"
+        )
+
+
+def _extractor(request: Request, device: torch.device) -> Extractor:
+    name = request.extractor or "inception"
+    path, sha256 = None if request.weights is None else str(request.weights), request.weights_sha256
+    try:
+        if name == "inception":
+            return InceptionExtractor(find_inception(path, sha256=sha256), sha256=sha256, device=device)
+        if name == "dinov2":
+            dinov2_class()  # fails before a gigabyte is fetched
+            return Dinov2Extractor(find_dinov2(path), sha256=sha256, device=device)
+    except ExtractorError as error:
+        raise UserError(_in_options(error)) from error
+    return PixelExtractor(device=device)
+
+
+def _in_options(error: Exception) -> str:
+    """A message about params.yaml in the words of this command."""
+    message = str(error)
+    for key, option in _OPTIONS.items():
+        message = message.replace(key, option)
+    return message
+
+
+class _Watched:
+    """Images whose reading moves a bar, for `count` processes that read alike."""
+
+    def __init__(self, images: Images, bar: Any, processes: int) -> None:
+        self._images, self._bar, self._processes = images, bar, processes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        batch = self._images[rows]
+        self._bar.update(min(len(batch) * self._processes, self._bar.total - self._bar.n))
+        return batch
+
+
+def _features(
+    extractor: Extractor, images: Images, name: str, *, batch_size: int, accelerator: "Accelerator | None"
+) -> Found:
+    processes = 1 if accelerator is None else accelerator.num_processes
+    with progress(total=len(images), label=f"features of {name}", unit="img") as bar:
+        try:
+            return extract(extractor, _Watched(images, bar, processes), batch_size=batch_size, accelerator=accelerator)
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--{name} {images.pictures.path}: {error}") from error
+
+
+def _real(request: Request, reference: Reference | None, found: Mapping[str, Found]) -> Real:
+    """The side of the real data: the folder's features, or those of the images that were given."""
+    given = {name: found[name].features for name in ("train", "unseen") if name in found}
+    if reference is None:
+        return Real(found["reference"].features, request.measures, **given)
+    return dataclasses.replace(reference.real(request.measures), **given)
+
+
+# Results
+
+
+def _figures(request: Request, found: Found, real: Real, reference: Reference | None) -> dict[str, Any]:
+    each = len(found) // request.sets
+    sets = [found.part(slice(i * each, (i + 1) * each)) for i in range(request.sets)]
+    figures: dict[str, Any] = over_sets([image_figures(s, real) for s in sets]) | fid_trend(sets, real)
+    if reference is not None and reference.classifier is not None:
+        counts = np.bincount(found.probabilities.argmax(axis=1), minlength=found.probabilities.shape[1])
+        figures |= class_figures(counts, reference.class_shares)
+    return figures
+
+
+def _pairs(images: Mapping[str, Images], found: Found, real: Real) -> np.ndarray:
+    """The samples nearest to a training image, then those images: uint8 [2 p, C, H, W]."""
+    pairs = closest_pairs(found.features, real.train)
+    return np.concatenate([images["samples"].take([i for i, _ in pairs]), images["train"].take([j for _, j in pairs])])
+
+
+def _protocol(
+    request: Request,
+    images: Mapping[str, Images],
+    extractor: Extractor,
+    real: Real,
+    made: Mapping[str, Any] | None,
+    width: int,
+) -> dict[str, Any]:
+    """Everything that the figures depend on: plain values for JSON."""
+    how, each = request.measures, len(images["samples"]) // request.sets
+    described = {name: _described(part) for name, part in images.items()}
+    if made is not None:
+        described["reference"] = {
+            "path": str(request.reference),
+            "count": len(real.features),
+            "shape": list(made["image_shape"]),
+            "split": made["split"],
+        }
+        for name in ("train", "unseen"):
+            features = getattr(real, name)
+            described.setdefault(name, {"path": str(request.reference), "count": len(features)})
+    return {
+        **{name: described[name] for name in ("samples", "reference", "train", "unseen") if name in described},
+        **extractor.describe(),
+        "dimension": width,
+        "image_size": None if request.resize is None else request.resize.size,
+        "resample": None if request.resize is None else request.resize.resample,
+        "value_range": request.value_range,
+        "sets": request.sets,
+        "samples_per_set": each,
+        "neighbours": how.neighbours,
+        "neighbour_samples": how.neighbour_samples,
+        "kid_subsets": how.kid_subsets,
+        "kid_subset_size": min(how.kid_subset_size, each, len(real.features)),
+        "seed": how.seed,
+        "batch_size": request.batch_size,
+        "device": extractor.device.type,
+        "versions": {"ifm": ifm.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "scipy", "pillow", "clean-fid")},
+    }
+
+
+def _described(images: Images) -> dict[str, Any]:
+    pictures = images.pictures
+    return {
+        "path": str(pictures.path),
+        "count": len(images),
+        "shape": list(images.shape),
+        "passed_over": pictures.passed_over,
+    }
