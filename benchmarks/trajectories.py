@@ -19,7 +19,7 @@ def trajectories(options: Options) -> Iterator[Result]:
         values, accelerator = subject.config.trajectories, options.accelerator()
         teacher = subject.teacher().to(options.device).eval()
         size = values.batch_size
-        count, nfe = size if options.quick else 2 * size, solver_nfe(values.solver_steps)
+        count, nfe = size if options.quick or size >= 1000 else 2 * size, solver_nfe(values.solver_steps)
         x, t = torch.randn(size, *subject.shape, device=options.device), torch.ones(size, device=options.device)
 
         def ours(teacher=teacher, values=values, count=count, shape=subject.shape, accelerator=accelerator) -> None:
