@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro track test test-slow lint preset ablation objectives compare ui readme clean
+.PHONY: help setup repro track test test-slow lint preset ablation objectives compare bench ui readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ objectives: setup ## what a flow can be trained by, at equal budgets: PRESETS, S
 
 compare: setup ## two states side by side, reports/compare.html: A=HEAD B=workspace; any revision or DVC experiment
 	$(BIN)/python -m pipeline.compare "$(or $(A),HEAD)" "$(or $(B),workspace)"
+
+bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only frechet --threads 1", see there
+	$(BIN)/python -m benchmarks $(ARGS)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

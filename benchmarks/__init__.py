@@ -1,0 +1,1 @@
+"""How fast the project is, as ratios within one run: `make bench`. Read docs/benchmarks.md first."""

@@ -1,0 +1,108 @@
+"""Sampling: the flow's one step against Heun's 35 evaluations, batch sizes, and other projects' solvers."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from benchmarks import peers
+from benchmarks.results import Result, Skipped, Target
+from benchmarks.subjects import Options, digits, subjects
+from benchmarks.timing import Contestant, interleave, timed
+from ifm.sampling import Draws, Sampler, flow_sampler, solve_ode, teacher_sampler
+
+HEUN_NFE = 35
+
+
+@torch.inference_mode()
+def _run(sampler: Sampler, draws: Draws) -> None:
+    sampler.run(draws)
+
+
+def _contestant(sampler: Sampler, dynamics, shape, size: int, options: Options, *, calls: int = 1) -> Contestant:
+    draws = Draws.of(dynamics, shape, range(size), seed=0, device=options.device)
+    return timed(partial(_run, sampler, draws), device=options.device, calls=calls)
+
+
+def one_step(options: Options) -> Iterator[Result]:
+    """The flow in one evaluation against the teacher in 35, and the flow in batches of several sizes."""
+    for subject in subjects(options):
+        teacher, flow = (m.to(options.device).eval() for m in (subject.teacher(), subject.flow()))
+        quick, heun = flow_sampler(flow, kind="one_step", steps=1), teacher_sampler(teacher, nfe=HEUN_NFE)
+        common = (flow.dynamics, subject.shape)
+        size = subject.config.sample.batch_size if options.device.type == "cpu" else 512
+        contestants = {
+            "flow": _contestant(quick, *common, size, options, calls=8),
+            "heun": _contestant(heun, *common, size, options),
+        }
+        seconds = interleave(contestants, rounds=options.rounds)
+        yield Result.rate(
+            f"one-step sampling: {subject.name}",
+            "images/s",
+            amount=size,
+            seconds=seconds["flow"],
+            peer=f"Heun, {HEUN_NFE} evaluations",
+            peers=seconds["heun"],
+            target=Target("ratio", ">=", 33),
+            note=f"batch {size}; both networks in one size, the flow's with an anchor",
+        )
+        yield from _batches(subject.name, quick, common, options)
+
+
+def _batches(name: str, sampler: Sampler, common: tuple, options: Options) -> Iterator[Result]:
+    """Images/s in batches of 1, of 64 and of the best size."""
+    sizes = (1, 64) if options.quick else (1, 16, 64, 256, 1024)
+    if options.device.type == "cuda" and not options.quick:
+        sizes += (4096,)
+    contestants = {str(n): _contestant(sampler, *common, n, options, calls=max(1, math.ceil(64 / n))) for n in sizes}
+    seconds = interleave(contestants, rounds=options.rounds)
+    rows = {
+        n: Result.rate(f"one-step sampling in batches of {n}: {name}", "images/s", amount=n, seconds=seconds[str(n)])
+        for n in sizes
+    }
+    best = max(sizes, key=lambda n: rows[n].value)
+    yield from (rows[n] for n in dict.fromkeys((1, 64, best)))
+
+
+def solvers(options: Options) -> Iterator[Result]:
+    """The teacher's ODE by Euler's method against other projects' samplers with as many evaluations."""
+    subject = digits(options)
+    teacher = subject.teacher().to(options.device).eval()
+    size, nfe = 64, 5 if options.quick else HEUN_NFE
+    x_T = torch.randn(size, *subject.shape, device=options.device)
+    times = teacher.dynamics.solver_times(nfe)
+
+    @torch.inference_mode()
+    def ours() -> None:
+        solve_ode(teacher, x_T, times=times, method="euler")
+
+    for peer, solve in peers.SOLVERS.items():
+        name = f"{nfe} Euler steps against {peer}: {subject.name}"
+        try:
+            contestants = {
+                "ours": timed(ours, device=options.device),
+                "peer": timed(_peer(solve, teacher.network, x_T, nfe), device=options.device),
+            }
+            seconds = interleave(contestants, rounds=options.rounds)
+        except Skipped as reason:
+            yield Result.skipped(name, reason, peer=peer)
+            continue
+        yield Result.rate(
+            name,
+            "images/s",
+            amount=size,
+            seconds=seconds["ours"],
+            peer=peer,
+            peers=seconds["peer"],
+            note=f"batch {size}",
+        )
+
+
+def _peer(solve: peers.Solver, network: nn.Module, x_T: torch.Tensor, nfe: int):
+    @torch.inference_mode()
+    def work() -> None:
+        solve(network, x_T, nfe)
+
+    return work

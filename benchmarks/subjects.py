@@ -1,0 +1,92 @@
+"""What is measured: the presets' networks on random images, never trained weights or real data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ifm import dynamics
+from ifm.config import Config, parse
+from ifm.model import IntegrationFlow, Teacher
+from ifm.networks import build_network
+from ifm.training.engine import make_accelerator
+from pipeline.preset import apply, parse_yaml
+
+ROOT = Path(__file__).parents[1]
+IMAGES = 1437  # of the digits' train split
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a benchmark is told."""
+
+    device: torch.device
+    rounds: int
+    quick: bool
+    edm: Path | None = None
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.device.type == "cuda" else "no"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products in training."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def accelerator(self) -> Accelerator:
+        return make_accelerator(self.precision, seed=0)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A preset's networks for the first dynamics (ve), and how much to do in a round."""
+
+    name: str
+    config: Config
+    batch_size: int
+    steps: int  # of training in a round
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        data = self.config.data
+        return data.channels, data.image_size, data.image_size
+
+    def images(self) -> np.ndarray:
+        """uint8 [IMAGES, C, S, S]."""
+        return np.random.default_rng(0).integers(0, 256, (IMAGES, *self.shape), dtype=np.uint8)
+
+    def teacher(self) -> Teacher:
+        return Teacher(self._network(takes_anchor=False), self._dynamics())
+
+    def flow(self) -> IntegrationFlow:
+        return IntegrationFlow(self._network(takes_anchor=True), self._dynamics(), scheme="edm", takes_anchor=True)
+
+    def _network(self, *, takes_anchor: bool) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return build_network(shape=self.shape, takes_anchor=takes_anchor, **self.config.network.model_dump())
+
+    def _dynamics(self) -> dynamics.Dynamics:
+        return dynamics.build("ve", **self.config.ode.options("ve"))
+
+
+def preset(name: str) -> Config:
+    """A preset's values, whatever params.yaml holds at the moment."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    return parse(parse_yaml(apply(name, text)), source=f"preset {name}")
+
+
+def digits(options: Options) -> Subject:
+    """The default's network: 0.6 million parameters, 8x8."""
+    config = preset("digits")
+    return Subject("digits", config, config.teacher.batch_size, steps=2 if options.quick else 6)
+
+
+def subjects(options: Options) -> list[Subject]:
+    """The digits' network; on a GPU also the cifar10 preset's, of the literature's size, at 32x32."""
+    found = [digits(options)]
+    if options.device.type == "cuda":
+        found.append(Subject("cifar10", preset("cifar10"), 128, steps=2 if options.quick else 20))
+    return found

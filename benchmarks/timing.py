@@ -1,0 +1,115 @@
+"""Fair times on a machine that does other work too: contestants take turns, and ratios are taken within a turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+Contestant = Callable[[], float]  # does its work once and gives the seconds that count
+Clock = Callable[[], float]
+
+
+def interleave(contestants: Mapping[str, Contestant], *, rounds: int, warmups: int = 1) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round: A B A B ..., after `warmups` rounds that are not counted.
+
+    Raises ValueError for no rounds.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-warmups, rounds):
+        for name, contestant in contestants.items():
+            taken = contestant()
+            if number >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(
+    work: Callable[[], Any], *, device: torch.device, calls: int = 1, clock: Clock = time.perf_counter
+) -> Contestant:
+    """A contestant that does `work` `calls` times and gives the mean seconds of a call, the device's work included."""
+
+    def once() -> float:
+        wait(device)
+        began = clock()
+        for _ in range(calls):
+            work()
+        wait(device)
+        return (clock() - began) / calls
+
+    return once
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median between its quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Self:
+        low, high = np.percentile(values, [25, 75]).tolist()
+        return cls(low, statistics.median(values), high)
+
+
+def speed_ratio(ours: list[float], peers: list[float]) -> Spread:
+    """How many times as fast as the peer we are, round by round: above 1 we are faster.
+
+    A ratio of neighbours in time stays what it is when the whole machine slows down for a while.
+    """
+    return Spread.of([peer / own for own, peer in zip(ours, peers, strict=True)])
+
+
+class StepClock:
+    """Seconds of the first `steps` whole training steps, from forward pass to forward pass with gradient.
+
+    Whatever loop it is, set-up and end are outside. Passes without gradient (an anchor's) count as part of a step.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, steps: int, device: torch.device, clock: Clock = time.perf_counter
+    ) -> None:
+        self._network, self._steps, self._device, self._clock = network, steps, device, clock
+        self._passes, self._began, self._ended = 0, 0.0, None
+
+    def __enter__(self) -> Self:
+        self._handle = self._network.register_forward_pre_hook(self._tick)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.remove()
+
+    def _tick(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if self._passes in (0, self._steps):
+            wait(self._device)
+            if self._passes:
+                self._ended = self._clock()
+            else:
+                self._began = self._clock()
+        self._passes += 1
+
+    @property
+    def seconds(self) -> float:
+        """Of one step. Raises ValueError where there were too few: `steps` of them need one more to end."""
+        if self._ended is None:
+            raise ValueError(f"{self._steps} steps need {self._steps + 1} passes to be timed, got {self._passes}")
+        return (self._ended - self._began) / self._steps
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
