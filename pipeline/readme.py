@@ -19,7 +19,8 @@ SHOWN = 32  # images a panel
 def table(summary: pd.DataFrame) -> str:
     """Markdown: one line for each dynamics, flow in one step against the teacher at its most evaluations."""
     lines = [
-        "| dynamics | FID, flow, 1 NFE | teacher, {most} | ratio | teacher, 1 | recall, flow | teacher | speed-up |",
+        "| dynamics | FID: flow, 1 NFE | teacher, {most} NFE | ratio | teacher, 1 NFE | recall: flow | teacher "
+        "| speed-up |",
         "|---|---|---|---|---|---|---|---|",
     ]
     most = int(summary[summary.model == "teacher"].nfe.max())
