@@ -32,14 +32,14 @@ def table(summary: pd.DataFrame) -> str:
         speed = best.seconds_per_image / flow.seconds_per_image
         lines.append(
             f"| {TITLES[d]} | {_with_deviation(flow, 'fid')} | {_with_deviation(best, 'fid')} | "
-            f"{flow.fid / best.fid:.2f} | {first.fid:.1f} | {flow.recall:.2f} | {best.recall:.2f} | {speed:.1f}x |"
+            f"{_with_deviation(flow, 'ratio', decimals=2)} | {first.fid:.1f} | {flow.recall:.2f} | {best.recall:.2f} | {speed:.1f}x |"
         )
     return "\n".join(lines).replace("{most}", str(most))
 
 
-def _with_deviation(row: pd.Series, column: str) -> str:
+def _with_deviation(row: pd.Series, column: str, *, decimals: int = 3) -> str:
     deviation = row[f"{column}_sd"]
-    return f"{row[column]:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
+    return f"{row[column]:.{decimals}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{decimals}f}")
 
 
 def picture(dynamics: list[str]) -> Image.Image:

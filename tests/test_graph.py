@@ -33,6 +33,11 @@ def test_deps_are_the_code_that_the_stage_imports(stage):
     assert sorted(listed) == closure.code_deps(stage)
 
 
+def test_a_template_is_a_dep_of_the_stage_that_fills_it():
+    templates = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "src/ifm").rglob("*.html"))
+    assert templates == [d for d in GRAPH["report"]["deps"] if d.endswith(".html")]
+
+
 def test_the_closure_follows_what_python_really_imports():
     """The modules loaded by importing a stage are all in its closure."""
     code = (
