@@ -32,7 +32,8 @@ def table(summary: pd.DataFrame) -> str:
         speed = best.seconds_per_image / flow.seconds_per_image
         lines.append(
             f"| {TITLES[d]} | {_with_deviation(flow, 'fid')} | {_with_deviation(best, 'fid')} | "
-            f"{_with_deviation(flow, 'ratio', decimals=2)} | {first.fid:.1f} | {flow.recall:.2f} | {best.recall:.2f} | {speed:.1f}x |"
+            f"{_with_deviation(flow, 'ratio', decimals=2)} | {first.fid:.1f} | {flow.recall:.2f} | "
+            f"{best.recall:.2f} | {speed:.1f}x |"
         )
     return "\n".join(lines).replace("{most}", str(most))
 
