@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ifm.metrics.extraction import extract
 from ifm.metrics.figures import (
     Found,
     Measures,
+    Real,
     fid_trend,
     image_figures,
     least_samples,
@@ -79,10 +81,11 @@ def evaluate_samples(
     teachers = [s for s in metadata["samplers"] if s["model"] == "teacher"]
     best = arrays[max(teachers, key=lambda s: s["nfe"])["name"]] if teachers else None
 
-    judge = _judge_points(reference, measures) if points else _judge_images(reference, measures)
+    real = reference.real(measures)  # one for all samplers: it keeps what it has computed
+    judge = _judge_points(reference, measures) if points else partial(image_figures, real=real)
     quality = "sliced_wasserstein" if points else "fid"
     by_set: dict[str, list[float]] = {}
-    figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, measures)
+    figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, real)
     closest: dict[str, list[tuple[int, int]]] = {}
     for sampler in progress(metadata["samplers"]):
         name, images = sampler["name"], arrays[sampler["name"]]
@@ -91,7 +94,7 @@ def evaluate_samples(
         row |= {"n_samples": len(images) // seeds, "seeds": seeds}
         sets = [found.part(s) for s in _sets(len(images), seeds)]
         each = [judge(s) for s in sets]
-        row |= over_sets(each) | ({} if points else fid_trend(sets, reference.real(measures)))
+        row |= over_sets(each) | ({} if points else fid_trend(sets, real))
         by_set[name] = [one[quality] for one in each]
         if sampler["model"] == "flow" and best is not None:
             if len(images) != len(best):
@@ -102,7 +105,7 @@ def evaluate_samples(
             row |= class_figures(counts, reference.class_shares)
         figures[name] = row
         if not points and sampler["sampler"] == "one_step":
-            closest[name] = closest_pairs(found.features, reference.real(measures).train)
+            closest[name] = closest_pairs(found.features, real.train)
     if teachers:
         of_teacher = by_set[max(teachers, key=lambda s: s["nfe"])["name"]]
         for name in (s["name"] for s in metadata["samplers"] if s["model"] == "flow"):
@@ -110,19 +113,14 @@ def evaluate_samples(
     return Evaluation(figures, closest)
 
 
-def _judge_images(reference: Reference, measures: Measures) -> Callable[[Found], dict[str, float]]:
-    real = reference.real(measures)
-    return lambda found: image_figures(found, real)
-
-
-def _of_real_images(reference: Reference, measures: Measures) -> dict[str, dict[str, Any]]:
+def _of_real_images(reference: Reference, real: Real) -> dict[str, dict[str, Any]]:
     """What real images have that are not the reference, as one more sampler; nothing where they are too few."""
     other = "test" if reference.metadata["split"] == "train" else "train"
     found = Found(reference.splits[other])
-    if len(found) < least_samples(measures):
+    if len(found) < least_samples(real.measures):
         return {}
     row = {"model": "data", "sampler": other, "nfe": 0, "n_samples": len(found), "seeds": 1}
-    return {f"data-{other}": row | image_figures(found, dataclasses.replace(reference.real(measures), train=None))}
+    return {f"data-{other}": row | image_figures(found, dataclasses.replace(real, train=None))}
 
 
 def _judge_points(reference: Reference, measures: Measures) -> Callable[[Found], dict[str, float]]:
