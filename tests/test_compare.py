@@ -677,7 +677,8 @@ def test_an_experiments_name_may_be_another_ones_too(project, monkeypatch):
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
 
-PROBE = """<!doctype html><body style="margin:0"><iframe id="f" style="width:{width}px;height:900px;border:0"
+PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<iframe id="f" style="width:{width}px;height:900px;border:0"
 srcdoc="{page}"></iframe><script>
 addEventListener("load", () => {{
   const inner = document.getElementById("f").contentDocument, root = inner.documentElement;

@@ -533,7 +533,8 @@ def test_json_round_trip():
 # --- in a browser -------------------------------------------------------------------------------------------
 
 # The probe measures the page in a frame of exact width: a headless window has a least width of its own.
-PROBE = """<!doctype html><body style="margin:0"><iframe id="f" style="width:{width}px;height:900px;border:0"
+PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<iframe id="f" style="width:{width}px;height:900px;border:0"
 srcdoc="{page}"></iframe><script>
 addEventListener("load", () => {{
   const inner = document.getElementById("f").contentDocument, root = inner.documentElement;
@@ -564,7 +565,7 @@ def chromium(browser, folder, *arguments):
         "--disable-sync",
     ]
     command = [browser, *flags, f"--user-data-dir={folder / 'profile'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True).stdout
 
 
 @pytest.mark.parametrize("width", [1280, 390])
