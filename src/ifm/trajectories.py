@@ -8,6 +8,7 @@ the same files, byte for byte on CPU.
 
 import functools
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -239,3 +240,9 @@ def save_first(trajectories: StoredTrajectories | SolvedTrajectories, folder: Pa
     size = trajectories.whole(np.arange(1)).nbytes
     rows = np.arange(max(1, min(len(trajectories), FIRST_ROWS, FIRST_BYTES // size)))
     np.save(folder / FIRST, trajectories.whole(rows).cpu().numpy(), allow_pickle=False)
+
+
+def move_shards(shards: list[Path], folder: Path) -> None:
+    """Moves finished shards into the output folder."""
+    for shard in shards:
+        shutil.move(shard, folder / shard.name)

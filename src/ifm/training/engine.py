@@ -8,10 +8,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 
 from ifm.errors import UserError
+
+# Interval's forward-mode derivative and the anchors' extra pass ask the bare model, between a sharded one's gathers.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class LaunchError(UserError, ValueError):
@@ -28,6 +31,12 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
         precision = "no"
     # Without being told, accelerate leaves processes on CPUs strangers to each other: each would do all the work.
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    if accelerator.distributed_type in SHARDED:
+        raise LaunchError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which splits a model over processes; here "
+            "each process holds it whole (DDP): use distributed_type: MULTI_GPU, and where memory is short "
+            "gradient_checkpointing: true or a larger gradient_accumulation"
+        )
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     else:
