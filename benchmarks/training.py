@@ -18,6 +18,7 @@ from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
 from benchmarks.timing import Contestant, Spread, StepClock, interleave, speed_ratio, timed
 from ifm import anchors
+from ifm.devices import memory_format
 from ifm.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
@@ -25,6 +26,7 @@ from ifm.training.flow import train_flow
 from ifm.training.loop import FitResult, Loss, TrainSettings
 from ifm.training.phases import trajectory_phase
 from ifm.training.teacher import train_teacher
+from ifm.trajectories import StoredTrajectories
 
 Train = Callable[[int], Any]  # of so many steps
 STORED_TIMES = 4
@@ -52,13 +54,14 @@ def flow_training(subject: Subject, options: Options) -> tuple[IntegrationFlow, 
     """A fresh flow and how it is trained: objective trajectory, anchor policy self."""
     flow, accelerator = subject.flow(), options.accelerator()
     rng = np.random.default_rng(0)
-    paths = rng.standard_normal((500, STORED_TIMES, *subject.shape), np.float32).astype(np.float16)
-    config = subject.config
+    states = rng.standard_normal((500, STORED_TIMES - 1, *subject.shape), np.float32).astype(np.float16)
+    config, times = subject.config, flow.dynamics.solver_times(STORED_TIMES - 1)
+    start = {"shape": subject.shape, "seed": 0, "device": accelerator.device}
+    paths = StoredTrajectories(states, flow.dynamics, times=times, **start)
     phase = trajectory_phase(
         accelerator,
         flow,
         paths,
-        times=flow.dynamics.solver_times(STORED_TIMES - 1),
         t_max_share=config.flow.t_max_share,
         distance=config.flow.distance,
         huber_c=config.flow.huber_c,
@@ -170,8 +173,8 @@ def _peak_of_training(kind: str, subject: Subject, options: Options) -> float | 
 
 def bare_fit(accelerator: Any, model: nn.Module, *, loss: Loss, settings: TrainSettings, **unused: Any) -> FitResult:
     """In place of `ifm.training.loop.fit`: the same work in a plain loop, without schedule, log or checkpoints."""
-    model.train().to(accelerator.device, memory_format=torch.channels_last)
-    peers.plain_loop(model, loss, settings=settings, device=accelerator.device)
+    model.train().to(accelerator.device, memory_format=memory_format(accelerator.device))
+    peers.plain_loop(model, lambda m, step: next(loss(m, step)), settings=settings, device=accelerator.device)
     return FitResult()
 
 
