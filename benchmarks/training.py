@@ -21,6 +21,7 @@ from ifm import anchors
 from ifm.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
+from ifm.training.engine import Rows
 from ifm.training.flow import train_flow
 from ifm.training.loop import FitResult, Loss, TrainSettings
 from ifm.training.phases import trajectory_phase
@@ -48,11 +49,16 @@ def teacher_training(subject: Subject, options: Options) -> tuple[Teacher, Train
     return teacher, train
 
 
-def flow_training(subject: Subject, options: Options) -> tuple[IntegrationFlow, Train]:
-    """A fresh flow and how it is trained: objective trajectory, anchor policy self."""
-    flow, accelerator = subject.flow(), options.accelerator()
+def random_paths(subject: Subject, count: int) -> np.ndarray:
+    """float16 [count, STORED_TIMES, C, S, S]."""
     rng = np.random.default_rng(0)
-    paths = rng.standard_normal((500, STORED_TIMES, *subject.shape), np.float32).astype(np.float16)
+    return rng.standard_normal((count, STORED_TIMES, *subject.shape), np.float32).astype(np.float16)
+
+
+def flow_training(subject: Subject, options: Options, *, paths: Rows | None = None) -> tuple[IntegrationFlow, Train]:
+    """A fresh flow and how it is trained: objective trajectory, anchor policy self; by default on 500 random paths."""
+    flow, accelerator = subject.flow(), options.accelerator()
+    paths = random_paths(subject, 500) if paths is None else paths
     config = subject.config
     phase = trajectory_phase(
         accelerator,

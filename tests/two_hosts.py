@@ -1,7 +1,8 @@
 """What tests/test_hosts.py runs under `unshare --user --map-root-user --net`: one command on each of two hosts.
 
 The hosts are two network namespaces, this process's own and a second one, joined by a pair of virtual Ethernet ends and
-by nothing else. Each runs the same torchrun command with its own node rank: python two_hosts.py OUT SCRIPT [ARGUMENT ...]
+by nothing else. Each runs the same torchrun command with its own node rank: python two_hosts.py OUT SCRIPT ARGUMENTS.
+It is a launcher too: IFM_LAUNCH="unshare --user --map-root-user --net python two_hosts.py OUT".
 """
 
 import json
