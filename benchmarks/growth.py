@@ -366,9 +366,13 @@ def measure(curve: Curve, options: Options) -> Growth:
     held, memory = [p.megabytes for p in points], None
     if all(held):
         memory = PowerLaw.fit(sizes, held, expected=curve.memory)
-    gigabytes = _gigabytes(options.device)
+    return Growth(curve.name, curve.size, points, time, memory, binds(curve, time, memory, _gigabytes(options.device)))
+
+
+def binds(curve: Curve, time: PowerLaw, memory: PowerLaw | None, gigabytes: float) -> str:
+    """What binds first with so much memory, and what it comes to at the literature's scale."""
     limit = first_limit(time, memory, size=curve.size, patience=curve.patience, gigabytes=gigabytes)
-    return Growth(curve.name, curve.size, points, time, memory, f"{limit}; {curve.at_scale(time, memory)}.")
+    return f"{limit}; {curve.at_scale(time, memory)}."
 
 
 def peak_of(curve: Curve, size: int, options: Options) -> float | None:

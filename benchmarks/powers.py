@@ -34,19 +34,16 @@ class PowerLaw:
 
     @property
     def grows(self) -> bool:
-        """Whether the exponent is above 0.1, and above 0 by two standard errors."""
-        return self.exponent > max(0.1, 2 * self.error)
+        """Whether it should, and the exponent is above 0.1 and above 0 by two standard errors."""
+        return self.expected > 0 and self.exponent > max(0.1, 2 * self.error)
 
     def at(self, size: float) -> float:
         """y at a size."""
         return self.factor * size**self.exponent
 
     def size_at(self, value: float) -> float:
-        """The size at which y gets to a value; infinity where y does not grow, or too slowly to be told."""
-        if not self.grows:
-            return math.inf
-        power = math.log(value / self.factor) / self.exponent
-        return math.exp(power) if power < 100 else math.inf
+        """The size at which y gets to a value; infinity where y does not grow."""
+        return (value / self.factor) ** (1 / self.exponent) if self.grows else math.inf
 
     def __str__(self) -> str:
         return f"{self.exponent:.2f} ± {self.error:.2f} ({self.expected:g})"

@@ -62,7 +62,7 @@ def test_what_no_law_can_be_fitted_to(sizes, values, said):
 
 def test_where_a_law_reaches_a_value():
     assert law(2, factor=0.5).size_at(0.5 * 30**2) == pytest.approx(30)
-    for flat in (law(0.0), law(-1.0), law(0.09), law(0.3, error=0.2)):
+    for flat in (law(0.0), law(-1.0), law(0.09), law(0.3, error=0.2), law(0.2, expected=0)):
         assert not flat.grows
         assert flat.size_at(1e9) == math.inf
 
