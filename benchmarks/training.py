@@ -18,7 +18,7 @@ from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
 from benchmarks.timing import Contestant, Spread, StepClock, interleave, speed_ratio, timed
 from ifm import anchors
-from ifm.devices import memory_format
+from ifm.devices import Rows, memory_format
 from ifm.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
@@ -50,14 +50,23 @@ def teacher_training(subject: Subject, options: Options) -> tuple[Teacher, Train
     return teacher, train
 
 
-def flow_training(subject: Subject, options: Options) -> tuple[IntegrationFlow, Train]:
-    """A fresh flow and how it is trained: objective trajectory, anchor policy self."""
-    flow, accelerator = subject.flow(), options.accelerator()
+def random_paths(subject: Subject, count: int) -> np.ndarray:
+    """The states after x_T: float16 [count, STORED_TIMES - 1, C, S, S]."""
     rng = np.random.default_rng(0)
-    states = rng.standard_normal((500, STORED_TIMES - 1, *subject.shape), np.float32).astype(np.float16)
-    config, times = subject.config, flow.dynamics.solver_times(STORED_TIMES - 1)
-    start = {"shape": subject.shape, "seed": 0, "device": accelerator.device}
-    paths = StoredTrajectories(states, flow.dynamics, times=times, **start)
+    return rng.standard_normal((count, STORED_TIMES - 1, *subject.shape), np.float32).astype(np.float16)
+
+
+def flow_training(subject: Subject, options: Options, *, states: Rows | None = None) -> tuple[IntegrationFlow, Train]:
+    """A fresh flow and how it is trained: objective trajectory, anchor policy self; by default on 500 random paths."""
+    flow, accelerator, config = subject.flow(), options.accelerator(), subject.config
+    paths = StoredTrajectories(
+        random_paths(subject, 500) if states is None else states,
+        flow.dynamics,
+        times=flow.dynamics.solver_times(STORED_TIMES - 1),
+        shape=subject.shape,
+        seed=0,
+        device=accelerator.device,
+    )
     phase = trajectory_phase(
         accelerator,
         flow,

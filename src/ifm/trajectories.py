@@ -31,6 +31,7 @@ from ifm.sampling import Denoiser, solve_trajectory, stored_indices
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FIRST_ROWS, FIRST_BYTES = 2000, 2**23
+DRAWN_AT_ONCE = 4096  # each has a generator of its own, of a kilobyte
 
 
 class TrajectoryError(UserError, FloatingPointError):
@@ -149,7 +150,8 @@ class StoredTrajectories:
 
     @functools.cached_property
     def _all_starts(self) -> Tensor:
-        return to_device(self._draw(range(len(self))), self._device)
+        members = _batches(range(len(self)), DRAWN_AT_ONCE)
+        return to_device(torch.cat([self._draw(some) for some in members]), self._device)
 
     def expect(self, rows: np.ndarray) -> None:
         """Says which rows [b] will be asked for next."""
