@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 SHAPE = (3, 32, 32)
 SHARDS, BATCH, CALLS = 4, 512, 20
 BLOCK = 1000  # rows that are written together, again and again
-RESIDENT = "ifm.training.devices.RESIDENT_BYTES"
+RESIDENT = "ifm.devices.RESIDENT_BYTES"
 
 
 def shards(options: Options) -> Iterator[Result]:
