@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro track test test-slow lint preset ablation objectives compare bench ui readme clean
+.PHONY: help setup repro track test test-slow lint preset ablation objectives compare bench ui readme params-reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only
 
 ui: setup ## MLflow on this machine's loopback, with the project's store
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
+	$(BIN)/python -m pipeline.params_reference
 
 readme: setup ## the README's picture and table, from the results at hand
 	$(BIN)/python -m pipeline.readme

@@ -207,7 +207,7 @@ def data_phase(
 def _visits(batch: Batch) -> Tensor:
     if batch.visits is None:
         raise ValueError("the mixed schedule holds x_0_hat to its sample's own anchor: it needs anchor policy bank")
-    return to_device(batch.visits, batch.at.x_t.device)
+    return batch.visits
 
 
 def consistency_phase(
