@@ -86,7 +86,7 @@ def _waiting(subject: Subject, options: Options, files: list[Path]) -> Iterator[
         read(rng.integers(0, len(paths), subject.batch_size))
 
     contestants["read"] = timed(fetch, device=options.device, calls=CALLS)
-    seconds = interleave(contestants, rounds=2 * options.rounds)
+    seconds = interleave(contestants, rounds=options.rounds)
     alone, step = (Spread.of(seconds[name]).median for name in ("read", "mapped"))
     yield Result.rate(
         f"training step on mapped paths: {subject.name}",

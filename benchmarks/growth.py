@@ -124,7 +124,7 @@ def step_by_batch(size: int, options: Options, folder: Path) -> Contestant:
 
 
 def _sampling(subject: Subject, samples: int, batch_size: int, options: Options) -> Contestant:
-    flow = subject.flow().to(options.device).eval()
+    flow = subject.flow().to(options.device, memory_format=torch.channels_last).eval()
     draw = partial(
         draw_samples,
         flow_sampler(flow, kind="one_step", steps=1),
@@ -155,7 +155,8 @@ def sampling_by_count(samples: int, options: Options, folder: Path) -> Contestan
 def generation(paths: int, options: Options, folder: Path) -> Contestant:
     """`paths` trajectories of the teacher, into shards of a batch each."""
     subject, runs, accelerator = subjects(options)[-1], count(), options.accelerator()
-    teacher, values = subject.teacher().to(options.device).eval(), subject.config.trajectories
+    teacher = subject.teacher().to(options.device, memory_format=torch.channels_last).eval()
+    values = subject.config.trajectories
 
     def work() -> None:
         generate(
@@ -232,9 +233,9 @@ def neighbours(samples: int, options: Options, folder: Path) -> Contestant:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there is one."""
+    """In the largest unit that fits."""
     for unit, length in (("days", 24 * HOUR), ("h", HOUR), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
-        if seconds >= length:
+        if seconds >= length * (2 if unit == "days" else 1):
             return f"{short(seconds / length)} {unit}"
     return f"{seconds * 1e6:.3g} us"
 
@@ -338,7 +339,15 @@ CURVES = (
     Curve("sampling", "samples", sampling_by_count, COUNTS, (32, 64, 128), 1, 1, HOUR, of_sampling),
     Curve("extraction", "samples", extraction, (4000, 8000, 16_000, 32_000), (64, 128, 256), 1, 1, HOUR, of_extraction),
     Curve(
-        "Frechet distance", "samples", frechet, (8000, 16_000, 32_000, 64_000), (256, 512, 1024), 1, 1, HOUR, of_frechet
+        "Frechet distance",
+        "samples",
+        frechet,
+        (32_000, 64_000, 128_000, 256_000),
+        (256, 512, 1024),
+        1,
+        1,
+        HOUR,
+        of_frechet,
     ),
     Curve("neighbours", "samples", neighbours, COUNTS, (64, 128, 256), 2, 1, HOUR, of_neighbours),
 )
