@@ -372,7 +372,7 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
 
 
 def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, **values: Any) -> str:
-    """A study's page: its template, which extends page.html, the report's style, and the facts that every page ends with."""
+    """A study's page: its template over page.html, the report's style, and what every list of facts ends with."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
@@ -381,7 +381,9 @@ def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, 
         lstrip_blocks=True,
     )
     page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.get_template(template.name).render(
+    return environment.get_template(
+        template.name
+    ).render(
         style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
         facts=facts | {"Commit": commit[:10] if len(commit) == 40 else commit, "Created": created},
         **values,

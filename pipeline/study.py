@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -531,16 +531,21 @@ def main(study: Study, *, module: str, about: str) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="params of every variant")
     parser.add_argument("--dry-run", action="store_true", help="list the variants and what would run")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, terminate)
     runner = DvcRunner(study)
+    command(lambda: run_study(study, arguments, runner), study.name, study.logs, alone=not arguments.dry_run)
+
+
+def command(work: Callable[[], int], name: str, folder: Path, *, alone: bool) -> NoReturn:
+    """Runs a command's work and exits with its status; what a user can mend is one line. alone: one such at a time."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        if arguments.dry_run:
-            sys.exit(run_study(study, arguments, runner))
-        study.logs.mkdir(parents=True, exist_ok=True)
-        with FileLock(study.logs / "lock", timeout=0):
-            sys.exit(run_study(study, arguments, runner))
+        if not alone:
+            sys.exit(work())
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock", timeout=0):
+            sys.exit(work())
     except Timeout:
-        sys.exit(f"the study {study.name} is already running in this folder")
+        sys.exit(f"the study {name} is already running in this folder")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
     except (UserError, ConfigError) as error:
