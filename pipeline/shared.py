@@ -63,7 +63,8 @@ def _resolved(stage: Mapping[str, Any], item: str | None) -> dict[str, list[str]
 def shared(configurations: Sequence[Mapping[str, Node]]) -> list[tuple[list[int], list[str]]]:
     """(indices of configurations, stages) of what at least two of them share; what most share comes first.
 
-    Stages shared by the same ones are one group for each dynamics, since these can be made side by side.
+    Stages shared by the same ones are one group for each dynamics, since these can be made side by side; those of no
+    dynamics go with the others where there is but one.
     """
     users: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, configuration in enumerate(configurations):
@@ -73,6 +74,10 @@ def shared(configurations: Sequence[Mapping[str, Node]]) -> list[tuple[list[int]
     for (name, _), who in users.items():
         if len(who) > 1:
             groups[tuple(who), name.partition("@")[2]].append(name)
+    for who in {who for who, _ in groups}:
+        others = [item for one, item in groups if one == who and item]
+        if (who, "") in groups and len(others) == 1:
+            groups[who, ""] += groups.pop((who, others[0]))
     found = [(list(who), names) for (who, _), names in groups.items()]
     return sorted(found, key=lambda group: -len(group[0]))
 
