@@ -76,7 +76,7 @@ class DvcProcess:
         study.end(self.process)
 
     def _text(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        return self.log.read_bytes().decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class DvcExperiments:
 
 def last_lines(text: str) -> str:
     """What the failed stage said last, then DVC's own line; without DVC's notices and overdrawn progress bars."""
-    lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
+    lines = [line.rpartition("\r")[2].strip() for line in text.split("\n")]
     lines = [line for line in lines if line]
     at = next((i for i, line in enumerate(lines) if line.startswith("ERROR: ")), len(lines))
     stage = next((i for i in range(at, 0, -1) if lines[i - 1].startswith("> ")), 0)  # > python -m pipeline.stages...

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,7 +31,7 @@ TINY = {
     "evaluate.teacher_nfe": [1, 3], "evaluate.sliced_projections": 16, "diagnose.paths": 4, "diagnose.solver_steps": 3,
     "diagnose.jacobian_paths": 1, "diagnose.jacobian_times": 2, "diagnose.anchor_refinements": 2,
 }  # fmt: skip
-SECRET = "sEcReT/0123456789abcdef"
+SECRET = secrets.token_hex(20)
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
