@@ -233,8 +233,10 @@ def test_a_colleague_gets_the_results_and_retrains_nothing(committed, kind, requ
         assert (clone.folder / model).read_bytes() == (committed.folder / model).read_bytes()
 
 
-def test_a_model_is_taken_from_a_repository_as_from_a_registry(committed, tmp_path):
+def test_a_model_is_taken_from_a_repository_as_from_a_registry(committed, folder, tmp_path):
     """`dvc get`: the files; `dvc import`: with where they come from, so that `dvc update` follows."""
+    connect(committed, folder)
+    committed.run("dvc", "push", "-q")
     user = Project(tmp_path / "user")
     user.folder.mkdir()
     user.run("git", "init", "-q")

@@ -15,6 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ PYTHON = (3, 11)
 SECONDS = 20  # that a remote or a server has to answer
 UNKNOWN_IMAGES = 60_000  # of a data set whose size is not known before it is fetched
 MODELS = 200_000_000  # bytes of networks, checkpoints and the runs' store, roughly
+EXTRAS = ("s3", "ssh")  # of this package, for DVC's remotes
 CACHED = 2  # copies of an output: in the folder and in DVC's cache
 
 
@@ -245,11 +247,15 @@ def _reach(root: Path, name: str, title: str) -> Finding:
                     return Finding("remote", PROBLEM, f"{title}: cannot be written to", f"check the rights of {above}")
             elif not there and fs.protocol == "s3" and not fs.exists(path.partition("/")[0]):
                 return Finding("remote", PROBLEM, f"{title}: no such bucket, or no right to see it", secrets)
+            elif not there and fs.protocol in ("http", "https"):  # which takes no answer for a file that is not there
+                with suppress(urllib.error.HTTPError):
+                    urllib.request.urlopen(title.rpartition(", ")[2], timeout=SECONDS).close()
     except Exception as error:  # each kind of remote has its own
         kind = type(error).__name__
-        if kind == "RemoteMissingDepsError":
-            extra = plain_url(title.rpartition(", ")[2]).partition("://")[0]
-            return Finding("remote", PROBLEM, f"{title}: its package is missing", f"pip install -e '.[{extra}]'")
+        if kind == "RemoteMissingDepsError" or isinstance(error, ImportError):
+            kind = title.rpartition(", ")[2].partition("://")[0]
+            mend = f"pip install -e '.[{kind}]' -c constraints.txt" if kind in EXTRAS else f"pip install 'dvc[{kind}]'"
+            return Finding("remote", PROBLEM, f"{title}: its package is missing", mend)
         return Finding("remote", PROBLEM, f"{title}: cannot be reached ({kind})", secrets)
     return Finding("remote", OK, f"{title}: answers" + ("" if there else "; nothing was pushed yet"))
 
