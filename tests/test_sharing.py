@@ -66,6 +66,9 @@ def swept(tmp_path_factory) -> Project:
     file = made.folder / "params.yaml"
     file.write_text(preset.apply("points", file.read_text()))
     edit(file, TINY)
+    for name in ("reports/.gitignore", "reports/runs/.gitignore"):  # which are no results
+        (made.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, made.folder / name)
     made.run("git", "init", "-q")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "start")
@@ -208,7 +211,7 @@ def connect(project: Project, options: dict[str, str]) -> None:
 def test_a_colleague_gets_the_results_and_retrains_nothing(committed, kind, request, tmp_path):
     options = request.getfixturevalue(kind)
     connect(committed, options)
-    committed.run("dvc", "push", "-q", "--run-cache")
+    committed.run("dvc", "push", "-q")
     (finding,) = doctor.remotes(committed.folder)
     assert (finding.level, finding.text) == ("ok", f"shared (default), {options['url']}: answers")
     assert committed.run("git", "status", "--porcelain") == ""  # no key, port or address of this machine's
