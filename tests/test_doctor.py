@@ -14,6 +14,7 @@ from test_graph import BLOCKER
 from test_pipeline import edit
 
 from ifm import doctor
+from ifm.cli import main
 from ifm.config import load
 from ifm.doctor import OK, PROBLEM, WARNING
 from ifm.files import file_sha256
@@ -54,31 +55,33 @@ def ifm_doctor(folder: Path, *, without: str = "", **env: str) -> subprocess.Com
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_sound_checkout_is_ok_and_a_broken_one_is_not(checkout):
+def test_a_sound_checkout_is_ok_and_a_broken_one_is_not(checkout, monkeypatch, capsys):
     (checkout / "docs").mkdir()
-    done = ifm_doctor(checkout / "docs")  # from any folder in it
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    monkeypatch.chdir(checkout / "docs")  # from any folder in it
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "0 problems, 0 warnings"
     names = [line[9:21].strip() for line in lines[:-2]]
     assert [n for n in names if n != "torch"] == [
         "Python", "cores", "params.yaml", "disk", "Git", "DVC", "remote", "tracking", "weights",
     ]  # fmt: skip
     edit(checkout / "params.yaml", {"flow.lr": -1.0})
-    done = ifm_doctor(checkout)
-    assert done.returncode == 1
-    assert "problem  params.yaml  params.yaml: flow.lr = -1.0: input should be greater than 0" in done.stdout
-    assert "1 problems, 0 warnings" in done.stdout
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert "problem  params.yaml  params.yaml: flow.lr = -1.0: input should be greater than 0" in said
+    assert "1 problems, 0 warnings" in said
 
 
-def test_outside_a_checkout_and_without_dvc_and_mlflow(checkout, tmp_path):
-    done = ifm_doctor(tmp_path, without=BLOCKER)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "warning  checkout     this folder is in none" in done.stdout
+def test_outside_a_checkout_and_without_dvc_and_mlflow(checkout, tmp_path, monkeypatch, capsys):
     done = ifm_doctor(checkout, without=BLOCKER)
     assert (done.returncode, done.stderr) == (0, "")
     assert "warning  DVC          not installed" in done.stdout
     assert "warning  tracking     off (mlflow is not installed)" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    main(["doctor"])
+    assert "warning  checkout     this folder is in none" in capsys.readouterr().out
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
