@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ifm import __version__
+from ifm import __version__, checkout, doctor
 from ifm.errors import UserError
 from ifm.files import write_json
 
@@ -29,13 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="ifm", description="Integration Flow: tools beside the pipeline.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ifm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, summary in checkout.COMMANDS.items():
+        commands.add_parser(name, help=summary)
     for name, (add_options, run) in COMMANDS.items():
         summary = run.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_options(command)
         command.set_defaults(run=run)
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words[:1] and words[0] in checkout.COMMANDS:  # with options of its own
+            checkout.run(words[0], words[1:])
+        given = parser.parse_args(words)
         given.run(given)
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
@@ -201,4 +206,4 @@ def _sha256(text: str) -> str:
 
 
 EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
-COMMANDS = {"evaluate": (_add_evaluate, evaluate)}
+COMMANDS = {"evaluate": (_add_evaluate, evaluate), "doctor": (doctor.add_options, doctor.run)}
