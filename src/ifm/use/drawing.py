@@ -1,0 +1,79 @@
+"""Samples of a trained model, from the same keyed draws as the stage `sample`.
+
+Sample i of seed s starts from noise that depends on (s, i) alone, so it is the stage's sample i: to the byte with the
+stage's batch size, on the same kind of machine; with another one the network's sums round differently in the last bit,
+which now and then moves a pixel by one of 256 levels.
+"""
+
+import numpy as np
+import torch
+
+from ifm.exact import ExactTeacher
+from ifm.images import at_rest
+from ifm.mlp import MLP
+from ifm.model import IntegrationFlow, IntervalFlow
+from ifm.parallel import shared_batches
+from ifm.progress import progress
+from ifm.sampling import Draws, Sampler, flow_sampler, sample_dtype, teacher_sampler
+from ifm.use.loading import Model
+
+SAMPLERS = ("one_step", "anchor", "renoise", "chain")
+
+
+def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int = 35) -> Sampler:
+    """How to sample: a flow in `steps` evaluations, a teacher in `nfe` of Heun's (odd).
+
+    sampler None: `one_step` for one step; for several `chain` where the flow takes two times, else the paper's `anchor`
+    where it takes an anchor, else `renoise`. Raises ValueError for what the model cannot do.
+    """
+    if not isinstance(model, IntegrationFlow):
+        return teacher_sampler(model, nfe=nfe)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if sampler is None:
+        several = "chain" if isinstance(model, IntervalFlow) else "anchor" if model.takes_anchor else "renoise"
+        sampler = "one_step" if steps == 1 else several
+    if steps > 1 and sampler == "one_step":
+        raise ValueError(f"sampler one_step takes one step, not {steps}; the others: {', '.join(SAMPLERS[1:])}")
+    if steps > 1 and sampler == "anchor" and not model.takes_anchor:
+        raise ValueError("this flow takes no anchor, so sampler anchor would repeat its first step; use renoise")
+    return flow_sampler(model, kind=sampler, steps=steps)
+
+
+def data_shape(model: Model) -> tuple[int, ...]:
+    """Of one sample: (C, H, W) of images, (d,) of points."""
+    if isinstance(model, ExactTeacher):
+        return model.shape
+    if isinstance(model.network, MLP):
+        return (model.network.options["out_features"],)
+    config = model.network.model.config
+    size = config.sample_size
+    return (config.out_channels, *([size, size] if isinstance(size, int) else size))
+
+
+@torch.inference_mode()
+def draw(
+    model: Model, sampler: Sampler, count: int, *, seed: int = 0, batch_size: int = 200, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Samples 0 .. count - 1 of the seed, on the model's device: uint8 [n, C, H, W], points float32 [n, d].
+
+    out: where to put them, e.g. a memory map; None: a new array. Raises ValueError for samples that are not finite.
+    """
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"need at least one sample and a batch of one, got {count} and {batch_size}")
+    shape, device = data_shape(model), next(iter(model.state_dict().values())).device
+    samples = np.empty((count, *shape), sample_dtype(shape)) if out is None else out
+
+    def work(members: range) -> np.ndarray:
+        return at_rest(sampler.run(Draws.of(model.dynamics, shape, members, seed=seed, device=device)))
+
+    was_training = model.training
+    model.eval()
+    try:
+        with progress(total=count, label=sampler.title, unit="sample") as bar:
+            for members, drawn in shared_batches(work, count=count, batch_size=batch_size):
+                samples[members.start : members.stop] = drawn
+                bar.update(len(members))
+    finally:
+        model.train(was_training)
+    return samples
