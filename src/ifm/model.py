@@ -72,7 +72,7 @@ class IntegrationFlow(nn.Module):
     ) -> np.ndarray:
         """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
 
-        sampler: one_step, anchor, renoise, chain; None: one_step, or for several steps what `ifm.use.drawing.choose` says.
+        sampler: one_step, anchor, renoise or chain; None: what `ifm.use.drawing.choose` takes for so many steps.
         """
         drawing = _use("drawing")
         how = drawing.choose(self, steps=steps, sampler=sampler)

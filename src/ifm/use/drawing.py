@@ -5,6 +5,9 @@ stage's batch size, on the same kind of machine; with another one the network's 
 which now and then moves a pixel by one of 256 levels.
 """
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
@@ -14,10 +17,11 @@ from ifm.mlp import MLP
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.parallel import shared_batches
 from ifm.progress import progress
-from ifm.sampling import Draws, Sampler, flow_sampler, sample_dtype, teacher_sampler
+from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
 from ifm.use.loading import Model
 
-SAMPLERS = ("one_step", "anchor", "renoise", "chain")
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int = 35) -> Sampler:
@@ -34,7 +38,7 @@ def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int
         several = "chain" if isinstance(model, IntervalFlow) else "anchor" if model.takes_anchor else "renoise"
         sampler = "one_step" if steps == 1 else several
     if steps > 1 and sampler == "one_step":
-        raise ValueError(f"sampler one_step takes one step, not {steps}; the others: {', '.join(SAMPLERS[1:])}")
+        raise ValueError(f"sampler one_step takes one step, not {steps}; the others are anchor, renoise, chain")
     if steps > 1 and sampler == "anchor" and not model.takes_anchor:
         raise ValueError("this flow takes no anchor, so sampler anchor would repeat its first step; use renoise")
     return flow_sampler(model, kind=sampler, steps=steps)
@@ -51,19 +55,24 @@ def data_shape(model: Model) -> tuple[int, ...]:
     return (config.out_channels, *([size, size] if isinstance(size, int) else size))
 
 
-@torch.inference_mode()
-def draw(
-    model: Model, sampler: Sampler, count: int, *, seed: int = 0, batch_size: int = 200, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Samples 0 .. count - 1 of the seed, on the model's device: uint8 [n, C, H, W], points float32 [n, d].
+def batches(
+    model: Model,
+    sampler: Sampler,
+    count: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 200,
+    accelerator: "Accelerator | None" = None,
+) -> Iterator[tuple[range, np.ndarray]]:
+    """(members, samples) for 0 .. count - 1 of the seed, on the model's device, every process having all of them.
 
-    out: where to put them, e.g. a memory map; None: a new array. Raises ValueError for samples that are not finite.
+    Raises ValueError for samples that are not finite.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"need at least one sample and a batch of one, got {count} and {batch_size}")
     shape, device = data_shape(model), next(iter(model.state_dict().values())).device
-    samples = np.empty((count, *shape), sample_dtype(shape)) if out is None else out
 
+    @torch.inference_mode()
     def work(members: range) -> np.ndarray:
         return at_rest(sampler.run(Draws.of(model.dynamics, shape, members, seed=seed, device=device)))
 
@@ -71,9 +80,13 @@ def draw(
     model.eval()
     try:
         with progress(total=count, label=sampler.title, unit="sample") as bar:
-            for members, drawn in shared_batches(work, count=count, batch_size=batch_size):
-                samples[members.start : members.stop] = drawn
+            for members, drawn in shared_batches(work, count=count, batch_size=batch_size, accelerator=accelerator):
+                yield members, drawn
                 bar.update(len(members))
     finally:
         model.train(was_training)
-    return samples
+
+
+def draw(model: Model, sampler: Sampler, count: int, *, seed: int = 0, batch_size: int = 200) -> np.ndarray:
+    """Samples 0 .. count - 1 of the seed: uint8 [n, C, H, W], points float32 [n, d]. See `batches`."""
+    return np.concatenate([drawn for _, drawn in batches(model, sampler, count, seed=seed, batch_size=batch_size)])

@@ -92,7 +92,9 @@ def _downloaded(name: str, revision: str | None) -> Path:
     except errors.HFValidationError as error:
         raise UserError(f"{name}: there is no such folder (nor is it a Hub id: {_line(error)})") from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(f"{where} cannot be reached, nor is it in the Hub's cache ({constants.HF_HUB_CACHE})") from error
+        raise UserError(
+            f"{where} cannot be reached, nor is it in the Hub's cache ({constants.HF_HUB_CACHE})"
+        ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise UserError(f"{where} did not give it: {_line(error)}") from error
 
@@ -105,5 +107,6 @@ def _called(model: Model) -> str:
 
 
 def _line(error: Exception) -> str:
-    """An error's first line that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """An error's message in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
