@@ -77,10 +77,9 @@ def write_graph(flow: IntegrationFlow, folder: Path, *, kind: str) -> Written:
     with _quiet(), torch.no_grad():
         {"onnx": _write_onnx, "pt2": _write_pt2}[kind](OneEvaluation(_for_any_batch(flow)), path)
         run = {"onnx": _open_onnx, "pt2": _open_pt2}[kind](path)
-        difference = 0.0
-        for size in CHECKED:
-            inputs = example(flow, size)
-            difference = max(difference, float((run(inputs) - module(*inputs)).abs().max()))
+        given = [example(flow, size) for size in CHECKED]
+        differences = [(run(inputs) - module(*inputs)).abs().max() for inputs in given]
+    difference = float(torch.stack(differences).max())  # NaN where there is one
     if not difference <= TOLERANCE:
         raise UserError(f"{kind}: the written graph differs from the model by {difference:.2g}, more than {TOLERANCE}")
     return Written(path, difference)
