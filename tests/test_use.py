@@ -22,7 +22,7 @@ from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.pretrained import save_exact_teacher, save_model
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, renoising_times, sample, sample_chained, teacher_sampler
-from ifm.use import diffusers_folder, graphs, loading
+from ifm.use import diffusers_folder, graphs
 from ifm.use.card import Evaluation, escape, model_card, read_evaluation
 from ifm.use.diffusers_folder import quiet_diffusers, write_folder
 from ifm.use.diffusers_pipeline import IntegrationFlowPipeline
@@ -73,9 +73,7 @@ def stage_samples(model, sampler, *, count, batch_size, seed):
 
 
 def test_importing_ifm_does_not_import_torch_and_the_models_are_there():
-    code = (
-        "import ifm, sys; assert 'torch' not in sys.modules; from ifm import Teacher, IntegrationFlow; print(Teacher)"
-    )
+    code = "import ifm, sys; assert 'torch' not in sys.modules; from ifm import IntegrationFlow, Teacher"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
     assert ifm.IntegrationFlow is IntegrationFlow
     with pytest.raises(AttributeError, match="nothing"):
@@ -196,16 +194,17 @@ def test_a_model_of_another_kind_or_damaged_is_named(saved, tmp_path):
     with pytest.raises(UserError, match="holds a flow, so IntervalFlow"):
         IntervalFlow.from_pretrained(saved / "ve")
     save_model(small_flow(), tmp_path / "m", record={})
+    whole = (tmp_path / "m" / "ifm.json").read_text()
+    damaged = {'{"kind": "flow"}': "'dynamics'", '{"kind": 1}': "kind 1", "{": "cannot be read", "[]": "an object"}
+    for text, said in damaged.items():
+        (tmp_path / "m" / "ifm.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            IntegrationFlow.from_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "ifm.json").write_text(whole)
     weights = next((tmp_path / "m").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
         IntegrationFlow.from_pretrained(tmp_path / "m")
-    (tmp_path / "m" / "ifm.json").write_text('{"kind": "flow"}')
-    with pytest.raises(UserError, match="'dynamics'"):
-        loading.load_any(tmp_path / "m")
-    (tmp_path / "m" / "ifm.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        loading.load_any(tmp_path / "m")
 
 
 # --- diffusers ------------------------------------------------------------------------------------------------------
@@ -297,14 +296,17 @@ def test_the_pipelines_file_needs_torch_and_diffusers_alone():
 # --- graphs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["ve", "rf-paper-none", "pfgmpp-cross", "ve-interval", "points"])
-@pytest.mark.parametrize("form", ["pt2", "onnx"])
+SLOW = [pytest.param(kind, form, marks=pytest.mark.slow) for kind in KINDS for form in ("pt2", "onnx")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("points", "pt2"), ("points", "onnx"), ("pfgmpp-cross", "pt2"), ("ve-interval", "onnx"), *SLOW],
+)
 def test_graphs_compute_what_the_flow_does_for_any_batch(tmp_path, kind, form):
     if form == "onnx":
         pytest.importorskip("onnxscript")
         onnxruntime = pytest.importorskip("onnxruntime")
-        if kind not in ("pfgmpp-cross", "ve-interval"):
-            pytest.skip("slow: the two largest graphs stand for all")
     flow = small_flow(shape=(2,)) if kind == "points" else small_flow(**KINDS[kind])
     written = graphs.write_graph(flow, tmp_path, kind=form)
     assert written.largest_difference < 1e-5
@@ -328,9 +330,14 @@ def test_a_graph_that_differs_is_refused(tmp_path):
         graphs.write_graph(flow, tmp_path, kind="pt2")
 
 
-@pytest.mark.parametrize("kind", ["ve", "points"])
-def test_the_cards_code_for_a_graph_runs(saved, tmp_path, monkeypatch, capsys, kind):
-    main(["export", "--model", str(saved / kind), "--out", str(tmp_path / "out"), "--format", "pt2"])
+@pytest.mark.parametrize(
+    ("kind", "form"), [("points", "pt2"), ("points", "onnx"), pytest.param("ve", "pt2", marks=pytest.mark.slow)]
+)
+def test_the_cards_code_for_a_graph_runs(saved, tmp_path, monkeypatch, capsys, kind, form):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    main(["export", "--model", str(saved / kind), "--out", str(tmp_path / "out"), "--format", form])
     assert "differs from the model by at most" in capsys.readouterr().out
     text = (tmp_path / "out" / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
@@ -339,6 +346,14 @@ def test_the_cards_code_for_a_graph_runs(saved, tmp_path, monkeypatch, capsys, k
     exec(code, names)
     assert names["x_0_hat"].shape == (16, *((2,) if kind == "points" else (1, 8, 8)))
     assert (tmp_path / "out" / "samples.png").is_file() == (kind == "ve")
+
+
+def test_packages_that_are_missing_are_named_before_any_work(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--model", str(saved / "ve"), "--out", str(tmp_path / "out"), "--format", "onnx"])
+    assert str(stop.value).startswith("ifm: --format onnx needs onnxscript: pip install")
+    assert not (tmp_path / "out").exists()
 
 
 # --- cards ----------------------------------------------------------------------------------------------------------
