@@ -165,10 +165,11 @@ def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
 
     shape = (16, *data_shape(flow))
     names = ["x_T", "x_anchor"] if flow.takes_anchor else ["x_T"]
-    scales = {"x_T": float(flow.dynamics.t_max), "x_anchor": 1.0}  # b(t_max) = t_max for every dynamics
-    pfgmpp = flow.dynamics.name == "pfgmpp"
+    scale = float(flow.dynamics.t_max)  # b(t_max) = t_max for every dynamics
+    D = getattr(flow.dynamics, "augmented_dimensions", None)
+    lead = {"x_T": "" if scale == 1 else f"{scale:g} * ", "x_anchor": ""}
     notes = {
-        "x_T": "  # then divide each sample by sqrt(chi2_D / D), a chi2 draw of its own" if pfgmpp else "",
+        "x_T": f"  # then divide each sample by sqrt(chi2 / {D:g}), chi2 of {D:g} degrees of freedom" if D else "",
         "x_anchor": "  # the anchor starts as noise",
     }
     draws = {"numpy": f"np.random.standard_normal({shape}).astype(np.float32)", "torch": f"torch.randn{shape}"}
@@ -178,5 +179,5 @@ def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
         feed="{" + ", ".join(f'"{n}": {n}' for n in names) + "}",
         arguments=", ".join(names),
         range="  # images in [-1, 1]" if len(shape) == 4 else "",
-        **{by: "\n".join(f"{n} = {scales[n]:g} * {draw}{notes[n]}" for n in names) for by, draw in draws.items()},
+        **{by: "\n".join(f"{n} = {lead[n]}{draw}{notes[n]}" for n in names) for by, draw in draws.items()},
     )

@@ -72,7 +72,7 @@ def write_graph(flow: IntegrationFlow, folder: Path, *, kind: str) -> Written:
 
     Raises UserError where they differ by more than TOLERANCE, or where a package is missing.
     """
-    flow = copy.deepcopy(flow).cpu().float().eval()
+    flow = copy.deepcopy(flow).cpu().float().eval().requires_grad_(False)
     module, path = OneEvaluation(flow), folder / FILES[kind]
     with _quiet(), torch.no_grad():
         {"onnx": _write_onnx, "pt2": _write_pt2}[kind](OneEvaluation(_for_any_batch(flow)), path)
