@@ -59,6 +59,7 @@ def test_the_hub_holds_what_was_exported_and_nothing_tells_the_token(world, push
     assert f"pushed: {hub.url}/{REPO}/commit/{hub.commit(REPO)}" in pushed.stdout
     assert {token for method, path, token in hub.requests if method == "POST"} == {TOKEN}
     assert TOKEN not in pushed.stdout + pushed.stderr
+    assert "Processing Files" not in pushed.stderr  # no bars where nobody looks
     assert not any(TOKEN.encode() in data for data in hub.repos[REPO].values())
 
 

@@ -1,6 +1,9 @@
 """Trained models from a folder or from the Hugging Face Hub."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,7 +85,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
     where = f"{name}: no such folder, and the Hub ({constants.ENDPOINT})"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+        with quiet_hub():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
     except errors.GatedRepoError as error:
         raise UserError(f"{where} gives it only to those it let in; ask there, then `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
@@ -97,6 +101,21 @@ def _downloaded(name: str, revision: str | None) -> Path:
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise UserError(f"{where} did not give it: {_line(error)}") from error
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without huggingface_hub's bars where nobody looks at them."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _called(model: Model) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ifm.errors import UserError
+from ifm.use.loading import quiet_hub
 
 
 def check_login(repo_id: str) -> None:
@@ -31,7 +32,8 @@ def push(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
     api = HfApi()
     try:
         repo_id = api.create_repo(repo_id, exist_ok=True, private=private).repo_id
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Exported by ifm")
+        with quiet_hub():
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Exported by ifm")
     except (HTTPError, OSError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         said = said.replace(get_token() or "\0", "***")
