@@ -23,7 +23,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_ID", help="a model's folder (models/flow/ve), or a Hub id owner/name")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
-    add("--n", type=at_least(1), default=64, metavar="N", help="how many samples (default: %(default)s)")
+    add(
+        "--n",
+        "--count",
+        dest="n",
+        type=at_least(1),
+        default=64,
+        metavar="N",
+        help="how many samples (default: %(default)s)",
+    )
     add("--steps", type=at_least(1), metavar="N", help="evaluations of a flow (default: 1)")
     add("--sampler", choices=SAMPLERS, help="of a flow; for several steps: chain, anchor or renoise, what it can do")
     add("--nfe", type=at_least(1), metavar="N", help="evaluations of a teacher, odd (default: 35)")
