@@ -28,6 +28,7 @@ PURPOSES = {
     "prior": 6,
     "choice": 7,
     "bank": 8,
+    "dropout": 9,
 }
 _KEY_RANGE = 2**63
 THREADS = min(8, os.cpu_count() or 1)  # that share the draws of a large batch

@@ -24,7 +24,7 @@ class LaunchError(UserError, ValueError):
 def make_accelerator(precision: str, *, seed: int) -> Accelerator:
     """An Accelerator for the hardware at hand; a precision that it lacks falls back to float32 with a notice.
 
-    Seeds torch's global generator too: initial weights (the same in every process) and dropout draw from it.
+    Seeds torch's global generator too: initial weights, the same in every process, are drawn from it.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         print("fp16 needs a GPU: training in float32", flush=True)

@@ -71,4 +71,5 @@ def train_flow(
         memory=policy,
         average=average,
         label=f"flow {flow.dynamics.name}",
+        seed=seed,
     )
