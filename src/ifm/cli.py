@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ifm import __version__
 from ifm.errors import UserError
 from ifm.files import write_json
+from ifm.tracking import commands as tracking
 
 if TYPE_CHECKING:
     import torch
@@ -201,4 +202,4 @@ def _sha256(text: str) -> str:
 
 
 EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
-COMMANDS = {"evaluate": (_add_evaluate, evaluate)}
+COMMANDS = {"evaluate": (_add_evaluate, evaluate)} | tracking.COMMANDS
