@@ -96,6 +96,7 @@ def connect(name: str | None = None) -> tuple[Any, str]:
     Under a file lock: processes that touch a fresh SQLite store together break its migrations for good.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # MLflow tries seven times over minutes: too long to wait for a server that is not there. What it misses is kept.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
