@@ -167,11 +167,11 @@ def made_before(stage: Stage) -> dict[str, str]:
 
 
 def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> list[dict[str, Any]]:
-    """The data sets among some outputs, as MLflow shows them: digits/processed with its md5."""
+    """The data sets among some outputs, as MLflow shows them: digits/processed with the start of its md5."""
     return [
         {
             "name": path.replace("data/", f"{data_name(config)}/", 1),
-            "digest": md5.removesuffix(".dir"),
+            "digest": md5[:12],
             "source": tracking.cache_uri(md5),
             "profile": _profile(Path(path)),
             "context": context,

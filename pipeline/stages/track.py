@@ -28,15 +28,15 @@ def work(stage: Stage) -> None:
     results = {name: read_json(paths.METRICS / f"{name}.json") for name in ("reference", *config.dynamics)}
     results["diagnostics"] = {d: read_json(paths.diagnostics(d)) for d in config.dynamics}
     records = {name: read_json(paths.run_record(name)) for name in names}
-    reference, made = results["reference"], locked_outputs()
+    reference, made, experiment = results["reference"], locked_outputs(), os.environ.get("DVC_EXP_NAME")
     figures = final_figures(results, config.dynamics) | costs(records)
     title = f"{data_name(config)} {'+'.join(config.dynamics)} seed {config.seed}"
-    data = {path: made[path] for path in map(str, (paths.RAW, paths.PROCESSED)) if path in made}
+    data = {path: made[path] for path in map(str, (paths.PROCESSED, paths.RAW)) if path in made}
     inputs = {f"input.{path}": md5 for path, md5 in data.items()}
     protocol = f"{reference['extractor']} {reference['checksum'][:12]}, {reference['split']} split"
     state = PipelineState(
         key=digest({"params": stage.values, "results": results}),
-        name=title + _changes(),
+        name=_changes() + title + (f" [{experiment}]" if experiment else ""),
         params=stage.values,
         metrics=figures,
         records=list(records.values()),
@@ -63,14 +63,21 @@ def work(stage: Stage) -> None:
 def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, float]:
     """The figures to compare states by, e.g. fid/ve-flow-1nfe, diagnostics/ve.error.one_step, reference/accuracy."""
     found = {}
-    for d in dynamics:
-        for row in results[d].values():
-            for key, value in row.items():
-                if _number(value) and key not in DETAILS and (not key.endswith("_sd") or key in DEVIATIONS):
-                    found[f"{key}/{sampler_name(d, row)}"] = value
+    rows = [(d, row) for d in dynamics for row in results[d].values()]
+    for d, row in sorted(rows, key=_prominence):
+        for key, value in row.items():
+            if _number(value) and key not in DETAILS and (not key.endswith("_sd") or key in DEVIATIONS):
+                found[f"{key}/{sampler_name(d, row)}"] = value
     for d, values in results["diagnostics"].items():
         found |= {f"diagnostics/{d}.{k}": v for k, v in flatten(values).items() if _number(v) and k != "paths"}
     return found | {f"reference/{k}": v for k, v in results["reference"].items() if _number(v)}
+
+
+def _prominence(row: tuple[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """MLflow lists figures as they come: the flow's by evaluations, the teacher's from its best, real data."""
+    _, figures = row
+    place = ("flow", "teacher", "data").index(figures["model"])
+    return place, figures["nfe"] if place == 0 else -figures["nfe"]
 
 
 def sampler_name(d: str, row: Mapping[str, Any]) -> str:
@@ -110,15 +117,14 @@ def _number(value: Any) -> bool:
 
 
 def _changes() -> str:
-    """What tells this state from the commit it started from, for its name; the experiment's name in brackets."""
+    """What tells this state from the commit it started from, to begin its name with: tables cut names short."""
     done = subprocess.run(["git", "show", f"HEAD:./{paths.PARAMS}"], capture_output=True, text=True, check=False)
     before = flatten(yaml.safe_load(done.stdout) or {}) if done.returncode == 0 else {}
     now = flatten(yaml.safe_load(paths.PARAMS.read_text(encoding="utf-8")))
     shown = [k for k in now if k in before and now[k] != before[k] and k not in ("seed", "dynamics")]
     changed = ", ".join(f"{k}={now[k]}" for k in shown[:CHANGES_NAMED])
     more = f" and {len(shown) - CHANGES_NAMED} more" if len(shown) > CHANGES_NAMED else ""
-    experiment = os.environ.get("DVC_EXP_NAME")
-    return (f", {changed}{more}" if shown else "") + (f" [{experiment}]" if experiment else "")
+    return f"{changed}{more}, " if shown else ""
 
 
 def _curve(name: str) -> list[dict[str, float]]:

@@ -139,6 +139,17 @@ def log_inputs(client: Any, run_id: str, values: list[dict[str, Any]]) -> None:
     )
 
 
+def log_outputs(client: Any, run_id: str, model_ids: Iterable[str]) -> None:
+    """Says which models a run made, those that it has not said yet."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run_id).outputs
+    have = {output.model_id for output in outputs.model_outputs} if outputs else set()
+    new = [LoggedModelOutput(model_id, step=0) for model_id in model_ids if model_id not in have]
+    if new:
+        client.log_outputs(run_id, new)
+
+
 def log_external_model(
     client: Any, experiment: str, run_id: str, *, name: str, tags: dict[str, str], params: dict[str, str], kind: str
 ) -> str:
@@ -150,8 +161,6 @@ def log_external_model(
     from mlflow.models.utils import get_external_mlflow_model_spec
 
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' and name = '{name}'", max_results=1)
-    if found and str(found[0].status) == "READY":
-        return found[0].model_id
     model = (
         found[0]
         if found
@@ -164,10 +173,13 @@ def log_external_model(
             model_type=kind,
         )
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        get_external_mlflow_model_spec(model).save(str(Path(temporary) / MLMODEL_FILE_NAME))
-        client.log_model_artifacts(model.model_id, temporary)
-    return client.finalize_logged_model(model.model_id, "READY").model_id
+    if str(model.status) != "READY":
+        with tempfile.TemporaryDirectory() as temporary:
+            get_external_mlflow_model_spec(model).save(str(Path(temporary) / MLMODEL_FILE_NAME))
+            client.log_model_artifacts(model.model_id, temporary)
+        client.finalize_logged_model(model.model_id, "READY")
+    log_outputs(client, run_id, [model.model_id])
+    return model.model_id
 
 
 class Courier:

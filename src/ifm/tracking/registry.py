@@ -47,7 +47,7 @@ def add_version(
         run_id=run_id,
         model_id=model_id,
         description=description,
-        tags={"ifm.state": state} | place | tags,
+        tags={"ifm.state": state, "ifm.model_id": model_id} | place | tags,
     )
     return str(made.version)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ifm.tracking import registry, store
-from ifm.tracking.delivery import log_external_model, log_inputs, log_metrics, log_params, log_tags
+from ifm.tracking.delivery import log_external_model, log_inputs, log_metrics, log_outputs, log_params, log_tags
 from ifm.tracking.lineage import digest, flatten
 from ifm.tracking.locallog import Entry, LocalLog, now
 
@@ -76,6 +76,7 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
             models[stage] = log_external_model(client, experiment, children[stage], **_model(record))
     if state.inputs:
         log_inputs(client, parent, state.inputs)
+    log_outputs(client, parent, models.values())
     _log_figures(client, parent, state, models)
     log_tags(client, parent, {f"stage.{stage}.run_id": run_id for stage, run_id in children.items()})
     for path in state.artifacts:

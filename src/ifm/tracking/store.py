@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -89,22 +90,29 @@ def experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ifm"
 
 
+def quiet() -> None:
+    """MLflow as this project wants it, unless the environment says otherwise: no telemetry, no long waits, no chatter.
+
+    To be called before mlflow is imported.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # MLflow tries seven times over minutes: too long to wait for a server that is not there. What it misses is kept.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
 @functools.cache
 def connect(name: str | None = None) -> tuple[Any, str]:
     """The client and the id of the experiment (default: `experiment_name()`), which is made where it is missing.
 
     Under a file lock: processes that touch a fresh SQLite store together break its migrations for good.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # MLflow tries seven times over minutes: too long to wait for a server that is not there. What it misses is kept.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    import logging
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    quiet()
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
