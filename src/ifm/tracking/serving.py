@@ -5,6 +5,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+import pandas as pd
 import torch
 from mlflow.models import set_model
 
@@ -27,12 +28,12 @@ class FlowModel(mlflow.pyfunc.PythonModel):
         self.flow = pretrained.load_flow(folder).to(self.device, memory_format=torch.channels_last)
         self.shape = tuple(pretrained.describe(folder)["image_shape"])
 
-    # Without type hints: MLflow takes one of model_input for a schema.
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
 
-        model_input: a table, or a dict of values or lists; columns that are missing are taken from params. More than
-        one step refines the estimate: through sub-intervals, by the anchor, or re-noised, as the flow was trained.
+        model_input: rows of n, seed and steps (MLflow makes a table of a dict or a list of them); what is missing is
+        taken from params. More than one step refines the estimate as the flow was trained: through sub-intervals, by
+        the anchor, or re-noised.
         """
         return np.concatenate([self._draw(**row) for row in rows_of(model_input, params or {})])
 
@@ -57,25 +58,15 @@ class FlowModel(mlflow.pyfunc.PythonModel):
         return "anchor" if self.flow.takes_anchor else "renoise"
 
 
-def rows_of(model_input: Any, params: dict[str, Any]) -> list[dict[str, int]]:
+def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, int]]:
     """What is asked for, a dict of n, seed and steps for each row. Raises ValueError that names the value."""
-    if hasattr(model_input, "to_dict"):
-        table = model_input.to_dict(orient="records")
-    elif isinstance(model_input, dict):
-        columns = {name: np.atleast_1d(values).tolist() for name, values in model_input.items()}
-        if len({len(values) for values in columns.values()}) > 1:
-            raise ValueError(f"columns must be of the same length, got {model_input}")
-        table = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    elif isinstance(model_input, list):
-        table = model_input
-    else:
-        table = [{}]
-    return [{name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS} for row in table or [{}]]
+    rows = table.to_dict(orient="records") or [{}]
+    return [{name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS} for row in rows]
 
 
 def _whole(name: str, *values: Any) -> int:
     """The first value that is given, else the default."""
-    given = next((v for v in values if v is not None and v == v), DEFAULTS[name])  # v == v: a table's gaps are NaN
+    given = next((v for v in values if v is not None), DEFAULTS[name])
     low, high = LIMITS[name]
     if isinstance(given, bool) or int(given) != given or not low <= given <= high:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {given}")
