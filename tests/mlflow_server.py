@@ -1,4 +1,4 @@
-"""A real MLflow tracking server on the loopback, that can be stopped and started."""
+"""Real MLflow stores for tests: an SQLite file, and a server on the loopback that can be stopped and started."""
 
 import contextlib
 import os
@@ -13,7 +13,22 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from ifm.tracking import store as stores
+
 PASSWORD = "s3cr3t-w0rd"
+
+
+def make_empty_store(root: Path) -> Path:
+    """An SQLite store with an experiment and no run, to be copied: its migrations take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.setenv("DVC_ROOT", str(root))
+        stores.connect.cache_clear()
+        stores.connect()
+        stores.connect.cache_clear()
+    return root / "mlflow.db"
 
 
 def free_port() -> int:

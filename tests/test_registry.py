@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import make_empty_store
 
 from ifm.errors import UserError
 from ifm.tracking import ModelRecord, PipelineState, stage_run, track_state
@@ -23,13 +24,7 @@ COMMIT = "c0" * 20
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.setenv("DVC_ROOT", str(root))
-        stores.connect.cache_clear()
-        stores.connect()
-    return root / "mlflow.db"
+    return make_empty_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)

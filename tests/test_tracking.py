@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import make_empty_store
 
 from ifm import tracking
 from ifm.tracking import PipelineState, delivery, digest, flatten, stage_run, states, track_state
@@ -41,15 +42,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with no run: made once, copied for every test, since its migrations take seconds."""
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.setenv("DVC_ROOT", str(root))
-        stores.connect.cache_clear()
-        stores.connect()
-        stores.connect.cache_clear()
-    return root / "mlflow.db"
+    return make_empty_store(tmp_path_factory.mktemp("store"))
 
 
 def use_store(root: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import PASSWORD, Server, postgres
+from mlflow_server import PASSWORD, Server, make_empty_store, postgres
 
 from ifm.errors import UserError
 from ifm.tracking import PipelineState, delivery, stage_run, track_state
@@ -35,14 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with no run: its migrations take seconds."""
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.setenv("DVC_ROOT", str(root))
-        stores.connect.cache_clear()
-        stores.connect()
-    return root / "mlflow.db"
+    return make_empty_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)
