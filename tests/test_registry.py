@@ -1,5 +1,6 @@
 """Models in MLflow: logged ones with their figures, a registry version for each state, the alias `best`."""
 
+import json
 import os
 import re
 import shutil
@@ -117,6 +118,8 @@ def test_teacher_and_flow_are_logged_with_their_figures_and_registered_once():
     assert len(client.search_logged_models([experiment])) == 2
     assert len(client.get_run(made["run_id"]).outputs.model_outputs) == 2
     # Another evaluation of the same weights: another state, another version, the same logged model.
+    linked = [{"name": "ifm-flow-ve", "version": "1"}]
+    assert json.loads(client.get_logged_model(models["flow-ve"].model_id).tags["mlflow.modelVersions"]) == linked
     again = track_state(state("s2", records, figures(0.8)))
     assert again["versions"] == {"ifm-teacher-ve": "2", "ifm-flow-ve": "2"}
     assert len(client.search_logged_models([experiment])) == 2

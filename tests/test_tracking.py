@@ -235,6 +235,20 @@ def test_figures_that_are_not_finite_are_left_out(store: Path, tmp_path: Path):
     assert json.loads((tmp_path / "run.json").read_text())["metrics"] == {"d": 2.0}
 
 
+def test_what_the_machine_does_is_sampled(store: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(delivery, "SAMPLE_SECONDS", 0.3)
+    with stage_run("busy", params={}, record=None) as run:
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            pass
+    cpu = curve(run.run_id, "system/cpu_utilization_percentage")
+    assert [step for step, _ in cpu] == list(range(len(cpu)))
+    assert len(cpu) >= 2
+    assert all(0 < value <= 100 for _, value in cpu)
+    memory = [value for _, value in curve(run.run_id, "system/process_memory_usage_megabytes")]
+    assert all(20 < value < only_run().data.metrics["peak_memory_mb"] * 1.05 for value in memory)
+
+
 def test_runs_of_dead_processes_are_closed_at_the_next_start(store: Path):
     gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
     gone.wait()

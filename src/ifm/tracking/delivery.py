@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ifm.tracking import locallog, store
-from ifm.tracking.lineage import system_metrics
+from ifm.tracking.lineage import SystemMonitor
 from ifm.tracking.locallog import Entry, LocalLog
 
 RETRY_SECONDS = 30.0  # between attempts, while a store is away
@@ -199,13 +199,13 @@ class Courier:
         self._samples, self._failing, self._lost = 0, False, False
         self._wake, self._closing = threading.Event(), False
         self._thread: threading.Thread | None = None
+        self._monitor = SystemMonitor()
 
     def start(self, *entries: Entry) -> str | None:
         """Writes the first entries and tries to deliver them at once: the run's id, or None without a store."""
         for entry in entries:
             self.put(entry)
         self._deliver()
-        system_metrics()  # utilization counts from the call before
         self._began = time.monotonic()
         self._sample_at = self._began + SAMPLE_SECONDS
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -254,7 +254,11 @@ class Courier:
         self._deliver()
 
     def _sample(self) -> None:
-        values = system_metrics()
+        try:
+            values = self._monitor.sample()
+        except Exception as error:  # of a driver: not worth a run's log
+            values = {}
+            store.notice(f"{self._name}: no system metrics ({store.brief(error)})")
         if values:
             self.put({"op": "metrics", "time": locallog.now(), "step": self._samples, "values": values})
             self._samples += 1

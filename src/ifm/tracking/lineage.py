@@ -74,26 +74,53 @@ def peak_memory() -> dict[str, float]:
     return found
 
 
-def system_metrics() -> dict[str, float]:
-    """What the machine does now, under the names that MLflow's tab for it shows; nothing without psutil."""
+class SystemMonitor:
+    """What the machine does, under the names that MLflow's tab for it shows."""
+
+    def __init__(self) -> None:
+        self._before = _busy_and_all()
+
+    def sample(self) -> dict[str, float]:
+        """Utilization since the last sample, and the memory in use; nothing without psutil."""
+        try:
+            import psutil
+        except ImportError:
+            return {}
+        before, self._before = self._before, _busy_and_all()
+        busy, passed = (now - then for now, then in zip(self._before, before, strict=True))
+        memory = psutil.virtual_memory()
+        found = {
+            "system/cpu_utilization_percentage": 100 * busy / passed if passed > 0 else 0.0,
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / 1e6,
+        }
+        return found | _gpu_metrics()
+
+
+def _busy_and_all() -> tuple[float, float]:
+    """Seconds that all cores together have worked, and have been there."""
     try:
         import psutil
     except ImportError:
-        return {}
-    memory = psutil.virtual_memory()
-    found = {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),  # since the last call
-        "system/system_memory_usage_megabytes": memory.used / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-        "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / 1e6,
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        for i in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(i)
-            found[f"system/gpu_{i}_memory_usage_megabytes"] = (total - free) / 1e6
-            try:
-                found[f"system/gpu_{i}_utilization_percentage"] = float(torch.cuda.utilization(i))
-            except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py
-                continue
+        return 0.0, 0.0
+    times = psutil.cpu_times()._asdict()
+    counted = sum(times[k] for k in times if k not in ("guest", "guest_nice"))  # those are in user and nice too
+    return counted - times["idle"] - times.get("iowait", 0.0), counted
+
+
+def _gpu_metrics() -> dict[str, float]:
+    """Of the GPUs that this process uses: asking after another one would take memory of it."""
+    torch, found = sys.modules.get("torch"), {}
+    if torch is None or not torch.cuda.is_initialized():
+        return found
+    for i in range(torch.cuda.device_count()):
+        if not torch.cuda.memory_reserved(i):
+            continue
+        free, total = torch.cuda.mem_get_info(i)
+        found[f"system/gpu_{i}_memory_usage_megabytes"] = (total - free) / 1e6
+        try:
+            found[f"system/gpu_{i}_utilization_percentage"] = float(torch.cuda.utilization(i))
+        except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py
+            continue
     return found

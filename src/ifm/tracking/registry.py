@@ -1,5 +1,6 @@
 """The registry: a version of a model for each state of the pipeline, and the alias `best`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,19 +38,28 @@ def add_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.tags.get("ifm.state") == state:
-            return str(version.version)
-    place = {"dvc.md5": md5} if md5 else {}
-    made = client.create_model_version(
-        name,
-        source=cache_uri(md5) if md5 else f"dvc://{tags['dvc.path']}",
-        run_id=run_id,
-        model_id=model_id,
-        description=description,
-        tags={"ifm.state": state, "ifm.model_id": model_id} | place | tags,
-    )
-    return str(made.version)
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((v for v in versions if v.tags.get("ifm.state") == state), None)
+    if version is None:
+        place = {"dvc.md5": md5} if md5 else {}
+        version = client.create_model_version(
+            name,
+            source=cache_uri(md5) if md5 else f"dvc://{tags['dvc.path']}",
+            run_id=run_id,
+            model_id=model_id,
+            description=description,
+            tags={"ifm.state": state, "ifm.model_id": model_id} | place | tags,
+        )
+    _link(client, model_id, name, str(version.version))
+    return str(version.version)
+
+
+def _link(client: Any, model_id: str, name: str, version: str) -> None:
+    """Shows the version beside the logged model, by the tag that mlflow.register_model sets."""
+    linked = json.loads(client.get_logged_model(model_id).tags.get("mlflow.modelVersions", "[]"))
+    entry = {"name": name, "version": version}
+    if entry not in linked:
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([*linked, entry])})
 
 
 @dataclass(frozen=True)

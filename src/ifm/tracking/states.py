@@ -95,7 +95,8 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
                 tags=_version_tags(state, model),
             )
             versions[model.registered] = version
-    client.set_terminated(parent, "FINISHED")
+    if client.get_run(parent).info.status != "FINISHED":  # tracked again, it keeps its end
+        client.set_terminated(parent, "FINISHED")
     uri = store.without_secrets(store.tracking_uri())
     return {"run_id": parent, "tracking_uri": uri, "state": state.key, "children": children, "versions": versions}
 
