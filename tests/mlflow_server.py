@@ -91,6 +91,12 @@ class Server:
             self._process = None
 
 
+def postgres_command(name: str) -> str | None:
+    """Where initdb or postgres is: Debian keeps them out of the PATH."""
+    debians = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(debians[-1]) if debians else None)
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
     """The URI of a database of a PostgreSQL of its own, with a password; as user postgres where this one is root."""
@@ -103,10 +109,33 @@ def postgres() -> Iterator[str]:
                 shutil.chown(path, "postgres", "postgres")
         with open(folder / "log", "wb") as log:
             where = {"cwd": folder, "stdout": log, "stderr": log}
-            made = ["initdb", "-D", "data", "-U", "keeper", "-A", "scram-sha-256", "--pwfile", "password", "-N"]
+            made = [
+                postgres_command("initdb"),
+                "-D",
+                "data",
+                "-U",
+                "keeper",
+                "-A",
+                "scram-sha-256",
+                "--pwfile",
+                "password",
+                "-N",
+            ]
             assert subprocess.run([*words, *made], check=False, **where).returncode == 0, (folder / "log").read_text()
             port = free_port()
-            command = [*words, "postgres", "-D", "data", "-p", str(port), "-h", "127.0.0.1", "-F", "-k", ""]
+            command = [
+                *words,
+                postgres_command("postgres"),
+                "-D",
+                "data",
+                "-p",
+                str(port),
+                "-h",
+                "127.0.0.1",
+                "-F",
+                "-k",
+                "",
+            ]
             process = subprocess.Popen(command, start_new_session=True, **where)
         try:
             deadline = time.monotonic() + 60

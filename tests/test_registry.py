@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from mlflow_server import make_empty_store
 
 from ifm.errors import UserError
+from ifm.files import file_sha256
 from ifm.tracking import ModelRecord, PipelineState, stage_run, track_state
 from ifm.tracking import store as stores
 from ifm.tracking.registry import cache_uri, promote
@@ -141,6 +143,48 @@ def test_a_clones_store_gets_the_models_from_the_records(project: Path, empty_st
 def test_where_dvc_keeps_a_folder():
     """The layout of DVC's cache, and of every remote."""
     assert cache_uri("ae57800c4cddb86b98850110e850319d.dir") == "dvc://files/md5/ae/57800c4cddb86b98850110e850319d.dir"
+
+
+def test_the_best_model_is_packaged_out_of_dvcs_cache(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its state is no longer the one in the project's folder. DVC itself fills the cache."""
+    for name in ("torch", "diffusers", "dvc"):
+        pytest.importorskip(name)
+    import torch
+
+    from ifm import dynamics, pretrained
+    from ifm.cli import main
+    from ifm.model import build_flow
+    from ifm.networks import build_network
+
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "true")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
+    shape, weights = (1, 8, 8), []
+    for seed, fid in ((0, 0.5), (1, 0.9)):
+        torch.manual_seed(seed)
+        network = build_network(
+            shape=shape, takes_anchor=False, kind="unet", channels=[8, 8], layers_per_block=1,
+            attention=[False, False], dropout=0.0, norm_groups=4, mlp={},
+        )  # fmt: skip
+        flow = build_flow(network, dynamics.build("ve"), scheme="edm", takes_anchor=False)
+        pretrained.save_model(flow, Path("models/flow/ve"), record={"image_shape": list(shape)})
+        subprocess.run(["dvc", "add", "-q", "models/flow/ve"], check=True)
+        (md5,) = re.findall(r"md5: (\w+\.dir)", Path("models/flow/ve.dvc").read_text())
+        weights.append(pretrained.describe(Path("models/flow/ve"))["sha256"])
+        one = state(f"s{seed}", [train("flow-ve", weights[-1])], figures(fid))
+        track_state(replace(one, models=[replace(one.models[0], md5=md5)]))
+    assert promote("fid")[0].after == 1
+    main(["mlflow-model", "--model", "ifm-flow-ve@best", "--out", "best"])
+    main(["mlflow-model", "--model", "ifm-flow-ve/2", "--out", "second"])
+    packed = [file_sha256(next(Path(out).rglob("*.safetensors"))) for out in ("best", "second")]
+    assert packed == weights
+    assert weights[0] != weights[1]
+    shutil.rmtree(".dvc/cache")
+    with pytest.raises(SystemExit, match="neither in the project nor in DVC's cache; bring them by `dvc fetch"):
+        main(["mlflow-model", "--model", "ifm-flow-ve@best", "--out", "third"])
+    with pytest.raises(SystemExit, match="has no such model"):
+        main(["mlflow-model", "--model", "ifm-flow-rf@best", "--out", "third"])
+    assert not Path("third").exists()
 
 
 def three_states() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import PASSWORD, Server, make_empty_store, postgres
+from mlflow_server import PASSWORD, Server, make_empty_store, postgres, postgres_command
 
 from ifm.errors import UserError
 from ifm.tracking import PipelineState, delivery, stage_run, track_state
@@ -142,7 +142,7 @@ def test_several_pipelines_at_once_on_sqlite(use: Server, project: Path):
 
 
 def test_several_pipelines_at_once_on_postgresql(project: Path, monkeypatch: pytest.MonkeyPatch):
-    if not (shutil.which("initdb") and shutil.which("postgres")):
+    if not (postgres_command("initdb") and postgres_command("postgres")):
         pytest.skip("needs PostgreSQL's initdb and postgres")
     if importlib.util.find_spec("psycopg2") is None:
         pytest.skip("needs psycopg2")

@@ -1,6 +1,7 @@
 """`ifm track`, `ifm promote` and `ifm mlflow-model`."""
 
 import argparse
+import re
 from pathlib import Path
 
 from ifm.errors import UserError
@@ -74,12 +75,21 @@ def mlflow_model(given: argparse.Namespace) -> None:
     """Package a flow as an MLflow model that draws images: mlflow.pyfunc.load_model, mlflow models serve."""
     from ifm.tracking.packaging import package
 
-    package(given.model, given.out)
+    registered = not Path(given.model).is_dir() and re.fullmatch(r"[\w-]+(@[\w-]+|/[0-9]+)", given.model)
+    if registered:
+        from ifm.tracking.cache import model_folder
+
+        with model_folder(given.model) as folder:
+            package(folder, given.out)
+    else:
+        package(Path(given.model), given.out)
     print(f"{given.out}: serve it with `mlflow models serve -m {given.out} --env-manager local --host 127.0.0.1`")
 
 
 def _add_mlflow_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a flow, e.g. models/flow/ve")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="a flow: its folder, e.g. models/flow/ve, or ifm-flow-ve@best"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
 
 
