@@ -624,3 +624,31 @@ def test_no_password_is_recorded(uri: str, shown: str, tmp_path: Path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     run = tracking.StageRun("x", run_id="1")
     assert _record(run, 0.0, {})["tracking_uri"] == shown
+
+
+def test_planted_secrets_are_nowhere(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not in params, tags, errors, records, nor in the log that waits for a server."""
+    planted = ("hunter2", "t0k3n", "p4ss", "keeper")
+    source = "https://keeper:hunter2@host/data?token=t0k3n"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "p4ss")
+
+    def work() -> None:
+        record = tmp_path / "run.json"
+        with stage_run("x", params={"data": {"path": source}}, record=record) as run:
+            run.log_model("flow-ve", folder=tmp_path, description={"kind": "flow", "sha256": "ab"})
+        with pytest.raises(ValueError, match="hunter2"), stage_run("y", params={}, record=None):
+            raise ValueError(f"cannot read {source} with p4ss")
+        track_state(state([json.loads(record.read_text())], params={"data": {"path": source}}))
+
+    work()
+    client, experiment = stores.connect()
+    logged = [run.to_dictionary() for run in client.search_runs([experiment])]
+    assert len(logged) == 3
+    assert "https://host/data?token=..." in json.dumps(logged)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://keeper:hunter2@127.0.0.1:9")
+    stores.connect.cache_clear()
+    work()
+    kept = [json.dumps(read(log).entries) for log in all_logs()]
+    assert len(kept) == 3
+    seen = json.dumps(logged) + "".join(kept) + (tmp_path / "run.json").read_text()
+    assert not [word for word in planted if word in seen]
