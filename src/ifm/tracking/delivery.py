@@ -195,7 +195,7 @@ class Courier:
         self._entries: deque[Entry] = deque()  # written, not delivered
         self._delivered = 0
         self._writing = threading.Lock()
-        self._retry_at = self._sample_at = 0.0
+        self._began = self._retry_at = self._sample_at = 0.0
         self._samples, self._failing, self._lost = 0, False, False
         self._wake, self._closing = threading.Event(), False
         self._thread: threading.Thread | None = None
@@ -219,7 +219,7 @@ class Courier:
             except OSError as error:
                 if not self._lost:
                     why = error.strerror or error
-                    store.notice(f"{self._name}: {_shown(self.log.folder)} cannot be written ({why})")
+                    store.notice(f"{self._name}: {locallog.shown(self.log.folder)} cannot be written ({why})")
                 self._lost = True
             self._entries.append(entry)
         self._wake.set()
@@ -283,15 +283,10 @@ class Courier:
         except Exception as error:  # whatever the store raises: the work goes on
             if not self._failing:
                 uri, later = store.without_secrets(store.tracking_uri()), "later: `ifm track --sync`"
-                kept = f"goes on, with its log in {_shown(self.log.folder)}; {later}"
+                kept = f"goes on, with its log in {locallog.shown(self.log.folder)}; {later}"
                 store.notice(f"{self._name}: the store at {uri} failed ({store.brief(error)}); {kept}")
             self._failing, self._retry_at = True, time.monotonic() + RETRY_SECONDS
         else:
             if self._failing:
                 store.notice(f"{self._name}: the store is back, and has everything")
             self._failing = False
-
-
-def _shown(folder: Path) -> str:
-    """A log's folder as it is named to people: inside the project."""
-    return folder.relative_to(store.project_root()).as_posix()

@@ -29,6 +29,11 @@ def logs_folder() -> Path:
     return project_root() / ".ifm" / "tracking"
 
 
+def shown(folder: Path) -> str:
+    """A log's folder as it is named to people, below the project's."""
+    return f".ifm/tracking/{folder.name}"
+
+
 def now() -> int:
     """Milliseconds since the epoch, as MLflow counts."""
     return int(time.time() * 1000)

@@ -100,7 +100,7 @@ def track_state(state: PipelineState) -> dict[str, Any]:
             return states.track(client, experiment, state)
     except Exception as error:
         uri, log = store.without_secrets(store.tracking_uri()), locallog.logs_folder() / locallog.new_id("track")
-        later = f"kept in {log.relative_to(store.project_root()).as_posix()}; later: `ifm track --sync`"
+        later = f"kept in {locallog.shown(log)}; later: `ifm track --sync`"
         reason = str(error) if isinstance(error, UserError) else f"the store at {uri} failed ({store.brief(error)})"
         try:
             _keep(state, log)
