@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchmarks.growth import Growth
     from benchmarks.results import Result
     from benchmarks.subjects import Options
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 7
+GROWTH = "growth"  # the part that has a file and a page of its own
 
 
-def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result]]]":
+def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result | Growth]]]":
     """By name, in the order of a run: peak memory is measured in a process that has held nothing yet."""
-    from benchmarks import data, evaluation, graph, sampling, training, trajectories
+    from benchmarks import data, evaluation, graph, growth, sampling, training, trajectories
 
     return {
         "step": training.step,
@@ -33,9 +35,11 @@ def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result]]]":
         "frechet": evaluation.frechet,
         "classifier": evaluation.classifier,
         "shards": data.shards,
+        "waiting": data.waiting,
         "bank": data.bank,
         "start-up": graph.start_up,
         "no-change": graph.no_change,
+        GROWTH: growth.growth,
     }
 
 
@@ -52,7 +56,7 @@ def main(words: list[str] | None = None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # accelerate takes what it sees
     import torch
 
-    from benchmarks import results, table
+    from benchmarks import growth_page, results, table
     from benchmarks.subjects import Options
     from ifm.files import write_json
 
@@ -63,23 +67,28 @@ def main(words: list[str] | None = None) -> None:
     if unknown := set(arguments.only) - set(known):
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     options = Options(device, rounds=2 if arguments.quick else ROUNDS, quick=arguments.quick, edm=arguments.edm)
-    hardware, rows = results.hardware(device), []
+    hardware, parts = results.hardware(device), {"": [], f"{GROWTH}-": []}
     for name, benchmark in known.items():
         if arguments.only and name not in arguments.only:
             continue
         began = time.perf_counter()
         for row in benchmark(options):
-            rows.append(row)
-            print(table.line(row), flush=True)
+            parts[f"{GROWTH}-" if name == GROWTH else ""].append(row)
+            print(row.line() if name == GROWTH else table.line(row), flush=True)
         print(f"-- {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    whole = not arguments.only and not arguments.quick
-    out = arguments.out or (result_file(hardware["gpu"]) if whole else None)
-    if out is None:
-        print("a part of a run or a quick one: nothing is written without --out", file=sys.stderr)
-        return
-    write_json(out, results.document(rows, hardware=hardware, versions=results.versions(), command=_command(words)))
-    if out.parent == RESULTS:
-        table.write()
+    parts = {prefix: rows for prefix, rows in parts.items() if rows}
+    for prefix, rows in parts.items():
+        whole = not arguments.quick and (prefix or not arguments.only)
+        out = arguments.out or (result_file(hardware["gpu"]) if whole else None)
+        if out is None:
+            print("a part of a run or a quick one: nothing is written without --out", file=sys.stderr)
+            continue
+        if len(parts) > 1 or not arguments.out:
+            out = out.with_name(prefix + out.name)
+        made = {"hardware": hardware, "versions": results.versions(), "command": _command(words)}
+        write_json(out, results.document(rows, **made))
+        if out.parent == RESULTS:
+            (growth_page if prefix else table).write()
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -88,7 +97,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these alone, e.g. step frechet")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what there is")
     parser.add_argument("--threads", type=int, help="of torch and BLAS; 1 where other work keeps the cores busy")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default for a whole run: benchmarks/results/cpu.json")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default for a whole run: benchmarks/results/cpu.json, growth-cpu.json"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes and two rounds, to see that it works")
     parser.add_argument("--edm", type=Path, metavar="PATH", help="a checkout of EDM, whose loss is timed beside ours")
     return parser.parse_args(words)

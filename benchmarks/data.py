@@ -1,22 +1,27 @@
-"""The data path: random rows of memory-mapped shards, and the anchor bank."""
+"""The data path: random rows of memory-mapped shards, what training waits for them, and the anchor bank."""
 
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
-from benchmarks.results import Result
-from benchmarks.subjects import Options
-from benchmarks.timing import interleave, timed
+from benchmarks.results import Result, Target, short
+from benchmarks.subjects import Options, Subject, subjects
+from benchmarks.timing import Spread, interleave, timed
+from benchmarks.training import clocked, flow_training, random_paths
+from ifm import devices
 from ifm.anchors import AnchorBank, Visit
 from ifm.data.arrays import ShardedArray
 
 CPU = torch.device("cpu")
 SHAPE = (3, 32, 32)
 SHARDS, BATCH, CALLS = 4, 512, 20
+BLOCK = 1000  # rows that are written together, again and again
+RESIDENT = "ifm.devices.RESIDENT_BYTES"
 
 
 def shards(options: Options) -> Iterator[Result]:
@@ -43,6 +48,56 @@ def shards(options: Options) -> Iterator[Result]:
         peer="one array in memory",
         peers=seconds["resident"],
         note=f"batches of {BATCH}, uint8 3x32x32, files in the page cache",
+    )
+
+
+def write_rows(paths: list[Path], block: np.ndarray, *, blocks: int) -> None:
+    """.npy files that hold a block of rows `blocks` times each, written without holding more than one."""
+    header = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
+    for path in paths:
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (blocks * len(block), *block.shape[1:])})
+            for _ in range(blocks):
+                file.write(block.tobytes())
+
+
+def waiting(options: Options) -> Iterator[Result]:
+    """The flow's step on paths too large to be held on the device, against the same paths held there all the same."""
+    for subject in subjects(options):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _waiting(subject, options, [Path(folder) / f"{i}.npy" for i in range(SHARDS)])
+
+
+def _waiting(subject: Subject, options: Options, files: list[Path]) -> Iterator[Result]:
+    block = random_paths(subject, BLOCK)
+    limit = 2**20 if options.quick else devices.RESIDENT_BYTES
+    write_rows(files, block, blocks=limit // block.nbytes // SHARDS + 1)
+    paths = ShardedArray(files, stage="trajectories")
+    contestants = {}
+    for name, most in (("mapped", limit), ("resident", paths.nbytes)):
+        with mock.patch(RESIDENT, most):
+            flow, train = flow_training(subject, options, states=paths)
+        contestants[name] = clocked(flow.network, train, steps=subject.steps, device=options.device)
+    with mock.patch(RESIDENT, limit):
+        read = devices.RowReader(paths, options.device)
+    rng = np.random.default_rng(0)
+
+    def fetch() -> None:
+        read(rng.integers(0, len(paths), subject.batch_size))
+
+    contestants["read"] = timed(fetch, device=options.device, calls=CALLS)
+    seconds = interleave(contestants, rounds=options.rounds)
+    alone, step = (Spread.of(seconds[name]).median for name in ("read", "mapped"))
+    yield Result.rate(
+        f"training step on mapped paths: {subject.name}",
+        "images/s",
+        amount=subject.batch_size,
+        seconds=seconds["mapped"],
+        peer="paths held on the device",
+        peers=seconds["resident"],
+        target=Target("ratio", ">=", 0.95),
+        note=f"{len(paths):,} paths, {short(paths.nbytes / 1e9)} GB in the page cache; a batch of {subject.batch_size} "
+        f"is waited for {short(1e3 * alone)} ms, {short(100 * alone / step)} % of the step",
     )
 
 

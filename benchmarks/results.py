@@ -143,10 +143,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def document(
-    results: list[Result], *, hardware: dict[str, Any], versions: dict[str, str], command: str
-) -> dict[str, Any]:
-    """What benchmarks/results/*.json hold."""
+def document(results: list[Any], *, hardware: dict[str, Any], versions: dict[str, str], command: str) -> dict[str, Any]:
+    """What benchmarks/results/*.json hold; results are rows of dataclasses."""
     return {
         "hardware": hardware,
         "versions": versions,

@@ -19,37 +19,52 @@ def line(row: Result) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def section(document: dict[str, Any]) -> str:
-    """A run: its hardware, versions and command, and its rows."""
+def heading(document: dict[str, Any]) -> list[str]:
+    """A run's hardware, versions and command."""
     hw = document["hardware"]
     where = f"{hw['cpu']}, {hw['cores']} cores, {hw['threads']} threads, {hw['memory_gb']:g} GB"
-    rows = [line(Result(**row)) for row in document["results"]]
+    return [
+        f"### {hw['gpu'] or hw['cpu']}",
+        "",
+        f"{where}; load {hw['load_before']:g} before the start; {document['date']}, `{document['command']}`.",
+        f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}.",
+    ]
+
+
+def section(document: dict[str, Any]) -> str:
+    """A run: where it was made, and its rows."""
     return "\n".join(
         [
-            f"### {hw['gpu'] or hw['cpu']}",
-            "",
-            f"{where}; load {hw['load_before']:g} before the start; {document['date']}, `{document['command']}`.",
-            f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}.",
+            *heading(document),
             "",
             "| what | value | against | ratio | target | met | note |",
             "|---|---|---|---|---|---|---|",
-            *rows,
+            *[line(Result(**row)) for row in document["results"]],
         ]
     )
 
 
-def page(text: str, documents: list[dict[str, Any]]) -> str:
-    """The page with its tables made again. Raises ValueError where it has not two marks."""
+def between_marks(text: str, sections: list[str], *, name: str) -> str:
+    """The page `name` with these sections between its marks. Raises ValueError where it has not two."""
     if text.count(MARK) != 2:
-        raise ValueError(f"{PAGE.name} must have {MARK} twice, it has it {text.count(MARK)} times")
+        raise ValueError(f"{name} must have {MARK} twice, it has it {text.count(MARK)} times")
     before, _, after = text.split(MARK)
-    return f"{before}{MARK}\n{chr(10).join(section(d) + chr(10) for d in documents)}{MARK}{after}"
+    return f"{before}{MARK}\n{chr(10).join(s + chr(10) for s in sections)}{MARK}{after}"
+
+
+def page(text: str, documents: list[dict[str, Any]]) -> str:
+    """The page with its tables made again."""
+    return between_marks(text, [section(d) for d in documents], name=PAGE.name)
+
+
+def results() -> list[dict[str, Any]]:
+    """The runs' documents; those of `growth` have a page of their own."""
+    return [read_json(path) for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith("growth-")]
 
 
 def write() -> None:
     """Rewrites docs/benchmarks.md from all files of results."""
-    documents = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
-    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), documents))
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), results()))
 
 
 if __name__ == "__main__":

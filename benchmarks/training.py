@@ -18,6 +18,7 @@ from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
 from benchmarks.timing import Contestant, Spread, StepClock, interleave, speed_ratio, timed
 from ifm import anchors
+from ifm.devices import Rows, memory_format
 from ifm.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
@@ -25,6 +26,7 @@ from ifm.training.flow import train_flow
 from ifm.training.loop import FitResult, Loss, TrainSettings
 from ifm.training.phases import trajectory_phase
 from ifm.training.teacher import train_teacher
+from ifm.trajectories import StoredTrajectories
 
 Train = Callable[[int], Any]  # of so many steps
 STORED_TIMES = 4
@@ -48,17 +50,27 @@ def teacher_training(subject: Subject, options: Options) -> tuple[Teacher, Train
     return teacher, train
 
 
-def flow_training(subject: Subject, options: Options) -> tuple[IntegrationFlow, Train]:
-    """A fresh flow and how it is trained: objective trajectory, anchor policy self."""
-    flow, accelerator = subject.flow(), options.accelerator()
+def random_paths(subject: Subject, count: int) -> np.ndarray:
+    """The states after x_T: float16 [count, STORED_TIMES - 1, C, S, S]."""
     rng = np.random.default_rng(0)
-    paths = rng.standard_normal((500, STORED_TIMES, *subject.shape), np.float32).astype(np.float16)
-    config = subject.config
+    return rng.standard_normal((count, STORED_TIMES - 1, *subject.shape), np.float32).astype(np.float16)
+
+
+def flow_training(subject: Subject, options: Options, *, states: Rows | None = None) -> tuple[IntegrationFlow, Train]:
+    """A fresh flow and how it is trained: objective trajectory, anchor policy self; by default on 500 random paths."""
+    flow, accelerator, config = subject.flow(), options.accelerator(), subject.config
+    paths = StoredTrajectories(
+        random_paths(subject, 500) if states is None else states,
+        flow.dynamics,
+        times=flow.dynamics.solver_times(STORED_TIMES - 1),
+        shape=subject.shape,
+        seed=0,
+        device=accelerator.device,
+    )
     phase = trajectory_phase(
         accelerator,
         flow,
         paths,
-        times=flow.dynamics.solver_times(STORED_TIMES - 1),
         t_max_share=config.flow.t_max_share,
         distance=config.flow.distance,
         huber_c=config.flow.huber_c,
@@ -170,8 +182,8 @@ def _peak_of_training(kind: str, subject: Subject, options: Options) -> float | 
 
 def bare_fit(accelerator: Any, model: nn.Module, *, loss: Loss, settings: TrainSettings, **unused: Any) -> FitResult:
     """In place of `ifm.training.loop.fit`: the same work in a plain loop, without schedule, log or checkpoints."""
-    model.train().to(accelerator.device, memory_format=torch.channels_last)
-    peers.plain_loop(model, loss, settings=settings, device=accelerator.device)
+    model.train().to(accelerator.device, memory_format=memory_format(accelerator.device))
+    peers.plain_loop(model, lambda m, step: next(loss(m, step)), settings=settings, device=accelerator.device)
     return FitResult()
 
 

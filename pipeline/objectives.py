@@ -60,7 +60,10 @@ def evaluations(config: Config) -> float:
     if needs_teacher(config):
         total += teacher_evaluations(config)
     if "trajectory" in config.flow.objectives:
-        total += config.trajectories.count * solver_nfe(config.trajectories.solver_steps)
+        solved = config.trajectories.count
+        if config.trajectories.store == "none":
+            solved = config.flow.steps // len(config.flow.objectives) * config.flow.batch_size
+        total += solved * solver_nfe(config.trajectories.solver_steps)
     return total
 
 

@@ -43,7 +43,7 @@ class Stage:
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The plain values of some params, by dotted name, e.g. ``sections("seed", "ode.ve")``."""
-        return {name: _lookup(self.values, name) for name in names}
+        return {name: lookup(self.values, name) for name in names}
 
     @property
     def device(self) -> "torch.device":
@@ -63,7 +63,8 @@ class Stage:
         return tracking.project_root() / ".ifm" / "checkpoints" / f"{self.name}-{key}"
 
 
-def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
+def lookup(values: Mapping[str, Any], dotted: str) -> Any:
+    """A value of params.yaml by dotted name."""
     for part in dotted.split("."):
         values = values[part]
     return values

@@ -24,7 +24,7 @@ from ifm.training.phases import (
     trajectory_phase,
 )
 from ifm.training.teacher import train_teacher
-from ifm.trajectories import generate
+from ifm.trajectories import StoredTrajectories, generate, stored_times
 
 
 class Recorded:
@@ -74,16 +74,18 @@ def main(out: Path) -> None:
     teacher = Teacher(unet(1), d)
     train_teacher(accelerator, teacher, images, settings=settings, random_flip=True, seed=1)
     fixed = Teacher(unet(1), d).eval()  # one model for all counts, so that the shards can be equal byte for byte
-    shards, times = generate(
+    shards = generate(
         accelerator, fixed, d, shape=(1, 8, 8), count=20, stored_times=3, solver_steps=4, rho=7.0, batch_size=4,
         shard_size=8, seed=1, work=out / "shards",
     )  # fmt: skip
-    paths = np.concatenate([np.load(shard) for shard in shards])
+    states = np.concatenate([np.load(shard) for shard in shards])
+    times = stored_times(d, {"solver_steps": 4, "stored_times": 3, "rho": 7.0})
     flow = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
     compare = {"distance": "pseudo_huber", "huber_c": None}
     pairs = {"random_flip": True, "batch_size": settings.batch_size, "seed": 1}
     run = {"settings": settings, "seed": 1}
-    phase = trajectory_phase(accelerator, flow, Recorded(paths), times=times, t_max_share=0.5, **compare)
+    stored = StoredTrajectories(Recorded(states), d, times=times, shape=(1, 8, 8), seed=1, device=accelerator.device)
+    phase = trajectory_phase(accelerator, flow, stored, t_max_share=0.5, **compare)
     train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), **run)
     free = IntegrationFlow(unet(2), d, scheme="edm", takes_anchor=True)
     mean = mean_over_reference(accelerator, d, images.array, size=18, **pairs)

@@ -283,9 +283,8 @@ def test_the_table_is_made_from_the_file():
 
 
 def test_the_committed_page_is_made_of_the_committed_results():
-    documents = [json.loads(path.read_text()) for path in sorted(table.RESULTS.glob("*.json"))]
     page = table.PAGE.read_text(encoding="utf-8")
-    assert table.page(page, documents) == page
+    assert table.page(page, table.results()) == page
 
 
 def test_files_are_named_by_the_gpu():

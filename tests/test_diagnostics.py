@@ -316,8 +316,11 @@ def test_the_stage_measures_against_the_closed_form_of_its_data(name, off, tmp_p
     monkeypatch.setattr(pretrained, "load_teacher", lambda folder: Solved(d, mu, s))
     folder = places.trajectories(name)
     folder.mkdir(parents=True)
-    np.save(folder / "shard-00000.npy", normal(8, 2, 3).numpy())
-    TrajectoryMetadata(name, 8, [d.t_max, 0.0], 16, 31, 0, "", ["shard-00000.npy"], [3]).write(folder)
+    np.save(folder / "first.npy", normal(8, 2, 3).float().numpy())
+    TrajectoryMetadata(
+        dynamics=name, count=8, times=[d.t_max, 0.0], solver_steps=16, rho=None, nfe=31, seed=0, teacher="",
+        shards=["shard-00000.npy"], image_shape=[3], sha256="",
+    ).write(folder)  # fmt: skip
     logged = {}
     run = SimpleNamespace(log_metrics=logged.update)
     diagnose_stage.work(Stage(f"diagnose-{name}", "diagnose", config, values, name, run))

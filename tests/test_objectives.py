@@ -21,6 +21,7 @@ from ifm.networks import build_network
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
 from ifm.training.phases import consistency_phase, data_phase, interval_phase, trajectory_phase
+from ifm.trajectories import StoredTrajectories
 from pipeline import objectives, objectives_page, preset, study
 from pipeline.objectives import STUDY
 from pipeline.study import plan
@@ -33,7 +34,7 @@ NAMES = [variant.name for variant in STUDY.variants]
 def config_of(name, objective, **changes):
     values = preset.parse_yaml(preset.apply(name, TEXT, objective=objective))
     for dotted, value in changes.items():
-        study._set(values, dotted.replace("__", "."), value)
+        study.set_value(values, dotted.replace("__", "."), value)
     return parse(values)
 
 
@@ -90,11 +91,10 @@ def test_evaluations_are_counted_as_they_are_spent(objective, velocity):
     accelerator, pairs = Accelerator(cpu=True), {"random_flip": False, "batch_size": batch, "seed": 1}
     compare = {"distance": "pseudo_huber", "huber_c": None}
     mean = (lambda step: teacher) if velocity == "teacher" else None
-    paths = np.zeros((64, 3, 2), np.float16)
+    times, start = torch.tensor([80.0, 1.0, 0.0]), {"shape": (2,), "seed": 1, "device": accelerator.device}
+    paths = StoredTrajectories(np.zeros((64, 2, 2), np.float16), d, times=times, **start)
     phases = {
-        "trajectory": lambda: trajectory_phase(
-            accelerator, flow, paths, times=torch.tensor([80.0, 1.0, 0.0]), t_max_share=0.5, **compare
-        ),
+        "trajectory": lambda: trajectory_phase(accelerator, flow, paths, t_max_share=0.5, **compare),
         "data": lambda: data_phase(accelerator, flow, POINTS, **compare, **pairs),
         "consistency": lambda: consistency_phase(
             accelerator, flow, POINTS, intervals=(8, 8), target="average", mean=mean, **compare, **pairs

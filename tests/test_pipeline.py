@@ -126,9 +126,10 @@ def test_outputs(project):
         assert (images.shape, images.dtype) == ((96, 1, 8, 8), np.uint8)
         assert (samples / "grids" / f"{name}.png").is_file()
     assert (samples / "grids" / "side_by_side.png").is_file()
-    trajectories = [np.load(p) for p in sorted((folder / "data/trajectories/rf").glob("*.npy"))]
-    assert [a.shape for a in trajectories] == [(32, 3, 1, 8, 8)] * 2
+    trajectories = [np.load(p) for p in sorted((folder / "data/trajectories/rf").glob("shard-*.npy"))]
+    assert [a.shape for a in trajectories] == [(32, 2, 1, 8, 8)] * 2
     assert trajectories[0].dtype == np.float16
+    assert np.load(folder / "data/trajectories/rf/first.npy").shape == (64, 3, 1, 8, 8)
     assert project.json("data/trajectories/rf/metadata.json")["times"] == pytest.approx([1.0, 0.0306, 0.0], rel=1e-2)
     assert (folder / "reports/index.html").stat().st_size < 5_000_000
     assert not (folder / ".ifm/checkpoints").exists() or not list((folder / ".ifm/checkpoints").iterdir())

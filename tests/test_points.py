@@ -462,7 +462,8 @@ def test_every_stage_on_points(name, dimensions, tmp_path, monkeypatch):
     assert table.min_class_share.notna().any() == (name == "eight_gaussians")
     samples = np.load("data/samples/rf/flow-one_step-nfe001.npy")
     assert (samples.dtype, samples.shape) == (np.float32, (3 * 100, dimensions))
-    assert np.load("data/trajectories/rf/shard-00000.npy").shape == (32, 3, dimensions)
+    assert np.load("data/trajectories/rf/shard-00000.npy").shape == (32, 2, dimensions)
+    assert np.load("data/trajectories/rf/first.npy").shape == (64, 3, dimensions)
     page = Path("reports/index.html").read_text()
     assert "Sliced 2-Wasserstein, flow, 1 step" in page
     assert ("Stored paths of the teacher" in page) == (dimensions > 1)

@@ -21,7 +21,7 @@ from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
 from ifm.training.phases import consistency_phase, interval_phase, mean_over_reference, trajectory_phase
 from ifm.training.teacher import train_teacher
-from ifm.trajectories import generate
+from ifm.trajectories import StoredTrajectories, generate, stored_times
 from pipeline import preset
 from pipeline.objectives import COMPARED
 
@@ -58,9 +58,11 @@ def policy_of(chosen):
 def train_flow_on(chosen, denoiser, d, *, work):
     """What the stages trajectories and flow do; the flow starts from the denoiser's network where it has one."""
     accelerator = make_accelerator("no", seed=chosen.seed)
-    solve = chosen.trajectories.model_dump()
-    shards, times = generate(accelerator, denoiser, d, shape=SHAPE, seed=chosen.seed, work=work, **solve)
-    paths = np.concatenate([np.load(shard) for shard in shards])  # float16 [n, K, 2]
+    solve = chosen.trajectories.model_dump(exclude={"store"})
+    shards = generate(accelerator, denoiser, d, shape=SHAPE, seed=chosen.seed, work=work, **solve)
+    states = np.concatenate([np.load(shard) for shard in shards])  # float16 [n, K - 1, 2]
+    start = {"shape": SHAPE, "seed": chosen.seed, "device": accelerator.device}
+    paths = StoredTrajectories(states, d, times=stored_times(d, solve), **start)
     policy = policy_of(chosen)
     network = build_network(shape=SHAPE, takes_anchor=policy.takes_anchor, **chosen.network.model_dump())
     if isinstance(denoiser, Teacher):
@@ -70,7 +72,6 @@ def train_flow_on(chosen, denoiser, d, *, work):
         accelerator,
         flow,
         paths,
-        times=times,
         t_max_share=chosen.flow.t_max_share,
         distance=chosen.flow.distance,
         huber_c=chosen.flow.huber_c,

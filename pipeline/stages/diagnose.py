@@ -4,9 +4,8 @@ import numpy as np
 import torch
 
 from ifm import pretrained
-from ifm.data.arrays import ShardedArray
 from ifm.data.splits import open_split
-from ifm.data.trajectories import TrajectoryMetadata
+from ifm.data.trajectories import FIRST, TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
 from ifm.exact import ExactTeacher, flow_map_of
 from ifm.files import write_json
@@ -41,7 +40,7 @@ def work(stage: Stage) -> None:
         teacher,
         Draws.of(flow.dynamics, tuple(metadata.image_shape), members, seed=config.seed, device=device),
         data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
-        stored=_stored(metadata, d, count=len(members), device=device),
+        stored=_stored(metadata, d, device=device),
         seed=config.seed,
         exact=flow_map_of(flow.dynamics, images.gaussian, device=device),
         **settings,
@@ -52,13 +51,12 @@ def work(stage: Stage) -> None:
     stage.run.log_metrics(numbers)
 
 
-def _stored(metadata: TrajectoryMetadata, d: str, *, count: int, device: torch.device) -> StoredPaths | None:
+def _stored(metadata: TrajectoryMetadata, d: str, *, device: torch.device) -> StoredPaths | None:
     """The first paths that the flow was trained on, if it was trained on any."""
     if not metadata.count:
         return None
-    trajectories = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
-    states = torch.from_numpy(trajectories[np.arange(min(count, len(trajectories)))]).float()
-    return StoredPaths(states.to(device), torch.tensor(metadata.times))
+    states = np.load(paths.trajectories(d) / FIRST, allow_pickle=False)
+    return StoredPaths(torch.from_numpy(states).to(device), torch.tensor(metadata.times))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics, pretrained
-from ifm.data.arrays import SampleSet, ShardedArray
+from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
-from ifm.model import IntegrationFlow, build_flow
+from ifm.exact import ExactTeacher
+from ifm.model import IntegrationFlow, Teacher, build_flow
 from ifm.networks import build_network, copy_weights
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import ProcessExchange, make_accelerator
@@ -25,6 +26,7 @@ from ifm.training.phases import (
     mean_over_reference,
     trajectory_phase,
 )
+from ifm.trajectories import open_trajectories
 from pipeline import paths
 from pipeline.stage import Stage, main
 
@@ -55,9 +57,13 @@ def open_mean(
         return None, {}
     if config.velocity == "reference":
         return mean_over_reference(accelerator, flow.dynamics, images, size=config.reference_batch, **pairs), {}
-    folder = paths.teacher(stage.dynamics)
-    teacher = pretrained.load_teacher(folder).to(accelerator.device, memory_format=torch.channels_last)
-    return lambda step: teacher, {"teacher": pretrained.describe(folder)["sha256"]}
+    teacher = _teacher_of(stage.dynamics, accelerator.device)
+    return lambda step: teacher, {"teacher": pretrained.describe(paths.teacher(stage.dynamics))["sha256"]}
+
+
+def _teacher_of(d: str, device: torch.device) -> Teacher | ExactTeacher:
+    """The teacher of a dynamics, to be asked and not trained."""
+    return pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
 def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -> tuple[list[Phase], dict[str, str]]:
@@ -67,11 +73,12 @@ def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -
     phases, digest = [], {}
     for objective in config.objectives:
         if objective == "trajectory":
-            metadata = TrajectoryMetadata.read(paths.trajectories(d))
-            rows = ShardedArray(metadata.paths(paths.trajectories(d)), stage=f"trajectories@{d}")
-            digest["trajectories"] = metadata.digest(paths.trajectories(d))
+            metadata, device = TrajectoryMetadata.read(paths.trajectories(d)), accelerator.device
+            digest |= {"trajectories": metadata.sha256, "teacher": metadata.teacher}
+            ask = partial(_teacher_of, d, device)
+            stored = open_trajectories(paths.trajectories(d), metadata, flow.dynamics, load_teacher=ask, device=device)
             options = {"t_max_share": config.t_max_share, "weighting": config.time_weight, **compare}
-            phases.append(trajectory_phase(accelerator, flow, rows, times=torch.tensor(metadata.times), **options))
+            phases.append(trajectory_phase(accelerator, flow, stored, **options))
             continue
         images = open_split(paths.PROCESSED, "train")
         digest["images"] = images.metadata.splits["train"].sha256

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ifm.config import Config
-from ifm.data.trajectories import TrajectoryMetadata
+from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.pictures import side_by_side_choice
 from ifm.report import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
@@ -125,8 +125,8 @@ def _points(d: str, reference: dict[str, Any]) -> PointSamples:
     """Real points, those of the samplers shown, and the first stored paths."""
     data = _first_rows(paths.REFERENCE / f"features-{reference['split']}.npy")
     samples = [(caption, _first_rows(paths.samples(d) / f"{name}.npy")) for caption, name in _shown(d)[:2]]
-    shards = TrajectoryMetadata.read(paths.trajectories(d)).paths(paths.trajectories(d))
-    stored = _first_rows(shards[0]).astype(np.float32) if shards else None
+    first = paths.trajectories(d) / FIRST
+    stored = _first_rows(first) if first.is_file() else None
     return PointSamples(data=data, samples=samples, paths=stored)
 
 

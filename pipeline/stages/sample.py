@@ -7,6 +7,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from ifm import pretrained
+from ifm.devices import Compiled, compiles
 from ifm.files import fresh_folder, write_json
 from ifm.memory import peak_memory
 from ifm.pictures import save_grid, side_by_side, side_by_side_choice
@@ -28,6 +29,9 @@ def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], 
     """The teacher's samplers by NFE, then the flow's by steps; and what they all share."""
     config, d = stage.config, stage.dynamics
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=accelerator.device)
+    for model in (teacher, flow) if compiles() else ():
+        if model is not None:
+            model.forward = Compiled(model.forward, cuda_graphs=True)
     samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe) if teacher]
     for steps in sorted(config.sample.flow_steps):
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers

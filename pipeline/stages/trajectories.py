@@ -5,11 +5,11 @@ import os
 import torch
 
 from ifm import pretrained
-from ifm.data.trajectories import TrajectoryMetadata
+from ifm.data.trajectories import TrajectoryMetadata, digest
 from ifm.files import fresh_folder
 from ifm.sampling import solver_nfe
 from ifm.training.engine import make_accelerator
-from ifm.trajectories import generate, move_shards
+from ifm.trajectories import generate, move_shards, open_trajectories, save_first, stored_times
 from pipeline import paths
 from pipeline.stage import Stage, main
 
@@ -21,40 +21,48 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Solves the teacher's ODE and stores the paths in data/trajectories/{dynamics}."""
     config, d = stage.config, stage.dynamics
-    settings = config.trajectories
     if "trajectory" not in config.flow.objectives:
         _write_none(stage)
         return
     accelerator = make_accelerator("no", seed=config.seed)
     teacher, description = pretrained.load_teacher(paths.teacher(d)), pretrained.describe(paths.teacher(d))
+    teacher = teacher.to(accelerator.device, memory_format=torch.channels_last)
     folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
-    shards, times = generate(
-        accelerator,
-        teacher.to(accelerator.device, memory_format=torch.channels_last),
-        teacher.dynamics,
-        shape=tuple(description["image_shape"]),
-        seed=config.seed,
-        work=folder,
-        **settings.model_dump(),
-    )
+    settings = config.trajectories.model_dump()
+    if (store := settings.pop("store")) == "disk":
+        shape = tuple(description["image_shape"])
+        shards = generate(
+            accelerator, teacher, teacher.dynamics, shape=shape, seed=config.seed, work=folder, **settings
+        )
+    else:
+        accelerator.print(f"{stage.name}: trajectories.store is none: training solves each path when it needs it")
+        shards = []
     if not accelerator.is_main_process:
         return
     metadata = TrajectoryMetadata(
         dynamics=d,
-        count=settings.count,
-        times=times.tolist(),
-        solver_steps=settings.solver_steps,
-        nfe=solver_nfe(settings.solver_steps),
+        count=settings["count"],
+        times=stored_times(teacher.dynamics, settings).tolist(),
+        solver_steps=settings["solver_steps"],
+        rho=settings["rho"],
+        nfe=solver_nfe(settings["solver_steps"]),
         seed=config.seed,
         teacher=description["sha256"],
         shards=[shard.name for shard in shards],
         image_shape=description["image_shape"],
+        sha256=digest(shards),
     )
     with fresh_folder(paths.trajectories(d)) as out:
-        move_shards(shards, out)
+        opened = open_trajectories(
+            folder, metadata, teacher.dynamics, load_teacher=lambda: teacher, device=accelerator.device
+        )
+        save_first(opened, out)
         metadata.write(out)
-    folder.rmdir()
-    stage.run.log_metrics({"trajectories": settings.count, "evaluations": settings.count * metadata.nfe})
+        move_shards(shards, out)
+    if shards:
+        folder.rmdir()
+    solved = settings["count"] if store == "disk" else 0
+    stage.run.log_metrics({"trajectories": settings["count"], "evaluations": solved * metadata.nfe})
 
 
 def _write_none(stage: Stage) -> None:
@@ -66,8 +74,8 @@ def _write_none(stage: Stage) -> None:
     described = pretrained.describe(paths.teacher(stage.dynamics))
     with fresh_folder(paths.trajectories(stage.dynamics)) as out:
         TrajectoryMetadata(
-            dynamics=stage.dynamics, count=0, times=[], solver_steps=0, nfe=0, seed=stage.config.seed,
-            teacher=described.get("sha256", ""), shards=[], image_shape=described["image_shape"],
+            dynamics=stage.dynamics, count=0, times=[], solver_steps=0, rho=None, nfe=0, seed=stage.config.seed,
+            teacher=described.get("sha256", ""), shards=[], image_shape=described["image_shape"], sha256="",
         ).write(out)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifm.devices import to_device
 from ifm.dynamics.base import NoiseSource
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
@@ -91,7 +92,7 @@ class SelfAnchor(AnchorPolicy):
 
     def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
         x_anchor = initial_anchor(x_t, generator=generator)
-        rows = evenly_chosen(positions, self.probability).nonzero().squeeze(1).to(x_t.device)
+        rows = to_device(evenly_chosen(positions, self.probability).nonzero().squeeze(1), x_t.device)
         if len(rows):
             with torch.no_grad():
                 x_anchor[rows] = flow(x_t[rows], t[rows], x_anchor=x_anchor[rows]).to(x_anchor.dtype)
@@ -241,7 +242,7 @@ class BankAnchor(AnchorPolicy):
         x_anchor = self._mirror(self._read.to(x_t.device, x_t.dtype, copy=True))
         if self.reset_probability:
             noise = initial_anchor(x_t, generator=generator)
-            rows = evenly_chosen(positions, self.reset_probability).nonzero().squeeze(1).to(x_t.device)
+            rows = to_device(evenly_chosen(positions, self.reset_probability).nonzero().squeeze(1), x_t.device)
             x_anchor[rows] = noise[rows]
         return x_anchor
 
@@ -276,7 +277,7 @@ class BankAnchor(AnchorPolicy):
 
 def initial_anchor(x: Tensor, *, generator: NoiseSource) -> Tensor:
     """N(0, I) in the shape, dtype and place of x: [B, C, H, W]."""
-    return generator.normal(tuple(x.shape[1:])).to(x.device, x.dtype)
+    return to_device(generator.normal(tuple(x.shape[1:])).to(x.dtype), x.device)
 
 
 def build(

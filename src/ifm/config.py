@@ -183,6 +183,8 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     clip_grad_norm: Positive
     precision: Precision
+    gradient_accumulation: Count
+    gradient_checkpointing: bool
     log_every: Count
     checkpoint_every: Count
 
@@ -210,6 +212,7 @@ class TrajectoriesConfig(Section):
     rho: Positive | None
     batch_size: Count
     shard_size: Count
+    store: Literal["disk", "none"]
 
     @model_validator(mode="after")
     def _times_exist(self) -> Self:
@@ -431,6 +434,17 @@ class Config(Section):
             raise ValueError(
                 "anchor.policy: bank does not fit flow.objective: interval, which makes no estimates of x_0 to keep; "
                 "use none, noise or self"
+            )
+        for name, section in (("teacher", self.teacher), ("flow", self.flow)):
+            if section.gradient_accumulation > section.batch_size:
+                raise ValueError(
+                    f"{name}.gradient_accumulation = {section.gradient_accumulation} must be at most {name}.batch_size "
+                    f"= {section.batch_size}"
+                )
+        if "interval" in objectives and self.flow.gradient_checkpointing:
+            raise ValueError(
+                "flow.gradient_checkpointing: true does not fit flow.objective: interval, whose forward-mode "
+                "derivative has no such form; set it to false, or use gradient_accumulation"
             )
         if self.anchor.policy == "bank" and len(objectives) > 1:
             raise ValueError(

@@ -1,30 +1,88 @@
 """Writing so that a reader never sees half a file."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ifm.errors import UserError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class StorageError(UserError, OSError):
+    """The disk is full, or does not take writes; the message names the file and what it needs."""
+
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, size: int | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`; at the end it is flushed to disk and renamed into place.
 
-    On an error the temporary file goes and whatever `path` held before stays.
+    On an error the temporary file goes and whatever `path` held before stays. size: bytes to be written, where they
+    are known, for the message of the StorageError that a full or read-only disk raises.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL | REFUSED or isinstance(error, StorageError):
+            raise
+        raise unwritable(path, error, size=size) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError, *, size: int | None) -> StorageError:
+    """What to tell of a disk that is full or does not take writes."""
+    needs = f"; it needs {in_words(size)}" if size else ""
+    free = free_bytes(path)
+    left = f"; {in_words(free)} are free there" if free is not None else ""
+    mend = "free some space" if error.errno in FULL else "make the folder writable"
+    again = "run the same command again: what was made before is kept"
+    return StorageError(f"{path}: cannot be written ({error.strerror}{needs}{left}); {mend} and {again}")
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes for this user where `path` is to be, or None where the system does not tell."""
+    for folder in (path, *path.absolute().parents):
+        if folder.is_dir():
+            try:
+                return shutil.disk_usage(folder).free
+            except OSError:
+                return None
+    return None
+
+
+def warn_of_space(folder: Path, size: int, *, what: str) -> None:
+    """Says on stderr, before the work starts, that `size` bytes do not fit on the disk of `folder`."""
+    free = free_bytes(folder)
+    if free is not None and size > free:
+        print(
+            f"warning: {what} need {in_words(size)} at {folder}, where {in_words(free)} are free: "
+            "the work will stop when the disk is full",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def in_words(size: int) -> str:
+    """A number of bytes, e.g. "18.4 GB"."""
+    amount, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
+    while amount >= 1000 and len(units) > 1:
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.3g} {units[0]}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,6 +115,10 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL or isinstance(error, StorageError):
+            raise
+        raise unwritable(path, error, size=None) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

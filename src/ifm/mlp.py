@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ifm.files import read_json, write_json
 
@@ -60,14 +61,26 @@ class MLP(nn.Module):
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.head = nn.Linear(width, out_features)
+        self._recomputes = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Has the backward pass compute each block's activations again in place of keeping them."""
+        self._recomputes = True
 
     def forward(self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None) -> Tensor:
         phases = [c.to(self.omega.dtype)[:, None] * self.omega for c in (c_noise, c_end) if c is not None]
         e = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1).to(inputs.dtype)
         h = self.inputs(fourier_features(inputs, self.options["input_frequencies"]))  # [B, width]
         for time, first, second in zip(self.times, self.first, self.second, strict=True):
-            h = (h + second(nn.functional.silu(first(nn.functional.silu(h)) + time(e)))) * math.sqrt(0.5)
+            if self._recomputes and torch.is_grad_enabled():
+                h = checkpoint(_block, h, e, time, first, second, use_reentrant=False)
+            else:
+                h = _block(h, e, time, first, second)
         return self.head(nn.functional.silu(h))
+
+
+def _block(h: Tensor, e: Tensor, time: nn.Module, first: nn.Module, second: nn.Module) -> Tensor:
+    return (h + second(nn.functional.silu(first(nn.functional.silu(h)) + time(e)))) * math.sqrt(0.5)
 
 
 def fourier_features(x: Tensor, frequencies: int) -> Tensor:

@@ -6,6 +6,7 @@ A folder holds:
     metadata.json         ProcessedMetadata
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ifm.files import read_json, write_json
 
 METADATA = "metadata.json"
 _STAGE = "preprocess"
+MAPPED_BYTES = 2**27  # sets up to this size stay mapped once they are read
+ROWS_AT_ONCE = 64  # of larger ones: Linux maps up to 2 MB around each row that is read
 
 
 class DataError(UserError, ValueError):
@@ -137,11 +140,20 @@ class ShardedArray:
             raise IndexError(f"rows must be in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
         rows = rows.astype(np.int64, copy=False)
         out = np.empty((len(rows), *self._row_shape), self.dtype)
+        large = self.nbytes > MAPPED_BYTES
+        at_once = ROWS_AT_ONCE if large else max(1, len(rows))
+        for start in range(0, len(rows), at_once):
+            self._gather(rows[start : start + at_once], out[start : start + at_once], forget=large)
+        return out
+
+    def _gather(self, rows: np.ndarray, out: np.ndarray, *, forget: bool) -> None:
+        """Copies rows into `out`. forget: hand the pages back, which count as this process's memory until then."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1  # [m]
         for i in np.unique(shard_of):
             here = shard_of == i
             out[here] = self._shards[i][rows[here] - self._starts[i]]
-        return out
+            if forget and hasattr(mmap, "MADV_DONTNEED"):
+                self._shards[i]._mmap.madvise(mmap.MADV_DONTNEED)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All rows in order, `size` at a time, the last batch shorter: [<= size, *row shape]."""

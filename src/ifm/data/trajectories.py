@@ -1,4 +1,4 @@
-"""What stands beside stored trajectories: float16 [n, K, C, H, W] in shards, and their times."""
+"""What stands beside stored trajectories: float16 [n, K - 1, C, H, W] in shards, without x_T, and their times."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -7,6 +7,8 @@ from typing import Self
 
 from ifm.errors import UserError
 from ifm.files import file_sha256, read_json, write_json
+
+FIRST = "first.npy"  # the first paths whole, float32 [m, K, C, H, W], for pictures and diagnostics
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,13 @@ class TrajectoryMetadata:
     count: int
     times: list[float]  # [K], falling from t_max to 0
     solver_steps: int
+    rho: float | None
     nfe: int  # evaluations of the teacher for each path
     seed: int
     teacher: str  # sha256 of the teacher's weights
-    shards: list[str]
+    shards: list[str]  # none where nothing is stored
     image_shape: list[int]  # [C, H, W], or [d] for points
+    sha256: str  # see `digest`
 
     def write(self, folder: Path) -> None:
         write_json(folder / "metadata.json", asdict(self))
@@ -37,9 +41,12 @@ class TrajectoryMetadata:
     def paths(self, folder: Path) -> list[Path]:
         return [folder / name for name in self.shards]
 
-    def digest(self, folder: Path) -> str:
-        """sha256 over the shards' bytes."""
-        whole = hashlib.sha256()
-        for path in self.paths(folder):
-            whole.update(file_sha256(path).encode())
-        return whole.hexdigest()
+
+def digest(shards: list[Path]) -> str:
+    """sha256 over the shards' sha256, in order; "" of none."""
+    if not shards:
+        return ""
+    whole = hashlib.sha256()
+    for path in shards:
+        whole.update(file_sha256(path).encode())
+    return whole.hexdigest()

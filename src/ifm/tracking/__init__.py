@@ -9,7 +9,7 @@ from ifm.tracking.lineage import digest, flatten, git_commit, lineage_tags
 from ifm.tracking.registry import cache_uri
 from ifm.tracking.runs import StageRun, stage_run
 from ifm.tracking.states import ModelRecord, PipelineState
-from ifm.tracking.store import project_root, tracking_uri, without_secrets
+from ifm.tracking.store import project_root, tracking_uri, unavailable, without_secrets
 from ifm.tracking.sync import track_state
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "stage_run",
     "track_state",
     "tracking_uri",
+    "unavailable",
     "without_secrets",
 ]

@@ -1,6 +1,8 @@
 """Checkpoints of a training run: one safetensors file, written whole or not at all, holding no pickle."""
 
 import json
+import os
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -39,10 +41,14 @@ class Checkpoints:
     def save(self, step: int, snapshot: Snapshot) -> Path:
         """Writes step-{step}.safetensors atomically, then drops all but the newest two."""
         path = self.folder / f"{_PREFIX}{step:09d}.safetensors"
-        with atomic_path(path) as temporary:
-            # Contiguous: channels_last weights are stored in the standard order.
-            tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
-            save_file(tensors, temporary, metadata={"record": json.dumps(snapshot.record)})
+        # Contiguous: channels_last weights are stored in the standard order.
+        tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
+        size = sum(t.nbytes for t in tensors.values())
+        with atomic_path(path, size=size) as temporary:
+            try:
+                save_file(tensors, temporary, metadata={"record": json.dumps(snapshot.record)})
+            except SafetensorError as error:
+                raise _as_os_error(error) from error
         for old in self._files()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
@@ -58,12 +64,22 @@ class Checkpoints:
                 warnings.warn(f"{path}: unreadable checkpoint passed over ({error})", stacklevel=2)
         return None
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint's file, readable or not."""
+        return next(iter(self._files()), None)
+
     def clear(self) -> None:
         """Removes the checkpoints, and the folder if nothing else is in it."""
         for path in self._files():
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _as_os_error(error: SafetensorError) -> Exception:
+    """safetensors wraps the system's errors in its own: "I/O error: No space left on device (os error 28)"."""
+    number = re.search(r"(?:os error |code: )(\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
 
 def pack(model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

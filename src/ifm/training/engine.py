@@ -1,30 +1,24 @@
-"""Processes and devices: the accelerator, this process's part of a global batch, rows of an array on the device."""
+"""Processes and devices: the accelerator, this process's part of a global batch, data on its way to the device."""
 
-from collections.abc import Callable
-from typing import Protocol
+import math
+import os
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 
 from ifm.errors import UserError
 
-RESIDENT_BYTES = 2**30  # arrays up to this size are held on the device whole
+# Interval's forward-mode derivative and the anchors' extra pass ask the bare model, between a sharded one's gathers.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class LaunchError(UserError, ValueError):
     """The work does not fit the processes it was launched with."""
-
-
-class Rows(Protocol):
-    """Anything that gives rows by index: a memory-mapped set, an array."""
-
-    nbytes: int
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
 
 
 def make_accelerator(precision: str, *, seed: int) -> Accelerator:
@@ -37,8 +31,29 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
         precision = "no"
     # Without being told, accelerate leaves processes on CPUs strangers to each other: each would do all the work.
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    if accelerator.distributed_type in SHARDED:
+        raise LaunchError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which splits a model over processes; here "
+            "each process holds it whole (DDP): use distributed_type: MULTI_GPU, and where memory is short "
+            "gradient_checkpointing: true or a larger gradient_accumulation"
+        )
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+    else:
+        share_cores()
     set_seed(seed % 2**32)
     return accelerator
+
+
+def share_cores() -> None:
+    """Gives each of several CPU processes on a host its share of the cores; torchrun gives each a single one.
+
+    OMP_NUM_THREADS above 1 is somebody's choice, and stays.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1 and int(os.environ.get("OMP_NUM_THREADS", "1")) == 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
 
 
 def local_positions(accelerator: Accelerator, batch_size: int) -> np.ndarray:
@@ -75,12 +90,15 @@ class ProcessExchange:
         return self._accelerator.reduce(x.to(self._accelerator.device), reduction="sum").cpu()
 
 
-def row_reader(array: Rows, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-    """A function from row indices [n] to those rows on the device, in the array's dtype.
+def parts_of(count: int, parts: int) -> Iterator[tuple[slice, float]]:
+    """(part, its share) of `count` rows in so many parts, as even as can be, in order.
 
-    Small arrays are read once and kept on the device; of larger ones each call reads its rows from the memory map.
+    Raises LaunchError where there are fewer rows than parts.
     """
-    if array.nbytes <= RESIDENT_BYTES:
-        resident = torch.from_numpy(array[np.arange(len(array))]).to(device)
-        return lambda rows: resident[torch.from_numpy(rows).to(device)]
-    return lambda rows: torch.from_numpy(array[rows]).to(device)
+    if count < parts:
+        raise LaunchError(
+            f"gradient_accumulation = {parts} is more than the {count} samples that a process has of a batch; lower it"
+        )
+    ends = [math.ceil(count * i / parts) for i in range(parts + 1)]
+    for start, stop in pairwise(ends):
+        yield slice(start, stop), (stop - start) / count

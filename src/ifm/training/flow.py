@@ -1,8 +1,7 @@
 """Training the integration flow: phases, one after the other, on anchored batches."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +11,7 @@ from ifm.anchors import AnchorPolicy, BankAnchor, Visit
 from ifm.model import IntegrationFlow
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import local_positions
+from ifm.training.engine import local_positions, parts_of
 from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
 from ifm.training.phases import Batch, Phase
 
@@ -42,19 +41,24 @@ def train_flow(
     orders = [EndlessShuffle(phase.size, settings.batch_size, seed=seed) for phase in phases]
     starts = [settings.steps * i // len(phases) for i in range(len(phases) + 1)]
 
-    def loss(model: nn.Module, step: int) -> Tensor:
+    def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         i = bisect_right(starts, step) - 1
         rows = orders[i].batch(step)  # [B]
         streams = Streams(seed, "anchor", positions, step=step)
         at = phases[i].draw(rows[positions], step, streams)
+        phases[i].expect(orders[i].batch(step + 1)[positions])
         visit = Visit(rows, orders[i].visits(step), at.mirrored)
         x_anchor = policy(flow, at.x_t, at.t, generator=streams, positions=in_batch, visit=visit)
-        visits = partial(policy.visits, in_batch, visit) if isinstance(policy, BankAnchor) else None
-        batch = Batch(step - starts[i], starts[i + 1] - starts[i], at, x_anchor, streams, visits)
-        x_0_hat, value = phases[i].loss(model, batch)
-        if x_0_hat is not None:
-            policy.refresh(x_0_hat.detach())
-        return value
+        visits = policy.visits(in_batch, visit) if isinstance(policy, BankAnchor) else None
+        batch = Batch(step - starts[i], starts[i + 1] - starts[i], at, x_anchor, in_batch, visits)
+        estimates = []
+        for part, share in parts_of(len(positions), settings.gradient_accumulation):
+            x_0_hat, value = phases[i].loss(model, batch.part(part))
+            if x_0_hat is not None:
+                estimates.append(x_0_hat.detach())
+            yield share * value
+        if estimates:
+            policy.refresh(torch.cat(estimates))
 
     average = next((phase.average for phase in phases if phase.average is not None), None)
     return fit(

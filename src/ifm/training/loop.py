@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -12,12 +13,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm.config import TrainConfig
+from ifm.devices import Compiled, compiles, memory_format
 from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.progress import progress
 from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
 
-Loss = Callable[[nn.Module, int], Tensor]  # (model, step) -> this process's mean loss, a scalar
+# (model, step) -> the parts of this process's mean loss (scalars), as many as settings.gradient_accumulation. Each is
+# asked for when the last one's backward pass is done, and once more after the last part.
+Loss = Callable[[nn.Module, int], Iterator[Tensor]]
 OnLog = Callable[[dict[str, float]], None]
 
 
@@ -29,7 +33,10 @@ class Memory(Protocol):
 
 
 class Diverged(UserError, FloatingPointError):
-    """The loss is no longer finite."""
+    """Steps whose gradient is not finite come one after the other."""
+
+
+LONGEST_STREAK = 10  # such steps are skipped, and this many of them in a row end training
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class TrainSettings:
     clip_grad_norm: float
     log_every: int
     checkpoint_every: int
+    gradient_accumulation: int = 1  # parts that a process's batch is worked on in
+    gradient_checkpointing: bool = False
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -87,20 +96,24 @@ def fit(
     memory: what checkpoints hold besides the model, its average and the optimizer.
     average: a copy of the model for `loss` to ask; its parameters are the averaged ones of every step.
     Resumes from the newest checkpoint, and then goes through exactly the steps it would have gone through.
-    Raises Diverged at a loss that is not finite, with the last checkpoint kept.
+    A step whose gradient is not finite changes nothing but the count in the curve; raises Diverged at the tenth in a
+    row, with the last checkpoint kept.
     """
     from diffusers.training_utils import EMAModel
 
-    model.train().to(accelerator.device, memory_format=torch.channels_last)
+    device = accelerator.device
+    model.train().to(device, memory_format=memory_format(device))
+    if settings.gradient_checkpointing:
+        recompute_activations(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0, fused=True)
     ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
     if average is not None:
         _share(average.train().requires_grad_(False), model, ema.shadow_params)
     trained, optimizer = accelerator.prepare(model, optimizer)
+    called = Compiled(trained) if compiles() else trained
 
-    result, first, window = FitResult(), 0, torch.zeros((), device=accelerator.device)
-    norms = torch.zeros((), device=accelerator.device)
+    result, first, seen = FitResult(), 0, _Window(device)
     saved = checkpoints.load() if checkpoints else None
     if saved:
         unpack(saved.tensors, model, ema.shadow_params, optimizer)
@@ -110,6 +123,7 @@ def fit(
         if accelerator.scaler is not None and saved.record["scaler"]:
             accelerator.scaler.load_state_dict(saved.record["scaler"])
         result = FitResult(saved.record["history"], resumed_from=first, seconds=saved.record["seconds"])
+        seen.skipped += result.history[-1]["skipped"]
         accelerator.print(f"{label}: goes on from step {first} of {settings.steps}")
 
     clock = _Clock(result.seconds)
@@ -117,25 +131,22 @@ def fit(
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
-        with accelerator.autocast():
-            value = loss(trained, step)
-        accelerator.backward(value)
-        norms += accelerator.clip_grad_norm_(parameters, settings.clip_grad_norm)
+        value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
+        norm = accelerator.clip_grad_norm_(parameters, settings.clip_grad_norm)
+        sound = seen.add(value, norm)
+        if accelerator.scaler is None:
+            # The fused kernel reads this flag on the device, where the host need not wait for it.
+            optimizer.optimizer.found_inf = (~sound).float()
         optimizer.step()
         optimizer.zero_grad()
         ema.step(parameters)
-        window += value.detach()
 
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
-            steps = (done - 1) % settings.log_every + 1
-            row = _row(accelerator, step=done, lr=learning_rate(step, settings), loss=window, norm=norms, steps=steps)
-            window.zero_(), norms.zero_()
-            if not math.isfinite(row["loss"]):
-                raise Diverged(
-                    f"{label}: the loss is {row['loss']} at step {done} (learning rate {row['lr']:.3g}); lower lr or "
-                    "clip_grad_norm, raise warmup_steps, or use precision: bf16 or no"
-                )
+            row = {"step": done, "lr": learning_rate(step, settings), **seen.close(accelerator)}
+            row["ema_distance"] = _distance(ema.shadow_params, parameters)
+            if seen.streak >= LONGEST_STREAK:
+                raise Diverged(_advice(label, row, checkpoints))
             result.history.append(row)
             bar.set_postfix(loss=f"{row['loss']:.4g}")
             if on_log:
@@ -155,8 +166,12 @@ def fit(
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """The training curve as CSV: step, loss, grad_norm, lr."""
-    columns = ["step", "loss", "grad_norm", "lr"]
+    """The training curve as CSV, a line for each `log_every` steps.
+
+    step; loss and grad_norm: means over the steps since the last line; loss_max: the largest loss among them; lr;
+    skipped: steps up to here whose gradient was not finite; ema_distance: |average - weights| / |weights|.
+    """
+    columns = ["step", "loss", "loss_max", "grad_norm", "lr", "skipped", "ema_distance"]
     lines = [",".join(repr(row[c]) for c in columns) for row in history]
     write_text(path, "\n".join([",".join(columns), *lines]) + "\n")
 
@@ -169,10 +184,82 @@ def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
         p.data = mean
 
 
-def _row(accelerator: Accelerator, *, step: int, lr: float, loss: Tensor, norm: Tensor, steps: int) -> dict[str, float]:
-    """One line of the training curve: the only place where the step waits for the device."""
-    mean_loss = accelerator.reduce(loss / steps, reduction="mean")
-    return {"step": step, "loss": float(mean_loss), "grad_norm": float(norm / steps), "lr": lr}
+def recompute_activations(model: nn.Module) -> None:
+    """Has the backward pass compute activations again in place of keeping them: less memory, a third more time.
+
+    Every submodule that has diffusers' `enable_gradient_checkpointing` is told so.
+    """
+    for module in model.modules():
+        if hasattr(module, "enable_gradient_checkpointing"):
+            module.enable_gradient_checkpointing()
+
+
+def _backward(accelerator: Accelerator, trained: nn.Module, losses: Iterator[Tensor], *, parts: int) -> Tensor:
+    """The sum of the parts, each followed by its backward pass; processes exchange gradients at the last one."""
+    total = torch.zeros((), device=accelerator.device)
+    for part in range(parts):
+        last = part == parts - 1
+        alone: AbstractContextManager = nullcontext() if last else accelerator.no_sync(trained)
+        with alone:
+            with accelerator.autocast():
+                value = next(losses)
+            accelerator.backward(value)
+        total += value.detach()
+    next(losses, None)
+    return total
+
+
+class _Window:
+    """What is told of the steps between two lines of the curve, on the device until `close` reads it."""
+
+    def __init__(self, device: torch.device) -> None:
+        # sums of loss and gradient norm, the largest loss, sound steps, skipped steps, those in a row
+        self._sums = torch.zeros(6, device=device)
+        self.streak = 0
+        self.skipped = 0.0
+
+    def add(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Takes a step's loss and gradient norm; whether they are sound, on the device."""
+        sums, sound = self._sums, torch.isfinite(norm)
+        told = sound & torch.isfinite(loss)
+        good = told.float()
+        sums[0] += torch.where(told, loss, 0.0)
+        sums[1] += torch.where(told, norm, 0.0)
+        sums[2] = torch.where(told, torch.maximum(sums[2], loss), sums[2])
+        sums[3] += good
+        sums[4] += 1 - sound.float()
+        sums[5] = (sums[5] + 1) * (1 - sound.float())
+        return sound
+
+    def close(self, accelerator: Accelerator) -> dict[str, float]:
+        """The line's figures; a loss of no sound step is NaN. Where the host waits for the device, and nowhere else."""
+        loss, norm, most, good, skipped, streak = self._sums.tolist()
+        self.streak, self.skipped = int(streak), self.skipped + skipped
+        self._sums[:5] = 0
+        mine = torch.tensor([[loss / good, most] if good else [math.nan] * 2], device=self._sums.device)
+        all_of_them = accelerator.gather(mine)  # [processes, 2]
+        return {
+            "loss": float(all_of_them[:, 0].mean()),
+            "loss_max": float(all_of_them[:, 1].max()),
+            "grad_norm": norm / good if good else math.nan,
+            "skipped": self.skipped,
+        }
+
+
+def _distance(average: list[Tensor], parameters: list[Tensor]) -> float:
+    """|average - weights| / |weights|: how far the average lags behind."""
+    with torch.no_grad():
+        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(average, parameters))).norm()
+        return float(apart / torch.stack(torch._foreach_norm(parameters)).norm().clamp_min(1e-12))
+
+
+def _advice(label: str, row: dict[str, float], checkpoints: Checkpoints | None) -> str:
+    kept = checkpoints.newest() if checkpoints else None
+    return (
+        f"{label}: the gradient has not been finite for {LONGEST_STREAK} steps or more, at step {row['step']:.0f} "
+        f"(learning rate {row['lr']:.3g}, {row['skipped']:.0f} steps skipped in all); lower lr or clip_grad_norm, "
+        f"raise warmup_steps, or use precision: bf16 or no; last good checkpoint: {kept or 'none yet'}"
+    )
 
 
 def _record(accelerator: Accelerator, step: int, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:

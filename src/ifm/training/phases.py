@@ -8,8 +8,8 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifm import objectives
 from ifm.anchors import evenly_chosen
+from ifm.devices import RowReader, Rows, to_device
 from ifm.dynamics import Dynamics, expand
 from ifm.exact import ExactTeacher
 from ifm.images import at_work
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.random import EndlessShuffle, Streams
-from ifm.training.engine import Rows, local_positions, row_reader
+from ifm.training.engine import local_positions
 
 
 def draw_stored_index(uniform: Tensor, *, stored: int, t_max_share: float) -> Tensor:
@@ -55,6 +56,10 @@ class Examples:
     mirrored: Tensor | None = None  # [b], which images are shown left-right mirrored
     denoiser: Denoiser | None = None  # where x_0 and z are the mean pair: what x_0 was asked from
 
+    def part(self, rows: slice) -> "Examples":
+        """Some of them."""
+        return replace(self, **_tensors_of(self, rows))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,8 +69,18 @@ class Batch:
     steps: int  # the phase has
     at: Examples
     x_anchor: Tensor | None  # [b, C, H, W]
-    streams: Streams  # one for each example, for further draws
-    visits: Callable[[], Tensor] | None  # n of each anchor, from 1: int64 [b]; bank alone
+    positions: Tensor  # where its examples stand in the global batch: int64 [b], on the host
+    visits: Tensor | None  # n of each anchor, from 1: int64 [b], on the host; bank alone
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its examples."""
+        return replace(self, at=self.at.part(rows), **_tensors_of(self, rows))
+
+
+def _tensors_of(holder: Any, rows: slice) -> dict[str, Tensor]:
+    """A dataclass's tensors, all of which have a row for each example, cut down to some rows."""
+    values = {f.name: getattr(holder, f.name) for f in fields(holder)}
+    return {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
 
 
 # (rows [b], the step, its anchor streams) -> examples
@@ -101,6 +116,16 @@ def time_weight(dynamics: Dynamics, t: Tensor, *, kind: str) -> Tensor | None:
     return None if kind == "none" else 1 / dynamics.error_scale(t)
 
 
+class Trajectories(Protocol):
+    """A teacher's paths, stored or solved as they are needed: `ifm.trajectories` has both."""
+
+    times: Tensor  # float64 [K], falling from t_max to 0
+
+    def __len__(self) -> int: ...
+    def expect(self, rows: np.ndarray) -> None: ...
+    def points(self, rows: np.ndarray, k: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 TIME_WEIGHTS = ("none", "inverse_scale")
 TARGETS = ("online", "average")  # of consistency
 
@@ -112,33 +137,32 @@ class Phase:
     size: int
     draw: Draw
     loss: FlowLoss
+    expect: Callable[[np.ndarray], None]  # says which rows [b] the next draw will ask for
     average: IntegrationFlow | None = None  # what the loss asks for targets; training keeps it the averaged flow
 
 
 def trajectory_phase(
     accelerator: Accelerator,
     flow: IntegrationFlow,
-    trajectories: Rows,
+    trajectories: Trajectories,
     *,
-    times: Tensor,
     t_max_share: float,
     distance: str,
     huber_c: float | None,
     weighting: str = "none",
 ) -> Phase:
-    """Objective `trajectory`, on trajectories (float16 [n, K, C, H, W], at `times` [K]).
+    """Objective `trajectory`, on a teacher's paths.
 
     Each sample is one stored point (x_t, t) of a path and the path's end x_0, of which it is a function: the
     regression is well posed.
     """
-    read = row_reader(trajectories, accelerator.device)
-    stored_times = times.float().to(accelerator.device)
+    stored_times = trajectories.times.float()
     comparison = Comparison(accelerator, distance, huber_c)
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
-        path = read(rows).float()  # [b, K, C, H, W]
-        k = draw_stored_index(streams.uniform(), stored=len(times), t_max_share=t_max_share).to(path.device)
-        return Examples(path[torch.arange(len(k), device=k.device), k], stored_times[k], path[:, -1])
+        k = draw_stored_index(streams.uniform(), stored=len(stored_times), t_max_share=t_max_share)  # [b]
+        x_t, x_0 = trajectories.points(rows, k)
+        return Examples(x_t, to_device(stored_times[k], accelerator.device), x_0)
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         at = batch.at
@@ -147,7 +171,7 @@ def trajectory_phase(
         how = comparison.options(x_0_hat, at.x_0)
         return x_0_hat, objectives.trajectory(x_0_hat, x_0=at.x_0, weight=weight, **how)
 
-    return Phase(len(trajectories), draw, loss)
+    return Phase(len(trajectories), draw, loss, trajectories.expect)
 
 
 def data_phase(
@@ -176,13 +200,14 @@ def data_phase(
         n, how = _visits(batch) if mixed else None, comparison.options(x_0_hat, at.x_0)
         return x_0_hat, objectives.data(x_0_hat, x_0=at.x_0, x_anchor=batch.x_anchor, n=n, weight=weight, **how)
 
-    return Phase(len(images), draw_pairs(accelerator, flow.dynamics, images, **pairs), loss)
+    read = RowReader(images, accelerator.device)
+    return Phase(len(images), draw_pairs(accelerator, flow.dynamics, read, **pairs), loss, read.expect)
 
 
 def _visits(batch: Batch) -> Tensor:
     if batch.visits is None:
         raise ValueError("the mixed schedule holds x_0_hat to its sample's own anchor: it needs anchor policy bank")
-    return batch.visits()
+    return batch.visits
 
 
 def consistency_phase(
@@ -226,8 +251,9 @@ def consistency_phase(
         how = comparison.options(x_0_hat / scale, target_hat / scale)
         return x_0_hat, objectives.consistency(x_0_hat / scale, target=target_hat / scale, interval=interval, **how)
 
-    draw = draw_pairs(accelerator, dynamics, images, even_share=EVEN_SHARE, **pairs)
-    return Phase(len(images), averaged(draw, dynamics, mean), loss, average)
+    read = RowReader(images, accelerator.device)
+    draw = draw_pairs(accelerator, dynamics, read, even_share=EVEN_SHARE, **pairs)
+    return Phase(len(images), averaged(draw, dynamics, mean), loss, read.expect, average)
 
 
 def interval_phase(
@@ -250,19 +276,18 @@ def interval_phase(
     """
     # torch's forward mode uses its own deprecated compiler on the first call, and says so.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-    dynamics = flow.dynamics
+    dynamics, read = flow.dynamics, RowReader(images, accelerator.device)
     positions = torch.from_numpy(local_positions(accelerator, batch_size))
     apart = ~evenly_chosen(positions, same_share)  # [b]
     # Which of the others go the whole way: by their number among all of the batch's others.
     number = positions - (positions.double() * same_share).floor().long()
     whole = apart & evenly_chosen(number, whole_share)
-    rows_apart = apart.nonzero().squeeze(1).to(accelerator.device)
     apart, whole = apart.to(accelerator.device), whole.to(accelerator.device)
-    draw_pair = draw_pairs(accelerator, dynamics, images, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
+    draw_pair = draw_pairs(accelerator, dynamics, read, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
         at = draw_pair(rows, step, streams)
-        other = draw_time(dynamics, streams, streams, even_share=EVEN_SHARE).to(at.t.device)  # [b]
+        other = to_device(draw_time(dynamics, streams, streams, even_share=EVEN_SHARE), at.t.device)  # [b]
         other = torch.where(whole, torch.full_like(other, dynamics.t_min), other)
         t = torch.where(apart, torch.maximum(at.t, other), at.t)
         s = torch.where(apart, torch.minimum(at.t, other), at.t)
@@ -272,6 +297,7 @@ def interval_phase(
         at, x_anchor = batch.at, batch.x_anchor
         theta, theta_s = dynamics.angle(at.t), dynamics.angle(at.s)
         target = dynamics.angular_velocity(at.x_0, z=at.z, theta=theta)
+        rows_apart = to_device((~evenly_chosen(batch.positions, same_share)).nonzero().squeeze(1), target.device)
         if len(rows_apart):
             y = at.x_t / expand(dynamics.scale(at.t), at.x_t)
             given = {"theta_s": theta_s[rows_apart], "x_anchor": None if x_anchor is None else x_anchor[rows_apart]}
@@ -286,7 +312,7 @@ def interval_phase(
         u_hat = model(at.x_t, at.t, x_anchor=x_anchor, s=at.s, mean_velocity=True)
         return None, objectives.interval(u_hat, target=target, power=power)
 
-    return Phase(len(images), averaged(draw, dynamics, mean), loss)
+    return Phase(len(images), averaged(draw, dynamics, mean), loss, read.expect)
 
 
 def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> int:
@@ -319,7 +345,7 @@ def draw_time(
 def draw_pairs(
     accelerator: Accelerator,
     dynamics: Dynamics,
-    images: Rows,
+    read: RowReader,
     *,
     random_flip: bool,
     batch_size: int,
@@ -331,17 +357,16 @@ def draw_pairs(
 
     t_max_share, even_share: see `draw_time`.
     """
-    positions = local_positions(accelerator, batch_size)
-    read = row_reader(images, accelerator.device)
+    positions, device = local_positions(accelerator, batch_size), accelerator.device
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
         x_0 = at_work(read(rows))  # [b, C, H, W]
         noise = Streams(seed, "noise", positions, step=step)
-        t = draw_time(dynamics, noise, streams, t_max_share=t_max_share, even_share=even_share).to(x_0.device)  # [b]
-        z = dynamics.draw_noise(tuple(x_0.shape[1:]), generator=noise).to(x_0.device)  # [b, C, H, W]
-        mirrored = None
+        t = draw_time(dynamics, noise, streams, t_max_share=t_max_share, even_share=even_share)  # [b]
+        t, z = to_device(t, device), dynamics.draw_noise(tuple(x_0.shape[1:]), generator=noise)
+        z, mirrored = to_device(z, device), None  # [b, C, H, W]
         if random_flip:
-            mirrored = noise.uniform().to(x_0.device) < 0.5
+            mirrored = to_device(noise.uniform(), device) < 0.5
             x_0 = torch.where(expand(mirrored, x_0).bool(), x_0.flip(-1), x_0)
         return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=mirrored)
 
@@ -398,7 +423,7 @@ def mean_over_reference(
     holds the pair's own x_0; at most all data, once. Given it, each of its data is the one that made x_t with the
     probability that weighs it: the average over pairs stays what it was.
     """
-    read, order = row_reader(images, accelerator.device), EndlessShuffle(len(images), batch_size, seed=seed)
+    read, order = RowReader(images, accelerator.device), EndlessShuffle(len(images), batch_size, seed=seed)
 
     def denoiser(step: int) -> ExactTeacher:
         rows = np.arange(len(images))

@@ -1,16 +1,19 @@
 """Training the teacher: a denoiser for the marginal ODE (METHOD: EDM weighting; velocity matching for rf)."""
 
+from collections.abc import Iterator
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm import objectives
+from ifm.devices import RowReader, Rows, to_device
 from ifm.dynamics import expand
 from ifm.images import at_work
 from ifm.model import Teacher
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import Rows, local_positions, row_reader
+from ifm.training.engine import local_positions, parts_of
 from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
 
 
@@ -32,17 +35,20 @@ def train_teacher(
     dynamics = teacher.dynamics
     positions = local_positions(accelerator, settings.batch_size)
     order = EndlessShuffle(len(images), settings.batch_size, seed=seed)
-    read = row_reader(images, accelerator.device)
+    read, device = RowReader(images, accelerator.device), accelerator.device
 
-    def loss(model: nn.Module, step: int) -> Tensor:
+    def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         x_0 = at_work(read(order.batch(step)[positions]))  # [b, C, H, W] or [b, d]
+        read.expect(order.batch(step + 1)[positions])
         draws = Streams(seed, "noise", positions, step=step)
-        t = dynamics.draw_time(generator=draws).to(x_0.device)  # [b]
-        z = dynamics.draw_noise(tuple(x_0.shape[1:]), generator=draws).to(x_0.device)  # [b, C, H, W]
+        t = to_device(dynamics.draw_time(generator=draws), device)  # [b]
+        z = to_device(dynamics.draw_noise(tuple(x_0.shape[1:]), generator=draws), device)  # [b, C, H, W]
         if random_flip:
-            x_0 = torch.where(expand(draws.uniform().to(x_0.device), x_0) < 0.5, x_0.flip(-1), x_0)
-        x_0_hat = model(dynamics.perturb(x_0, z=z, t=t), t)
-        return objectives.denoising(x_0_hat, x_0=x_0, scale=dynamics.error_scale(t))
+            x_0 = torch.where(expand(to_device(draws.uniform(), device), x_0) < 0.5, x_0.flip(-1), x_0)
+        x_t = dynamics.perturb(x_0, z=z, t=t)
+        for part, share in parts_of(len(t), settings.gradient_accumulation):
+            x_0_hat = model(x_t[part], t[part])
+            yield share * objectives.denoising(x_0_hat, x_0=x_0[part], scale=dynamics.error_scale(t[part]))
 
     return fit(
         accelerator,

@@ -1,0 +1,117 @@
+"""What makes use of a device: data on its way there, the layout of weights, compiled networks."""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifm.errors import UserError
+
+RESIDENT_BYTES = 2**30  # arrays up to this size are held on the device whole
+
+
+class Rows(Protocol):
+    """Anything that gives rows by index: a memory-mapped set, an array."""
+
+    nbytes: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device. To a GPU by pinned memory, without waiting for it: what the host draws for the next step must
+    not wait until the last one is done.
+    """
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+class RowReader:
+    """Rows of an array by index [n], on the device, in the array's dtype.
+
+    Small arrays are read once and kept on the device. Of larger ones each call reads its rows from the memory map;
+    those that were announced by `expect` have been read meanwhile, by a thread.
+    """
+
+    def __init__(self, array: Rows, device: torch.device) -> None:
+        self._array, self._device = array, device
+        self.resident = array.nbytes <= RESIDENT_BYTES
+        self._thread: ThreadPoolExecutor | None = None
+        self._expected: tuple[np.ndarray, Future[Tensor]] | None = None
+
+    @functools.cached_property
+    def _whole(self) -> Tensor:
+        return torch.from_numpy(self._array[np.arange(len(self._array))]).to(self._device)
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        if self.resident:
+            return self._whole[to_device(torch.from_numpy(rows), self._device)]
+        expected, self._expected = self._expected, None
+        known = expected is not None and np.array_equal(expected[0], rows)
+        return to_device(expected[1].result() if known else self._read(rows), self._device)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Says which rows the next call will ask for."""
+        if self.resident:
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._expected = rows, self._thread.submit(self._read, rows)
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self._array[rows])
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """How a network's weights lie in training: channels_last on GPUs, whose convolutions are faster so.
+
+    On CPUs a training step with it takes 4 to 5 % longer (docs/benchmarks.md); sampling is faster on both.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+class Compiled:
+    """A forward pass by torch.compile. If its first call fails, the plain one from then on, and a notice.
+
+    cuda_graphs: on a GPU replay a recorded graph of kernels (mode "reduce-overhead"): for small batches, where
+    launching kernels takes longer than they do. Its outputs are copied, since the next call writes over them.
+    """
+
+    def __init__(self, forward: Callable[..., Tensor], *, cuda_graphs: bool = False) -> None:
+        self._plain, self._cuda_graphs = forward, cuda_graphs and torch.cuda.is_available()
+        self._run: Any = torch.compile(forward, mode="reduce-overhead" if self._cuda_graphs else None)
+        self._tried = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._tried:
+            return self._call(*args, **kwargs)
+        self._tried = True
+        try:
+            return self._call(*args, **kwargs)
+        except Exception as error:  # whatever a compiler raises; what is wrong with the call itself comes again
+            reason = " ".join(str(error).split("\n")[:2])[:200]
+            print(f"torch.compile failed ({type(error).__name__}: {reason}): goes on without", flush=True)
+            self._run, self._cuda_graphs = self._plain, False
+            return self._plain(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._cuda_graphs:
+            return self._run(*args, **kwargs)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._run(*args, **kwargs).clone()
+
+
+def compiles() -> bool:
+    """Whether networks are to be compiled: IFM_COMPILE=on.
+
+    A matter of hardware, like the number of processes: the order of floating-point sums changes, nothing else. It
+    pays in long runs; compiling takes a minute or more. Raises UserError at a word other than on and off.
+    """
+    asked = os.environ.get("IFM_COMPILE", "").strip().lower() or "off"
+    if asked not in ("on", "off"):
+        raise UserError(f"IFM_COMPILE = {asked!r} is not allowed; allowed: on, off")
+    return asked == "on"
