@@ -29,16 +29,15 @@ from ifm.training.phases import consistency_phase, data_phase, mean_over_referen
 from ifm.training.teacher import train_teacher
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), np.uint8)
-BLOCKS = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": ["ResnetBlock2D"]}
 
 
 class SplittingAccelerator(Accelerator):
-    """An Accelerator of CPU processes whose state says FSDP2. options: of accelerate's plugin."""
+    """An Accelerator of CPU processes whose state says FSDP2. options: of accelerate's plugin; else its launcher's."""
 
     def __init__(self, *, mixed_precision: str, **options: Any) -> None:
         super().__init__(cpu=True, mixed_precision=mixed_precision)
         self.state.distributed_type = DistributedType.FSDP
-        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(**options)
 
 
 class Stopped(Exception):
@@ -94,17 +93,15 @@ def train(
 def run(case: dict[str, Any], *, split: bool, out: Path) -> None:
     """Writes this process's weights (and the bank), and the curve, to out/{name}-{process}.pt.
 
-    case: name, objective; stop: the step after which it dies; checkpoints: their folder; blocks: whether each block is
-    split for itself; from_main: whether the main process's weights are taken; settings: of the loop; precision.
+    case: name, objective; stop: the step after which it dies; checkpoints: their folder; plugin: the options of
+    accelerate's FSDP plugin; settings: of the loop; precision.
     """
     AcceleratorState._reset_state()
     precision = case.get("precision", "no")
     if not split:
         accelerator = Accelerator(cpu=True, mixed_precision=precision)
     else:
-        blocks = BLOCKS if case.get("blocks", True) else {}
-        loading = {"cpu_ram_efficient_loading": case.get("from_main", False)}
-        accelerator = SplittingAccelerator(mixed_precision=precision, **blocks, **loading)
+        accelerator = SplittingAccelerator(mixed_precision=precision, **case["plugin"])
         check_splitting(accelerator)
     options = {
         "steps": 8, "batch_size": 6, "lr": 1e-3, "lr_decay": "cosine", "warmup_steps": 2, "ema_decay": 0.9,

@@ -1,6 +1,7 @@
 """FSDP2: a model split over processes (on CPUs, see split_worker.py) against one process that holds it whole."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,43 +15,59 @@ from safetensors.torch import load_file
 from ifm.training.engine import LaunchError, check_splitting
 from ifm.training.phases import interval_phase
 
+# Every block split for itself, or the model as one; each process's initial weights, or the main one's.
+BLOCKS = {
+    "fsdp_version": 2,
+    "auto_wrap_policy": "transformer_based_wrap",
+    "transformer_cls_names_to_wrap": ["ResnetBlock2D"],
+}
+ROOT = {"fsdp_version": 2, "auto_wrap_policy": "no_wrap", "cpu_ram_efficient_loading": True}
 CASES = [
     {
         "name": "teacher",
         "objective": "teacher",
+        "plugin": BLOCKS,
         "settings": {"gradient_accumulation": 2, "gradient_checkpointing": True, "lr_decay": "none"},
     },
-    {"name": "average", "objective": "average"},
-    {"name": "average-root", "objective": "average", "blocks": False, "from_main": True},
-    {"name": "online", "objective": "online", "from_main": True},
-    {"name": "poisoned", "objective": "poisoned"},
-    {"name": "bf16", "objective": "online", "precision": "bf16"},
+    {"name": "average", "objective": "average", "plugin": BLOCKS},
+    {"name": "average-root", "objective": "average", "plugin": ROOT},
+    {"name": "online", "objective": "online", "plugin": BLOCKS | {"activation_checkpointing": True}},
+    {"name": "poisoned", "objective": "poisoned", "plugin": BLOCKS},
+    {"name": "bf16", "objective": "online", "plugin": BLOCKS, "precision": "bf16"},
 ]
-BANK = {"name": "bank", "objective": "bank", "settings": {"steps": 12, "gradient_accumulation": 2}}
+BANK = {"name": "bank", "objective": "bank", "plugin": BLOCKS, "settings": {"steps": 12, "gradient_accumulation": 2}}
 
 
-def work(processes, cases, out):
-    """Runs the cases, split where there are several processes."""
+def config_in_docs(path):
+    """docs/multi-gpu.md's accelerate config, in a file."""
+    text = (Path(__file__).parents[1] / "docs/multi-gpu.md").read_text()
+    path.write_text(re.search(r"```yaml\n(distributed_type: FSDP\n.*?)```", text, re.DOTALL)[1])
+    return path
+
+
+def work(launcher, cases, out):
+    """Runs the cases, split if there is a launcher of several processes."""
     out.mkdir()
     (out / "cases.json").write_text(json.dumps(cases))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     script = str(Path(__file__).parent / "split_worker.py")
-    how = "split" if processes > 1 else "whole"
-    words = [sys.executable, *(launcher if processes > 1 else []), script, how, str(out)]
+    words = [sys.executable, *launcher, script, "split" if launcher else "whole", str(out)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folders of the outputs of one process and of three; `bank` ran to step 6 in two, to 10 in one, on in three."""
+    """What one process and three wrote. `resumed` went to step 6 in two, to 10 in one, and on in three."""
     folder = tmp_path_factory.mktemp("split")
     resumed = BANK | {"name": "resumed", "checkpoints": str(folder / "resumed")}
-    work(2, [resumed | {"stop": 6}], folder / "two")
+    config = str(config_in_docs(folder / "fsdp.yaml"))
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
+    work([*accelerate, "--main_process_port=0"], [resumed | {"stop": 6, "plugin": {}}], folder / "two")
     of_two = load_file(next((folder / "resumed").glob("*.safetensors")))
     undisturbed = BANK | {"checkpoints": str(folder / "undisturbed")}
-    work(1, [*CASES, undisturbed, resumed | {"stop": 10}], folder / "one")
-    work(3, [*CASES, resumed], folder / "three")
+    work([], [*CASES, undisturbed, resumed | {"stop": 10}], folder / "one")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    work(torchrun, [*CASES, resumed], folder / "three")
     return SimpleNamespace(folder=folder, one=folder / "one", three=folder / "three", of_two=of_two)
 
 
