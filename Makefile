@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro track test test-slow lint preset ablation objectives compare bench ui readme params-reference clean
+.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench ui readme params-reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
 	@touch $@
+
+doctor: setup ## what of this machine and this folder stands in the way of a run
+	$(BIN)/ifm doctor
 
 repro: setup ## run the pipeline (dvc repro) and say where the report is
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
@@ -49,6 +52,9 @@ lint: setup ## ruff alone, mending what it can
 preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder); OBJECTIVE=...
 	$(BIN)/python -m pipeline.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
 
+sweep: setup ## a grid or a search over params.yaml, ranked: ARGS="-S flow.lr=1e-4,3e-4 --seeds 0,1,2", docs/sweeps.md
+	$(BIN)/python -m pipeline.sweep $(ARGS)
+
 ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", DRY=1 to list them
 	$(BIN)/python -m pipeline.ablation $(STUDY)
 
@@ -61,8 +67,9 @@ compare: setup ## two states side by side, reports/compare.html: A=HEAD B=worksp
 bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only frechet --threads 1", see there
 	$(BIN)/python -m benchmarks $(ARGS)
 
-ui: setup ## MLflow on this machine's loopback, with the project's store
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
+	@echo "runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
 	$(BIN)/python -m pipeline.params_reference

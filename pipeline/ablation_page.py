@@ -372,13 +372,17 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
 
 
 def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, **values: Any) -> str:
-    """A study's page: its template with the report's style, and the facts that every page ends its list with."""
+    """A study's page: its template over page.html, the report's style, and what every list of facts ends with."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(
-        template.read_text(encoding="utf-8")
+    return environment.get_template(
+        template.name
     ).render(
         style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
         facts=facts | {"Commit": commit[:10] if len(commit) == 40 else commit, "Created": created},

@@ -1,4 +1,4 @@
-"""docs/params.md from the schema (ifm.config) and the comments of params.yaml: `python -m pipeline.params_reference`."""
+"""`make params-reference`: docs/params.md, from the schema (ifm.config) and the comments of params.yaml."""
 
 import json
 import re
@@ -18,8 +18,8 @@ holds now, the digits' preset; `make preset NAME=...` edits it ([presets](../pip
 misspelt or out of range stops every stage before it works, with one line that names it. A stage re-runs if a key of its
 own changed: which ones those are is in [dvc.yaml](../dvc.yaml).
 
-Hardware is no parameter: `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile, for
-long trainings and sampling; a compiler that fails is done without) change floating-point order alone. Neither is
+Hardware is no parameter: `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile,
+for long trainings and sampling; a compiler that fails is done without) change floating-point order alone. Neither is
 tracking: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.
 """
 
@@ -65,7 +65,7 @@ def comments(text: str) -> dict[str, str]:
 
 
 def rows(schema: dict[str, Any], values: dict[str, Any], said: dict[str, str], prefix: str = "") -> list[list[str]]:
-    """[key, default, allowed, meaning] of a section and the sections in it. A comment about `teacher` holds for `flow`."""
+    """[key, default, allowed, meaning] of a section and those in it. What is said of `teacher` holds for `flow`."""
     found = []
     for name, one in schema["properties"].items():
         key, value = f"{prefix}{name}", values[name]

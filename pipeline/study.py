@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -139,7 +139,7 @@ def plan(
     for name, seed, variant in itertools.product(presets, seeds, study.variants if variants is None else variants):
         values = copy.deepcopy(applied[name])
         for dotted, value in {"seed": seed, **variant.params(name), **(overrides or {})}.items():
-            _set(values, dotted, value)
+            set_value(values, dotted, value)
         label = f"{name} {variant.name} seed {seed}"
         try:
             config = parse(values, source=label)
@@ -165,7 +165,8 @@ def code_digest() -> str:
     return digest({str(file): file_sha256(file) for file in sorted(files)})
 
 
-def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets a value of params.yaml by dotted name. Raises UserError for a key that does not exist."""
     *sections, key = dotted.split(".")
     at: Any = values
     for section in sections:
@@ -215,62 +216,91 @@ class DvcRunner:
         return set(self._refs())
 
     def run(self, task: Task) -> None:
-        words = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", task.name]
-        words += [word for key, value in task.settings.items() for word in ("-S", f"{key}={override_text(value)}")]
-        words += [f"evaluate@{d}" for d in task.dynamics]
         log = self._study.logs / f"{task.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # stages call `python`
-            "DVC_NO_ANALYTICS": "true",
-        }
-        with open(log, "w", encoding="utf-8") as out:
-            process = subprocess.Popen(
-                words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-            try:
-                process.wait()
-            finally:
-                if process.poll() is None:
-                    _end(process)
+        process = start(task.name, task.settings, [f"evaluate@{d}" for d in task.dynamics], log=log)
+        try:
+            process.wait()
+        finally:
+            end(process)
         if task.name not in self.finished():
             raise UserError(f"{_fault(log)} (log: {log})")
 
     def read(self, task: Task) -> dict[str, Any]:
-        ref = self._refs()[task.name]
-        found = {}
-        for name in ("reference", *task.dynamics):
-            text = _git("show", f"{ref}:{(paths.METRICS / f'{name}.json').as_posix()}")
-            try:
-                found[name] = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"experiment {task.name}: {name}.json is no JSON; `dvc exp remove {task.name}`"
-                ) from error
-        return found
+        return read_metrics(task.name, self._refs()[task.name], ("reference", *task.dynamics))
 
     def records(self, task: Task) -> dict[str, Any]:
-        from dvc.repo import Repo
-
-        ref = self._refs()[task.name]
-        with Repo() as repo:
-            kept = repo.cache.local
-            files = {
-                Path(out["path"]): Path(kept.oid_to_path(out["md5"]))
-                for entry in of_dvc(_git("show", f"{ref}:dvc.lock"))["stages"].values()
-                for out in entry.get("outs", [])
-                if Path(out["path"]).parent == paths.RUNS
-            }
-        return {path.stem: read_json(file) for path, file in files.items() if file.is_file()}
+        return read_records(self._refs()[task.name])
 
     def _refs(self) -> dict[str, str]:
-        """Experiments by name. refs/exps/<2>/<38 digits of the commit it starts from>/<name>"""
-        refs = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
-        return {ref.split("/")[-1]: ref for ref in refs if ref.split("/")[-1].startswith(f"{self._study.name}-")}
+        return experiments(f"{self._study.name}-")
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Ends DVC and the stage it runs, which keeps its checkpoint."""
+def experiments(prefix: str) -> dict[str, str]:
+    """Refs of the experiments whose names begin so, by name; of any commit that they started from."""
+    # refs/exps/<2>/<38 digits of the commit it starts from>/<name>
+    refs = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return {ref.split("/")[-1]: ref for ref in refs if ref.split("/")[-1].startswith(prefix)}
+
+
+def read_metrics(experiment: str, ref: str, names: Sequence[str]) -> dict[str, Any]:
+    """What an experiment's reports/metrics hold, by name. Raises UserError where a file is not there or no JSON."""
+    found = {}
+    for name in names:
+        text = git("show", f"{ref}:{(paths.METRICS / f'{name}.json').as_posix()}")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"experiment {experiment}: {name}.json is no JSON; `dvc exp remove {experiment}`"
+            ) from error
+    return found
+
+
+def read_records(ref: str) -> dict[str, Any]:
+    """An experiment's run.json of every stage, by stage, as far as DVC's cache holds them."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        kept = repo.cache.local
+        files = {
+            Path(out["path"]): Path(kept.oid_to_path(out["md5"]))
+            for entry in of_dvc(git("show", f"{ref}:dvc.lock"))["stages"].values()
+            for out in entry.get("outs", [])
+            if Path(out["path"]).parent == paths.RUNS
+        }
+    return {path.stem: read_json(file) for path, file in files.items() if file.is_file()}
+
+
+def start(
+    experiment: str,
+    settings: Mapping[str, Any],
+    targets: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
+    """Starts `dvc exp run --temp` in a session of its own, for `end`; targets: stages, none for the whole graph.
+
+    It waits for DVC's lock, which another experiment holds while it starts and while its results are taken in.
+    """
+    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment]
+    words += [word for key, value in settings.items() for word in ("-S", f"{key}={override_text(value)}")]
+    around = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # stages call `python`
+        "DVC_NO_ANALYTICS": "true",
+        **(environment or {}),
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as out:
+        return subprocess.Popen(
+            [*words, *targets], stdout=out, stderr=subprocess.STDOUT, env=around, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends DVC and the stage it runs, which keeps its checkpoint; nothing where it has ended."""
+    if process.poll() is not None:
+        return
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -408,7 +438,7 @@ def write(study: Study, table: pd.DataFrame, *, left: Sequence[Left], commit: st
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def _git(*words: str) -> str:
+def git(*words: str) -> str:
     try:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -424,12 +454,12 @@ def check_checkout() -> str:
     Results (reports/, dvc.lock) may differ: `dvc repro` writes them, and no experiment reads them.
     """
     try:
-        commit = _git("rev-parse", "--verify", "HEAD").strip()
+        commit = git("rev-parse", "--verify", "HEAD").strip()
     except UserError as error:
         if "not installed" in str(error):
             raise
         raise UserError("this folder is not a Git checkout with a commit; clone the repository") from error
-    changed = [line[3:] for line in _git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()]
+    changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()]
     changed = [name for name in changed if name != "dvc.lock" and not name.startswith("reports/")]
     if changed:
         shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -501,16 +531,21 @@ def main(study: Study, *, module: str, about: str) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="params of every variant")
     parser.add_argument("--dry-run", action="store_true", help="list the variants and what would run")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, terminate)
     runner = DvcRunner(study)
+    command(lambda: run_study(study, arguments, runner), study.name, study.logs, alone=not arguments.dry_run)
+
+
+def command(work: Callable[[], int], name: str, folder: Path, *, alone: bool) -> NoReturn:
+    """Runs a command's work and exits with its status; what a user can mend is one line. alone: one such at a time."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        if arguments.dry_run:
-            sys.exit(run_study(study, arguments, runner))
-        study.logs.mkdir(parents=True, exist_ok=True)
-        with FileLock(study.logs / "lock", timeout=0):
-            sys.exit(run_study(study, arguments, runner))
+        if not alone:
+            sys.exit(work())
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock", timeout=0):
+            sys.exit(work())
     except Timeout:
-        sys.exit(f"the study {study.name} is already running in this folder")
+        sys.exit(f"the study {name} is already running in this folder")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
     except (UserError, ConfigError) as error:

@@ -76,7 +76,7 @@ def test_settings_are_what_differs_from_params_yaml_and_reach_the_same_values():
     assert not [key for key in task.settings if key.startswith("evaluate.classifier")]
     values = preset.parse_yaml(TEXT)
     for key, value in task.settings.items():
-        study._set(values, key, value)
+        study.set_value(values, key, value)
     assert study.parse(values) == task.config
 
 

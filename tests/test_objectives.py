@@ -34,7 +34,7 @@ NAMES = [variant.name for variant in STUDY.variants]
 def config_of(name, objective, **changes):
     values = preset.parse_yaml(preset.apply(name, TEXT, objective=objective))
     for dotted, value in changes.items():
-        study._set(values, dotted.replace("__", "."), value)
+        study.set_value(values, dotted.replace("__", "."), value)
     return parse(values)
 
 

@@ -311,6 +311,13 @@ def test_diagnostics_are_numbers_and_figures(page):
     assert "captions" not in page
 
 
+def test_diagnostics_of_a_flow_that_gives_one_image_for_everything():
+    collapsed = diagnostics_of("rf")
+    collapsed["anchor"]["steps"] = [0.0 for _ in collapsed["anchor"]["steps"]]
+    collapsed["stability"] = {name: dict.fromkeys(q, 0.0) for name, q in collapsed["stability"].items()}
+    assert 'id="diagnostic-anchor-' in render(full_report(diagnostics={"rf": collapsed}))
+
+
 def test_diagnostics_without_anchor_bounded_and_exact():
     found = {"rf": diagnostics_of("rf", anchor=False, whole=False) | {"reference": "exact"}}
     page = render(full_report(diagnostics=found))

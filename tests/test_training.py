@@ -69,6 +69,14 @@ def run_teacher(**options):
     return teacher.state_dict(), result
 
 
+def run_with_dropout(**options):
+    """Dropout's masks are drawn anew in every step, and a resumed run draws the same."""
+    teacher = Teacher(unet(dropout=0.3), dynamics.build("rf"))
+    chosen = options.pop("settings", settings())
+    result = train_teacher(Accelerator(cpu=True), teacher, IMAGES, settings=chosen, random_flip=True, seed=1, **options)
+    return teacher.state_dict(), result
+
+
 def run_flow(**options):
     flow = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True)
     accelerator, run = Accelerator(cpu=True), {"settings": settings(), "seed": 1} | options
@@ -171,7 +179,7 @@ def kill_at(step):
     return on_log
 
 
-@pytest.mark.parametrize("run", [run_teacher, run_flow, run_bank, run_data, run_phases, run_interval])
+@pytest.mark.parametrize("run", [run_teacher, run_with_dropout, run_flow, run_bank, run_data, run_phases, run_interval])
 @pytest.mark.parametrize("at", [6, 9])
 def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
     """Bit for bit: weights (the average's), bank, curve; the kill comes after the checkpoint of step 5."""

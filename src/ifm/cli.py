@@ -4,17 +4,16 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from ifm import __version__
+from ifm import __version__, checkout, doctor
 from ifm.errors import UserError
 from ifm.files import write_json
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
+from ifm.options import at_least, check_writable, hardware
+from ifm.tracking import commands as tracking
+from ifm.use import export_command, sampling_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,13 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="ifm", description="Integration Flow: tools beside the pipeline.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ifm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, summary in checkout.COMMANDS.items():
+        commands.add_parser(name, help=summary)
     for name, (add_options, run) in COMMANDS.items():
         summary = run.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_options(command)
         command.set_defaults(run=run)
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words[:1] and words[0] in checkout.COMMANDS:  # with options of its own
+            checkout.run(words[0], words[1:])
+        given = parser.parse_args(words)
         given.run(given)
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
@@ -59,7 +63,7 @@ def evaluate(given: argparse.Namespace) -> None:
     from ifm.metrics.scoring import Request, score
     from ifm.pictures import save_grid
 
-    device, accelerator = _hardware(given.device)
+    device, accelerator = hardware(given.device)
     found = score(
         Request(
             samples=given.samples,
@@ -107,18 +111,16 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--extractor", choices=EXTRACTORS, help="default: the reference folder's, else inception")
     add("--weights", type=Path, metavar="PATH", help="the extractor's weights: a file or its folder")
     add("--weights-sha256", type=_sha256, metavar="HEX", help="their digest; default: the published file's")
-    add("--image-size", type=_at_least(1), metavar="N", help="resize all images to N x N, the largest centred square")
+    add("--image-size", type=at_least(1), metavar="N", help="resize all images to N x N, the largest centred square")
     add("--resample", choices=("lanczos", "bicubic", "box"), default="lanczos", help="how (default: %(default)s)")
     add("--range", choices=("unit", "signed"), help="of arrays of floats: [0, 1] or [-1, 1]")
-    add("--sets", type=_at_least(1), default=1, metavar="K", help="cut the samples into K sets, for means and sd")
-    add("--batch-size", type=_at_least(1), default=256, metavar="N", help="images at a time (default: %(default)s)")
-    add("--kid-subsets", type=_at_least(1), default=100, metavar="N", help="default: %(default)s")
-    add("--kid-subset-size", type=_at_least(2), default=1000, metavar="N", help="default: %(default)s")
-    add(
-        "--neighbours", type=_at_least(1), default=5, metavar="K", help="of precision and recall (default: %(default)s)"
-    )
-    add("--neighbour-samples", type=_at_least(2), default=10_000, metavar="N", help="at most, default: %(default)s")
-    add("--seed", type=_at_least(0), default=0, metavar="N", help="of KID's subsets (default: %(default)s)")
+    add("--sets", type=at_least(1), default=1, metavar="K", help="cut the samples into K sets, for means and sd")
+    add("--batch-size", type=at_least(1), default=256, metavar="N", help="images at a time (default: %(default)s)")
+    add("--kid-subsets", type=at_least(1), default=100, metavar="N", help="default: %(default)s")
+    add("--kid-subset-size", type=at_least(2), default=1000, metavar="N", help="default: %(default)s")
+    add("--neighbours", type=at_least(1), default=5, metavar="K", help="of precision and recall (default: %(default)s)")
+    add("--neighbour-samples", type=at_least(2), default=10_000, metavar="N", help="at most, default: %(default)s")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="of KID's subsets (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where to write protocol and figures")
     add("--pairs", type=Path, metavar="FILE.png", help="a picture of the samples nearest to training images")
@@ -131,29 +133,7 @@ def _check_outputs(out: Path | None, pairs: Path | None) -> None:
             continue
         if path.suffix.lower() != suffix or path.is_dir():
             raise UserError(f"{option} {path}: must be a file named *{suffix}")
-        there = next(folder for folder in path.absolute().parents if folder.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise UserError(f"{option} {path}: {there} is no folder that can be written to; name another")
-
-
-def _hardware(name: str | None) -> "tuple[torch.device, Accelerator | None]":
-    """The device, and where a launcher started several processes what they share their work by."""
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: is no device; use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: use cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs for it; use cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return device, None
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    return accelerator.device, accelerator
+        check_writable(option, path)
 
 
 def _protocol_text(protocol: Mapping[str, Any]) -> str:
@@ -185,15 +165,6 @@ def _figures_text(figures: Mapping[str, Any]) -> str:
     return "\n".join(["figures", *lines])
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,18}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text!r}")
-        return int(text)
-
-    return parse
-
-
 def _sha256(text: str) -> str:
     if not re.fullmatch("[0-9a-fA-F]{64}", text):
         raise argparse.ArgumentTypeError(f"must be a sha256, 64 digits 0-9 and a-f, got {text!r}")
@@ -201,4 +172,10 @@ def _sha256(text: str) -> str:
 
 
 EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
-COMMANDS = {"evaluate": (_add_evaluate, evaluate)}
+COMMANDS = {
+    "evaluate": (_add_evaluate, evaluate),
+    "sample": (sampling_command.add_options, sampling_command.run),
+    "export": (export_command.add_options, export_command.run),
+    "doctor": (doctor.add_options, doctor.run),
+    **tracking.COMMANDS,
+}

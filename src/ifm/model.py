@@ -1,12 +1,20 @@
 """Teacher and IntegrationFlow: a network inside its preconditioning."""
 
 import math
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ifm.dynamics import Dynamics, expand
+
+
+def _use(module: str) -> Any:
+    """A module of ifm.use, by name: it stands above this one, and no stage of the graph depends on it."""
+    return import_module(f"ifm.use.{module}")
 
 
 class Teacher(nn.Module):
@@ -15,6 +23,16 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module, dynamics: Dynamics) -> None:
         super().__init__()
         self.network, self.dynamics = network, dynamics
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
+        """The trained model of a folder or a Hub id: see `ifm.use.loading`. Raises UserError."""
+        return _use("loading").load(cls, model, revision=revision)
+
+    def sample(self, n: int, *, nfe: int = 35, seed: int = 0, batch_size: int = 200) -> np.ndarray:
+        """uint8 [n, C, H, W], or points float32 [n, d], by Heun with `nfe` evaluations (odd): see `ifm.use.drawing`."""
+        drawing = _use("drawing")
+        return drawing.draw(self, drawing.choose(self, nfe=nfe), n, seed=seed, batch_size=batch_size)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_0_hat = c_skip x_t + c_out F(c_in x_t, c_noise): [B, C, H, W]. t: [B]."""
@@ -43,6 +61,22 @@ class IntegrationFlow(nn.Module):
         dynamics.check_scheme(scheme)
         self.network, self.dynamics = network, dynamics
         self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
+        """The trained model of a folder or a Hub id: see `ifm.use.loading`. Raises UserError."""
+        return _use("loading").load(cls, model, revision=revision)
+
+    def sample(
+        self, n: int, *, steps: int = 1, seed: int = 0, sampler: str | None = None, batch_size: int = 200
+    ) -> np.ndarray:
+        """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
+
+        sampler: one_step, anchor, renoise or chain; None: what `ifm.use.drawing.choose` takes for so many steps.
+        """
+        drawing = _use("drawing")
+        how = drawing.choose(self, steps=steps, sampler=sampler)
+        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size)
 
     def forward(self, x_t: Tensor, t: Tensor, *, x_anchor: Tensor | None) -> Tensor:
         """x_0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, x_anchor): [B, C, H, W]. t: [B].

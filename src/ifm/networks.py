@@ -121,7 +121,7 @@ def anchor_tokens(x_anchor: Tensor) -> Tensor:
     angles = centres[:, None] * math.pi * 2.0 ** torch.arange(POSITION_FEATURES // 2, device=pixels.device)
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, POSITION_FEATURES]
     places = torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)  # [L, 2 POSITION_FEATURES]
-    return torch.cat([pixels, places.to(pixels.dtype).expand(len(pixels), -1, -1)], dim=2)
+    return torch.cat([pixels, places.to(pixels.dtype).expand(pixels.shape[0], -1, -1)], dim=2)
 
 
 def build_cross_attention_unet(

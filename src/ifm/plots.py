@@ -690,6 +690,8 @@ def _curve_panel(stage: str, curves: Mapping[str, pd.DataFrame]) -> str:
 
 
 def log_y(ax: "Axes") -> None:
+    if ax.get_ylim()[0] <= 0:  # nothing above 0 was drawn, as where a flow gives one image for everything
+        ax.set_ylim(0.1, 10)
     low, high = ax.get_ylim()
     ticks = _log_ticks(low, high, most=7)
     ax.set_yticks(ticks, [_number(tick) for tick in ticks])

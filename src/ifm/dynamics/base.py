@@ -44,7 +44,7 @@ class Preconditioning:
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
     """Gives c [B] the trailing axes of x, so that it multiplies sample by sample: [B, 1, 1, 1] for images."""
-    if c.ndim != 1 or (len(c) != len(x) and len(c) != 1):
+    if c.ndim != 1 or (c.shape[0] != x.shape[0] and c.shape[0] != 1):  # len() would fix B when a graph is exported
         raise ValueError(f"t and the coefficients must have shape [{len(x)}], got {tuple(c.shape)}")
     return c.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 

@@ -21,7 +21,7 @@ class LaunchError(UserError, ValueError):
 def make_accelerator(precision: str, *, seed: int) -> Accelerator:
     """An Accelerator for the hardware at hand; a precision that it lacks falls back to float32 with a notice.
 
-    Seeds torch's global generator too: initial weights (the same in every process) and dropout draw from it.
+    Seeds torch's global generator too: initial weights, the same in every process, are drawn from it.
     Raises LaunchError: see `check_splitting`.
     """
     if precision == "fp16" and not torch.cuda.is_available():

@@ -72,4 +72,5 @@ def train_flow(
         memory=policy,
         average=average,
         label=f"flow {flow.dynamics.name}",
+        seed=seed,
     )

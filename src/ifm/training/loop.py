@@ -17,6 +17,7 @@ from ifm.devices import Compiled, compiles, memory_format
 from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.progress import progress
+from ifm.random import stream
 from ifm.training import sharded
 from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
 
@@ -91,6 +92,7 @@ def fit(
     memory: Memory | None = None,
     average: nn.Module | None = None,
     label: str = "training",
+    seed: int = 0,
 ) -> FitResult:
     """Trains `model` in place and leaves it with its averaged (EMA) weights, in every process.
 
@@ -99,6 +101,7 @@ def fit(
 
     memory: what checkpoints hold besides the model, its average and the optimizer.
     average: a copy of the model for `loss` to ask; its parameters are the averaged ones of every step.
+    seed: that dropout draws from, with the step and the process.
     Resumes from the newest checkpoint, and then goes through exactly the steps it would have gone through.
     A step whose gradient is not finite changes nothing but the count in the curve; raises Diverged at the tenth in a
     row, with the last checkpoint kept.
@@ -136,11 +139,14 @@ def fit(
         seen.skipped += result.history[-1]["skipped"]
         accelerator.print(f"{label}: goes on from step {first} of {settings.steps}")
 
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     clock = _Clock(result.seconds)
     bar = progress(range(first, settings.steps), label=label, unit="step", initial=first, total=settings.steps)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
+        if drops:
+            torch.manual_seed(int(stream(seed, "dropout", step=step, index=accelerator.process_index).integers(2**63)))
         value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
         norm = sharded.whole(accelerator.clip_grad_norm_(parameters, settings.clip_grad_norm))
         sound = seen.add(value, norm)

@@ -58,4 +58,5 @@ def train_teacher(
         checkpoints=checkpoints,
         on_log=on_log,
         label=f"teacher {dynamics.name}",
+        seed=seed,
     )

@@ -1,0 +1,29 @@
+"""Commands of the pipeline, which are in the project's checkout and not in this package: `ifm` passes them on."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ifm.errors import UserError
+
+COMMANDS = {"sweep": "params.yaml over a grid or a search, ranked; in a checkout."}  # each is python -m pipeline.NAME
+
+
+def find(start: Path | None = None) -> Path | None:
+    """The checkout that a folder (the current one) is in."""
+    at = (start or Path.cwd()).resolve()
+    return next((one for one in (at, *at.parents) if all((one / name).is_file() for name in FILES)), None)
+
+
+FILES = ("dvc.yaml", "params.yaml", "pipeline/stage.py")
+
+
+def run(command: str, words: Sequence[str]) -> NoReturn:
+    """Becomes `python -m pipeline.COMMAND` in the checkout. Raises UserError where there is none."""
+    root = find()
+    if root is None:
+        raise UserError(f"{command} runs the pipeline of a checkout, and this folder is in none; clone the repository")
+    os.chdir(root)
+    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.{command}", *words])

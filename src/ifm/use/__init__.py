@@ -1,0 +1,1 @@
+"""Trained models without the pipeline: load, sample, export, publish."""

@@ -1,0 +1,148 @@
+"""The README.md of an exported model: what it is, how to use it, its figures and how they were made."""
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ifm.errors import UserError
+from ifm.files import read_json
+
+DYNAMICS = {"ve": "variance exploding (EDM)", "rf": "rectified flow", "pfgmpp": "PFGM++"}
+FIGURES = {
+    "fid": "FID",
+    "kid": "KID",
+    "inception_score": "inception score",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "energy_distance": "energy distance",
+}
+PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
+PUBLISHED = ("inception", "dinov2")  # extractors whose figures are also published
+FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sha256")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of samplers by name, and the protocol beside them."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+    protocol: Mapping[str, Any]
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The stage's reports/metrics/{dynamics}.json with its reference.json, or what `ifm evaluate --out` wrote.
+
+    Raises UserError for anything else.
+    """
+    found = _read(path)
+    if isinstance(found.get("figures"), Mapping):
+        protocol = found.get("protocol")
+        return Evaluation({"samples": found["figures"]}, protocol if isinstance(protocol, Mapping) else {})
+    rows = {name: row for name, row in found.items() if isinstance(row, Mapping) and FIGURES.keys() & row.keys()}
+    if not rows:
+        raise UserError(f"{path}: holds no figures; name reports/metrics/<dynamics>.json, or ifm evaluate's --out")
+    beside = path.with_name("reference.json")
+    return Evaluation(rows, _read(beside) if beside.is_file() else {})
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: must be an object of JSON")
+    return found
+
+
+def model_card(
+    description: Mapping[str, Any],
+    *,
+    title: str,
+    usage: str,
+    library: str | None,
+    data: str | None = None,
+    license_id: str | None = None,
+    evaluation: Evaluation | None = None,
+    picture: str | None = None,
+    caption: str = "",
+) -> str:
+    """README.md with the Hub's front matter. Texts of users (title, data, names in files) are escaped.
+
+    usage: Markdown, taken as it is; picture: a file beside it.
+    """
+    from huggingface_hub import ModelCardData
+
+    dynamics, images = description["dynamics"]["name"], len(description.get("image_shape", (1, 1, 1))) == 3
+    front = ModelCardData(
+        library_name=library,
+        license=license_id,
+        pipeline_tag="unconditional-image-generation" if images else None,
+        tags=["integration-flow", "one-step-generation", "arxiv:2504.20179", dynamics],
+        datasets=[data] if data and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", data) else None,
+    )
+    parts = [f"---\n{front.to_yaml()}\n---", f"# {escape(title)}"]
+    parts.append(
+        "An integration flow ([arXiv 2504.20179](https://arxiv.org/abs/2504.20179)): noise becomes "
+        f"{'an image' if images else 'a point'} in one evaluation of the network. "
+        f"Dynamics: {escape(DYNAMICS.get(dynamics, dynamics))}." + (f" Trained on: {escape(data)}." if data else "")
+    )
+    if picture:
+        parts.append(f"![samples]({picture})\n\n*{escape(caption)}*")
+    parts += [f"## Use\n\n{usage}"]
+    if evaluation:
+        parts.append(f"## Figures\n\n{_figures(evaluation)}")
+    parts.append(f"## Model\n\n{_facts(description)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: Any) -> str:
+    """Text in one line that Markdown and HTML show as it is."""
+    plain = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", plain).replace("://", "&#58;//")
+
+
+def _figures(evaluation: Evaluation) -> str:
+    rows, protocol = evaluation.rows, evaluation.protocol
+    shown = {key: title for key, title in FIGURES.items() if any(_number(row.get(key)) for row in rows.values())}
+    table = [["", "evaluations", *shown.values()]]
+    for name, row in rows.items():
+        nfe = row.get("nfe")
+        table.append([escape(name), escape(nfe) if nfe else "", *(_figure(row, key) for key in shown)])
+    counts = sorted({(row.get("n_samples"), row.get("seeds")) for row in rows.values() if row.get("nfe")}, key=str)
+    text = [_table(table)]
+    text += [f"Sets of {escape(n)} samples, {escape(seeds)} of them; mean ± standard deviation." for n, seeds in counts]
+    facts = {key: protocol[key] for key in PROTOCOL if protocol.get(key) is not None}
+    if facts:
+        text.append("Protocol: " + "; ".join(f"{escape(k)} {escape(v)}" for k, v in facts.items()) + ".")
+    if "fid" in shown and str(facts.get("extractor")) not in PUBLISHED:
+        text.append("The FID is not on Inception's features: it does not compare with published ones.")
+    return "\n\n".join(text)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure(row: Mapping[str, Any], key: str) -> str:
+    if not _number(row.get(key)):
+        return ""
+    sd = f" ± {row[f'{key}_sd']:.2g}" if _number(row.get(f"{key}_sd")) else ""
+    return f"{row[key]:.4g}{sd}"
+
+
+def _facts(description: Mapping[str, Any]) -> str:
+    facts = {f"dynamics: {key}": value for key, value in description["dynamics"].items()}
+    facts |= {key: description[key] for key in FACTS if description.get(key) is not None}
+    return _table([["", ""], *([escape(key), escape(value)] for key, value in facts.items())])
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

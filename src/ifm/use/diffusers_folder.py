@@ -1,0 +1,97 @@
+"""A flow as a folder of diffusers: unet/, model_index.json and a pipeline that needs torch and diffusers alone."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifm import networks
+from ifm.dynamics import PFGMPlusPlus
+from ifm.dynamics.rectified import PATH_T_MIN
+from ifm.errors import UserError
+from ifm.files import write_json
+from ifm.model import IntegrationFlow, IntervalFlow
+from ifm.pretrained import DESCRIPTION
+from ifm.sampling import RENOISE_RHO, sample
+from ifm.use.graphs import TOLERANCE, example
+from ifm.use.loading import EXPORTED
+
+PIPELINE = Path(__file__).with_name("diffusers_pipeline.py")
+COPIED = ("config.json", DESCRIPTION, "*.safetensors", "*.safetensors.index.json")
+
+
+def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
+    """Writes the folder from `model` (which holds `flow`), loads it with diffusers and compares one evaluation.
+
+    Returns the largest difference. Raises UserError where it is above the tolerance. unet/ is the model's own folder,
+    ifm.json included, so that `IntegrationFlow.from_pretrained` reads an exported folder too.
+    """
+    (folder / EXPORTED).mkdir()
+    for pattern in COPIED:
+        for file in model.glob(pattern):
+            shutil.copyfile(file, folder / EXPORTED / file.name)
+    shutil.copyfile(PIPELINE, folder / "pipeline.py")
+    write_json(folder / "model_index.json", _index(flow))
+    difference = _compare(flow, folder)
+    if not difference <= TOLERANCE:
+        raise UserError(f"diffusers: the written pipeline differs by {difference:.2g}, more than {TOLERANCE}")
+    return difference
+
+
+def _index(flow: IntegrationFlow) -> dict[str, Any]:
+    """model_index.json: which classes, and the constants that the pipeline's constructor takes."""
+    import diffusers
+
+    dynamics, two_times = flow.dynamics, isinstance(flow, IntervalFlow)
+    return {
+        "_class_name": ["pipeline", "IntegrationFlowPipeline"],  # of pipeline.py
+        "_diffusers_version": diffusers.__version__,
+        "unet": ["diffusers", type(flow.network.model).__name__],
+        "dynamics": dynamics.name,
+        "t_min": dynamics.t_min,
+        "t_max": dynamics.t_max,
+        "sigma_data": dynamics.sigma_data,
+        "augmented_dimensions": dynamics.augmented_dimensions if isinstance(dynamics, PFGMPlusPlus) else None,
+        "scheme": flow.scheme,
+        "takes_anchor": flow.takes_anchor,
+        "anchor_input": flow.anchor_input,
+        "two_times": two_times,
+        "time_scale": networks.INTERVAL_TIME_SCALE if two_times else networks.TIME_SCALE,
+        "anchor_grid": networks.ANCHOR_GRID,
+        "position_features": networks.POSITION_FEATURES,
+        "renoise_t_min": dynamics.t_min or PATH_T_MIN,
+        "renoise_rho": RENOISE_RHO,
+    }
+
+
+def _compare(flow: IntegrationFlow, folder: Path) -> float:
+    """The largest difference of x_0_hat, the flow's and the written pipeline's, from the same x_T and anchor."""
+    x_T, *rest = example(flow, 3)
+    x_anchor = rest[0] if rest else None
+    with quiet_diffusers():
+        from diffusers import DiffusionPipeline
+
+        pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
+        pipe.set_progress_bar_config(disable=True)
+        found = pipe(latents=x_T, anchor=x_anchor, output_type="latent").images
+    device = next(flow.parameters()).device
+    expected = sample(flow, x_T.to(device), x_anchor=None if x_anchor is None else x_anchor.to(device))
+    return float((found - expected.cpu().to(torch.float32)).abs().max())
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Without its warning about code that is our own, and its bars."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()

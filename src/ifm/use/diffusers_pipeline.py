@@ -1,0 +1,252 @@
+"""Integration Flow (arXiv 2504.20179) for diffusers: noise becomes an image in one evaluation, or in a few.
+
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    images = pipe(batch_size=16).images
+
+It needs torch and diffusers, nothing else. Everything about the model is in model_index.json and unet/.
+"""
+
+import math
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+SAMPLERS = ("one_step", "anchor", "renoise", "chain")
+
+
+class IntegrationFlowPipeline(DiffusionPipeline):
+    """g(x_anchor, x_t, t) = c_skip x_t + c_out F(c_in x_t, c_noise, x_anchor), an estimate of x_0. Data are in [-1, 1].
+
+    x_t = a(t) x_0 + b(t) z: `ve` has 1 and t, `pfgmpp` too with z multivariate Student-t of `augmented_dimensions`
+    degrees of freedom, `rf` has 1 - t and t.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DModel | UNet2DConditionModel,
+        dynamics: str = "ve",
+        t_min: float = 0.002,
+        t_max: float = 80.0,
+        sigma_data: float = 0.5,
+        augmented_dimensions: float | None = None,
+        scheme: str = "edm",
+        takes_anchor: bool = True,
+        anchor_input: str = "channels",
+        two_times: bool = False,
+        time_scale: float = 100.0,
+        anchor_grid: int = 8,
+        position_features: int = 8,
+        renoise_t_min: float = 0.002,
+        renoise_rho: float = 7.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet)
+        self.register_to_config(
+            dynamics=dynamics,
+            t_min=t_min,
+            t_max=t_max,
+            sigma_data=sigma_data,
+            augmented_dimensions=augmented_dimensions,
+            scheme=scheme,
+            takes_anchor=takes_anchor,
+            anchor_input=anchor_input,
+            two_times=two_times,
+            time_scale=time_scale,
+            anchor_grid=anchor_grid,
+            position_features=position_features,
+            renoise_t_min=renoise_t_min,
+            renoise_rho=renoise_rho,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sampler: str | None = None,
+        latents: torch.Tensor | None = None,
+        anchor: torch.Tensor | None = None,
+        noise: list[torch.Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Images in `num_inference_steps` evaluations.
+
+        sampler: for several steps `anchor` (x_T fixed, the estimate fed back as anchor), `renoise` (the estimate
+        noised to the next smaller time) or `chain` (through sub-intervals; flows of two times). None: chain, anchor or
+        renoise, the first that the flow can do.
+        latents: x_T [B, C, H, W], scaled as `draw_prior` scales it; anchor: N(0, I), of the same shape; noise: for
+        `renoise`, z of every step after the first. Each is drawn from `generator` where it is None.
+        output_type: `pil`, `np` (float [B, H, W, C] in [0, 1]), `pt` (float [B, C, H, W] in [0, 1]) or `latent`
+        (x_0_hat, not clipped).
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
+        sampler = self._sampler(sampler, num_inference_steps)
+        x_T = self.draw_prior(batch_size, generator) if latents is None else latents
+        x_T = x_T.to(self._execution_device, torch.float32)
+        x_anchor = None
+        if self.config.takes_anchor:
+            x_anchor = randn_tensor(x_T.shape, generator=generator, device=x_T.device) if anchor is None else anchor
+            x_anchor = x_anchor.to(x_T.device, torch.float32)
+        if sampler == "chain":
+            x_0_hat = self._chain(x_T, x_anchor, num_inference_steps)
+        elif sampler == "renoise":
+            x_0_hat = self._renoise(x_T, x_anchor, num_inference_steps, generator, noise)
+        else:
+            x_0_hat = self._refine(x_T, x_anchor, num_inference_steps)
+        images = self._finish(x_0_hat, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    # --- samplers -------------------------------------------------------------------------------------------------
+
+    def _sampler(self, sampler: str | None, steps: int) -> str:
+        """The sampler's name. Raises ValueError for what this flow cannot do."""
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+        c = self.config
+        if sampler is None:
+            return "one_step" if steps == 1 else "chain" if c.two_times else "anchor" if c.takes_anchor else "renoise"
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+        if sampler == "chain" and not c.two_times:
+            raise ValueError("sampler chain needs a flow of two times")
+        if steps > 1 and (sampler == "one_step" or (sampler == "anchor" and not c.takes_anchor)):
+            raise ValueError(f"{steps} steps of sampler {sampler} would repeat the first")
+        return sampler
+
+    def _refine(self, x_T: torch.Tensor, x_anchor: torch.Tensor | None, steps: int) -> torch.Tensor:
+        x_0_hat = x_T
+        for _ in self.progress_bar(range(steps)):
+            x_0_hat = self.integrate(x_T, self.config.t_max, x_anchor)
+            x_anchor = None if x_anchor is None else x_0_hat
+        return x_0_hat
+
+    def _renoise(self, x_T, x_anchor, steps, generator, noise) -> torch.Tensor:
+        """Times on EDM's grid of steps + 1 points from t_max (Karras et al. 2022, eq. 5), the last one left out."""
+        high, low = (t ** (1 / self.config.renoise_rho) for t in (self.config.t_max, self.config.renoise_t_min))
+        times = [(high + i / steps * (low - high)) ** self.config.renoise_rho for i in range(steps)]
+        x_t = x_0_hat = x_T
+        for i, t in enumerate(self.progress_bar([self.config.t_max, *times[1:]])):
+            if i:
+                z = self.draw_noise(tuple(x_T.shape), generator) if noise is None else noise[i - 1]
+                a, b = self._coefficients(t)
+                x_t = a * x_0_hat + b * z.to(x_T.device, x_T.dtype)
+            x_0_hat = self.integrate(x_t, t, x_anchor)
+            x_anchor = None if x_anchor is None else x_0_hat
+        return x_0_hat
+
+    def _chain(self, x_T: torch.Tensor, x_anchor: torch.Tensor | None, steps: int) -> torch.Tensor:
+        """Sub-intervals that are even in the angle arctan(b / (a sigma_data)), from t_max down to t_min."""
+        widest = self._angle(self.config.t_max)
+        times = [self._time_at(widest * (1 - i / steps)) for i in range(1, steps + 1)]
+        x, t = x_T, self.config.t_max
+        for s in self.progress_bar(times):
+            x, t = self.integrate(x, t, x_anchor, s=s), s
+        return x
+
+    # --- the flow -------------------------------------------------------------------------------------------------
+
+    def integrate(
+        self, x_t: torch.Tensor, t: float, x_anchor: torch.Tensor | None, *, s: float | None = None
+    ) -> torch.Tensor:
+        """x_s_hat, by default x_0_hat, from x_t [B, C, H, W] at time t in one evaluation."""
+        c_skip, c_out, c_in, c_noise, c_end = self._preconditioning(t, self.config.t_min if s is None else s)
+        dtype, inputs, times = self.unet.dtype, c_in * x_t, {}
+        if x_anchor is not None and self.config.anchor_input == "cross_attention":
+            times["encoder_hidden_states"] = self._anchor_tokens(x_anchor).to(dtype)
+        elif x_anchor is not None:
+            inputs = torch.cat([inputs, x_anchor], dim=1)  # [B, 2 C, H, W]
+        for name, value in (("timestep", c_noise), ("class_labels", c_end)):
+            if value is not None:
+                times[name] = torch.full((len(x_t),), self.config.time_scale * value, device=x_t.device)
+        F_x = self.unet(inputs.to(dtype), return_dict=False, **times)[0]
+        return c_skip * x_t + c_out * F_x.to(x_t.dtype)
+
+    def _preconditioning(self, t: float, s: float) -> tuple[float, float, float, float, float | None]:
+        """c_skip, c_out, c_in, c_noise and, for flows of two times, what tells the network the end."""
+        c = self.config
+        s_d = c.sigma_data
+        if c.two_times:
+            delta, here, there = self._angle(t) - self._angle(s), self._scale(t), self._scale(s)
+            skip, out = there / here * math.cos(delta), there * math.sin(delta)
+            return skip, out, 1 / here, self._angle(t), self._angle(s)
+        if c.dynamics == "rf":
+            if c.scheme == "paper":
+                return 1.0, -t, 1.0, t, None
+            scale = self._scale(t)
+            return (1 - t) * s_d**2 / scale**2, t * s_d / scale, 1 / scale, t, None
+        scale, since = self._scale(t), t - c.t_min
+        if c.scheme == "paper":
+            return c.t_min / t, 1 - c.t_min / t, 1 / scale, math.log(t) / 4, None
+        return s_d**2 / (since**2 + s_d**2), s_d * since / scale, 1 / scale, math.log(t) / 4, None
+
+    def _coefficients(self, t: float) -> tuple[float, float]:
+        """a and b of x_t = a x_0 + b z."""
+        return (1 - t, t) if self.config.dynamics == "rf" else (1.0, t)
+
+    def _scale(self, t: float) -> float:
+        """The standard deviation of x_t."""
+        a, b = self._coefficients(t)
+        return math.hypot(a * self.config.sigma_data, b)
+
+    def _angle(self, t: float) -> float:
+        a, b = self._coefficients(t)
+        return math.atan2(b, a * self.config.sigma_data)
+
+    def _time_at(self, angle: float) -> float:
+        """The inverse of `_angle`, within [t_min, t_max]."""
+        noise = self.config.sigma_data * math.sin(angle)
+        t = noise / (math.cos(angle) + (noise if self.config.dynamics == "rf" else 0.0))
+        return min(max(t, self.config.t_min), self.config.t_max)
+
+    def _anchor_tokens(self, x_anchor: torch.Tensor) -> torch.Tensor:
+        """Square patches of the anchor and where they lie: [B, L, C p^2 + 2 position_features]."""
+        size, features = x_anchor.shape[-1], self.config.position_features
+        divisors = [p for p in range(1, size + 1) if size % p == 0]
+        patch = max(p for p in divisors if p == 1 or size // p >= self.config.anchor_grid)
+        pixels = torch.nn.functional.unfold(x_anchor, patch, stride=patch).transpose(1, 2)
+        side = size // patch
+        centres = (torch.arange(side, device=pixels.device, dtype=torch.float32) + 0.5) / side
+        angles = centres[:, None] * math.pi * 2.0 ** torch.arange(features // 2, device=pixels.device)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        places = torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)
+        return torch.cat([pixels, places.expand(len(pixels), -1, -1)], dim=2)
+
+    # --- noise and images -----------------------------------------------------------------------------------------
+
+    def draw_noise(self, shape: tuple[int, ...], generator=None) -> torch.Tensor:
+        """z: N(0, I), or for pfgmpp that over sqrt(chi2 / D), one chi2 of D degrees of freedom for each image."""
+        z = randn_tensor(shape, generator=generator, device=self._execution_device)
+        if self.config.dynamics != "pfgmpp":
+            return z
+        D = self.config.augmented_dimensions
+        one_each = generator if isinstance(generator, list) else [generator] * shape[0]
+        at = [torch.full((1,), D / 2, device=self._execution_device if g is None else g.device) for g in one_each]
+        chi2 = [2 * torch._standard_gamma(a, generator=g) for a, g in zip(at, one_each, strict=True)]
+        ratio = torch.cat([c.to(z.device) for c in chi2]) / D  # [B]
+        return z * ratio.rsqrt()[:, None, None, None]
+
+    def draw_prior(self, batch_size: int, generator=None) -> torch.Tensor:
+        """x_T = b(t_max) z: [B, C, H, W]."""
+        config = self.unet.config
+        size = config.sample_size
+        shape = (batch_size, config.out_channels, *([size, size] if isinstance(size, int) else size))
+        return self._coefficients(self.config.t_max)[1] * self.draw_noise(shape, generator)
+
+    @staticmethod
+    def _finish(x_0_hat: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return x_0_hat
+        if output_type in ("pt", "np"):
+            unit = (x_0_hat / 2 + 0.5).clamp(0, 1)
+            return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+        levels = ((x_0_hat + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in levels]

@@ -1,0 +1,92 @@
+"""Samples of a trained model, from the same keyed draws as the stage `sample`.
+
+Sample i of seed s starts from noise that depends on (s, i) alone, so it is the stage's sample i: to the byte with the
+stage's batch size, on the same kind of machine; with another one the network's sums round differently in the last bit,
+which now and then moves a pixel by one of 256 levels.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ifm.exact import ExactTeacher
+from ifm.images import at_rest
+from ifm.mlp import MLP
+from ifm.model import IntegrationFlow, IntervalFlow
+from ifm.parallel import shared_batches
+from ifm.progress import progress
+from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
+from ifm.use.loading import Model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int = 35) -> Sampler:
+    """How to sample: a flow in `steps` evaluations, a teacher in `nfe` of Heun's (odd).
+
+    sampler None: `one_step` for one step; for several `chain` where the flow takes two times, else the paper's `anchor`
+    where it takes an anchor, else `renoise`. Raises ValueError for what the model cannot do.
+    """
+    if not isinstance(model, IntegrationFlow):
+        return teacher_sampler(model, nfe=nfe)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if sampler is None:
+        several = "chain" if isinstance(model, IntervalFlow) else "anchor" if model.takes_anchor else "renoise"
+        sampler = "one_step" if steps == 1 else several
+    if steps > 1 and sampler == "one_step":
+        raise ValueError(f"sampler one_step takes one step, not {steps}; the others are anchor, renoise, chain")
+    if steps > 1 and sampler == "anchor" and not model.takes_anchor:
+        raise ValueError("this flow takes no anchor, so sampler anchor would repeat its first step; use renoise")
+    return flow_sampler(model, kind=sampler, steps=steps)
+
+
+def data_shape(model: Model) -> tuple[int, ...]:
+    """Of one sample: (C, H, W) of images, (d,) of points."""
+    if isinstance(model, ExactTeacher):
+        return model.shape
+    if isinstance(model.network, MLP):
+        return (model.network.options["out_features"],)
+    config = model.network.model.config
+    size = config.sample_size
+    return (config.out_channels, *([size, size] if isinstance(size, int) else size))
+
+
+def batches(
+    model: Model,
+    sampler: Sampler,
+    count: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 200,
+    accelerator: "Accelerator | None" = None,
+) -> Iterator[tuple[range, np.ndarray]]:
+    """(members, samples) for 0 .. count - 1 of the seed, on the model's device, every process having all of them.
+
+    Raises ValueError for samples that are not finite.
+    """
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"need at least one sample and a batch of one, got {count} and {batch_size}")
+    shape, device = data_shape(model), next(iter(model.state_dict().values())).device
+
+    @torch.inference_mode()
+    def work(members: range) -> np.ndarray:
+        return at_rest(sampler.run(Draws.of(model.dynamics, shape, members, seed=seed, device=device)))
+
+    was_training = model.training
+    model.eval()
+    try:
+        with progress(total=count, label=sampler.title, unit="sample") as bar:
+            for members, drawn in shared_batches(work, count=count, batch_size=batch_size, accelerator=accelerator):
+                yield members, drawn
+                bar.update(len(members))
+    finally:
+        model.train(was_training)
+
+
+def draw(model: Model, sampler: Sampler, count: int, *, seed: int = 0, batch_size: int = 200) -> np.ndarray:
+    """Samples 0 .. count - 1 of the seed: uint8 [n, C, H, W], points float32 [n, d]. See `batches`."""
+    return np.concatenate([drawn for _, drawn in batches(model, sampler, count, seed=seed, batch_size=batch_size)])

@@ -1,0 +1,152 @@
+"""A flow's one evaluation as a graph in a file: ONNX, or PyTorch's own exported program (pt2)."""
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ifm.errors import UserError
+from ifm.model import IntegrationFlow
+from ifm.sampling import Draws
+from ifm.use.drawing import data_shape
+
+# Largest difference in units of the data, which are in [-1, 1]: a level of 8 bits is 78 times as much.
+TOLERANCE = 1e-4
+TRACED, CHECKED = 3, (1, 3, 65)  # batch sizes
+ONE_FILE = 2**31 - 2**27  # bytes of weights that an .onnx file can hold itself; protobuf ends at 2 GiB
+FILES = {"onnx": "model.onnx", "pt2": "model.pt2"}
+Run = Callable[[tuple[Tensor, ...]], Tensor]  # (x_T) or (x_T, x_anchor) -> x_0_hat
+
+
+class OneEvaluation(nn.Module):
+    """(x_T [B, ...], and x_anchor [B, ...] where the flow takes one) -> x_0_hat [B, ...], in float32."""
+
+    def __init__(self, flow: IntegrationFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x_T: Tensor, x_anchor: Tensor | None = None) -> Tensor:
+        t = torch.full((x_T.shape[0],), self.flow.dynamics.t_max, dtype=x_T.dtype, device=x_T.device)
+        return self.flow(x_T, t, x_anchor=x_anchor)
+
+
+class _Upsample(nn.Module):
+    """diffusers' Upsample2D without its case for batches of 64 and more, which would fix a range of B in the graph."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, h: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        scale = 2.0 if output_size is None else None
+        return self.conv(nn.functional.interpolate(h, size=output_size, scale_factor=scale, mode="nearest"))
+
+
+def _for_any_batch(flow: IntegrationFlow) -> IntegrationFlow:
+    """A copy that computes the same, and nowhere asks how large the batch is."""
+    copied = copy.deepcopy(flow)
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "Upsample2D" and child.interpolate and child.norm is None:
+                setattr(module, name, _Upsample(child.conv))
+    return copied
+
+
+@dataclass(frozen=True)
+class Written:
+    """A graph's file, and how far what it computes lies from the model."""
+
+    path: Path
+    largest_difference: float
+
+
+def write_graph(flow: IntegrationFlow, folder: Path, *, kind: str) -> Written:
+    """Writes the graph (`onnx` or `pt2`), loads the file again and compares it with the model, for several batch sizes.
+
+    Raises UserError where they differ by more than TOLERANCE, or where a package is missing.
+    """
+    flow = copy.deepcopy(flow).cpu().float().eval().requires_grad_(False)
+    module, path = OneEvaluation(flow), folder / FILES[kind]
+    with _quiet(), torch.no_grad():
+        {"onnx": _write_onnx, "pt2": _write_pt2}[kind](OneEvaluation(_for_any_batch(flow)), path)
+        run = {"onnx": _open_onnx, "pt2": _open_pt2}[kind](path)
+        given = [example(flow, size) for size in CHECKED]
+        differences = [(run(inputs) - module(*inputs)).abs().max() for inputs in given]
+    difference = float(torch.stack(differences).max())  # NaN where there is one
+    if not difference <= TOLERANCE:
+        raise UserError(f"{kind}: the written graph differs from the model by {difference:.2g}, more than {TOLERANCE}")
+    return Written(path, difference)
+
+
+def check_packages(kind: str) -> None:
+    """Raises UserError where what `kind` needs is not installed."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format {kind} needs {', '.join(missing)}: pip install -c constraints.txt -e '.[onnx]'")
+
+
+def example(flow: IntegrationFlow, size: int) -> tuple[Tensor, ...]:
+    """x_T of `size` samples, with x_anchor where the flow takes one."""
+    draws = Draws.of(flow.dynamics, data_shape(flow), range(size), seed=0, device=torch.device("cpu"))
+    return (draws.x_T, draws.x_anchor) if flow.takes_anchor else (draws.x_T,)
+
+
+def _write_pt2(module: OneEvaluation, path: Path) -> None:
+    inputs = example(module.flow, TRACED)
+    batch = torch.export.Dim("batch", min=1)
+    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)), path)
+
+
+def _open_pt2(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda inputs: module(*inputs)
+
+
+def _write_onnx(module: OneEvaluation, path: Path) -> None:
+    inputs = example(module.flow, TRACED)
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(
+        module,
+        inputs,
+        path,
+        dynamo=True,
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        input_names=["x_T", "x_anchor"][: len(inputs)],
+        output_names=["x_0_hat"],
+        external_data=sum(w.nbytes for w in module.state_dict().values()) > ONE_FILE,
+        verbose=False,
+    )
+
+
+def _open_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return lambda inputs: torch.from_numpy(
+        session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

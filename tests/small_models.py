@@ -1,0 +1,67 @@
+"""Small flows with random weights, of every kind that there is."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ifm import dynamics
+from ifm.model import IntegrationFlow, Teacher, build_flow
+from ifm.networks import build_network
+from ifm.random import Streams
+
+KINDS: dict[str, dict[str, Any]] = {
+    "ve": {},
+    "ve-paper": {"scheme": "paper"},
+    "rf": {"name": "rf"},
+    "rf-paper-none": {"name": "rf", "scheme": "paper", "takes_anchor": False},
+    "pfgmpp-cross": {"name": "pfgmpp", "anchor_input": "cross_attention", "shape": (3, 16, 16)},
+    "ve-interval": {"two_times": True},
+    "rf-interval-cross": {"name": "rf", "two_times": True, "anchor_input": "cross_attention"},
+    "pfgmpp-interval-none": {"name": "pfgmpp", "two_times": True, "takes_anchor": False},
+}
+NETWORK = {
+    "mlp": {"width": 32, "layers": 2},
+    "channels": [8, 16],
+    "attention": [False, True],
+    "layers_per_block": 1,
+    "dropout": 0.0,
+    "norm_groups": 4,
+}
+
+
+def small_flow(
+    *,
+    name: str = "ve",
+    shape: tuple[int, ...] = (1, 8, 8),
+    scheme: str = "edm",
+    takes_anchor: bool = True,
+    anchor_input: str = "channels",
+    two_times: bool = False,
+) -> IntegrationFlow:
+    kind = "mlp" if len(shape) == 1 else "unet"
+    anchor = {"takes_anchor": takes_anchor, "anchor_input": anchor_input}
+    torch.manual_seed(0)
+    network = build_network(kind=kind, shape=shape, two_times=two_times, **anchor, **NETWORK)
+    return build_flow(loud(network), dynamics.build(name), scheme=scheme, two_times=two_times, **anchor).eval()
+
+
+def small_teacher(shape: tuple[int, ...] = (1, 8, 8)) -> Teacher:
+    torch.manual_seed(0)
+    kind = "mlp" if len(shape) == 1 else "unet"
+    return Teacher(
+        loud(build_network(kind=kind, shape=shape, takes_anchor=False, **NETWORK)), dynamics.build("ve")
+    ).eval()
+
+
+def loud(network: nn.Module) -> nn.Module:
+    """Weights that make time and anchor count for much, and differ in every layer, biases too."""
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return network
+
+
+def draws_of(n: int, *, shape: tuple[int, ...] = (1, 8, 8), scale: float = 80.0) -> tuple[Tensor, Tensor]:
+    """x_T and x_anchor of n samples."""
+    return scale * Streams(7, "prior", range(n)).normal(shape), Streams(7, "anchor", range(n)).normal(shape)
