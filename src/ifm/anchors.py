@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifm.devices import to_device
+from ifm.devices import is_sharded, to_device
 from ifm.dynamics.base import NoiseSource
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
@@ -93,9 +93,12 @@ class SelfAnchor(AnchorPolicy):
     def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
         x_anchor = initial_anchor(x_t, generator=generator)
         rows = to_device(evenly_chosen(positions, self.probability).nonzero().squeeze(1), x_t.device)
-        if len(rows):
+        # All processes call a sharded flow together: one that has no rows asks for its first, and leaves it.
+        of = rows if len(rows) or not is_sharded(flow) else rows.new_zeros(1)
+        if len(of):
             with torch.no_grad():
-                x_anchor[rows] = flow(x_t[rows], t[rows], x_anchor=x_anchor[rows]).to(x_anchor.dtype)
+                x_0_hat = flow(x_t[of], t[of], x_anchor=x_anchor[of]).to(x_anchor.dtype)
+            x_anchor[rows] = x_0_hat[: len(rows)]
         return x_anchor
 
 

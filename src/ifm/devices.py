@@ -115,3 +115,12 @@ def compiles() -> bool:
     if asked not in ("on", "off"):
         raise UserError(f"IFM_COMPILE = {asked!r} is not allowed; allowed: on, off")
     return asked == "on"
+
+
+def is_sharded(model: object) -> bool:
+    """Whether a model's weights are split over processes (FSDP2): each of its calls is then a call of all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ifm.files import atomic_path
+from ifm.training.sharded import like
 
 _PREFIX = "step-"
 
@@ -83,7 +84,7 @@ def _as_os_error(error: SafetensorError) -> Exception:
 
 
 def pack(model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, averaged weights and optimizer state as one flat table of tensors."""
+    """Weights, averaged weights and optimizer state as one flat table of tensors, split where they are split."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     tensors |= {f"ema.{i}": t for i, t in enumerate(ema)}
     for i, state in optimizer.state_dict()["state"].items():
@@ -93,10 +94,12 @@ def pack(model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) 
 
 @torch.no_grad()
 def unpack(tensors: dict[str, Tensor], model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """The inverse of `pack`, in place."""
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    """The inverse of `pack`, in place, from whole tensors."""
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    own = model.state_dict()
+    model.load_state_dict({name: like(t, own[name]) if name in own else t for name, t in weights.items()})
     for i, average in enumerate(ema):
-        average.copy_(tensors[f"ema.{i}"])
+        average.copy_(like(tensors[f"ema.{i}"], average))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, t in tensors.items():
@@ -105,6 +108,6 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, ema: list[Tensor], opti
             parameter = parameters[int(i)]
             # A moment must lie in memory as its parameter does (channels_last): the fused kernel walks by address.
             state.setdefault(int(i), {})[key] = (
-                torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+                torch.empty_like(parameter).copy_(like(t, parameter)) if t.shape == parameter.shape else t
             )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

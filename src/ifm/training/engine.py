@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ifm.errors import UserError
 
-# Interval's forward-mode derivative and the anchors' extra pass ask the bare model, between a sharded one's gathers.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
 
 class LaunchError(UserError, ValueError):
     """The work does not fit the processes it was launched with."""
@@ -25,24 +22,49 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
     """An Accelerator for the hardware at hand; a precision that it lacks falls back to float32 with a notice.
 
     Seeds torch's global generator too: initial weights, the same in every process, are drawn from it.
+    Raises LaunchError: see `check_splitting`.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         print("fp16 needs a GPU: training in float32", flush=True)
         precision = "no"
     # Without being told, accelerate leaves processes on CPUs strangers to each other: each would do all the work.
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
-    if accelerator.distributed_type in SHARDED:
-        raise LaunchError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which splits a model over processes; here "
-            "each process holds it whole (DDP): use distributed_type: MULTI_GPU, and where memory is short "
-            "gradient_checkpointing: true or a larger gradient_accumulation"
-        )
+    check_splitting(accelerator)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     else:
         share_cores()
     set_seed(seed % 2**32)
     return accelerator
+
+
+def check_splitting(accelerator: Accelerator) -> None:
+    """Raises LaunchError at a way of splitting models that training does not know, with what to set instead."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise LaunchError(
+            f"accelerate is set up for {kind.value}; to split a model over processes use distributed_type: FSDP with "
+            "fsdp_version: 2, and to hold it whole in each (DDP) distributed_type: MULTI_GPU"
+        )
+    if kind != DistributedType.FSDP:
+        return
+    from torch.distributed.fsdp import CPUOffloadPolicy
+    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+    plugin, parallel = accelerator.state.fsdp_plugin, accelerator.parallelism_config
+    if plugin.fsdp_version != 2:
+        raise LaunchError(f"accelerate's config has fsdp_version: {plugin.fsdp_version}; use fsdp_version: 2")
+    if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+        raise LaunchError(
+            "accelerate's config has fsdp_auto_wrap_policy: SIZE_BASED_WRAP, which would split lists of blocks; use "
+            "TRANSFORMER_BASED_WRAP with fsdp_transformer_layer_cls_to_wrap: ResnetBlock2D, or NO_WRAP"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise LaunchError("accelerate's config has fsdp_offload_params: true; use false")
+    if accelerator.mixed_precision == "fp16":
+        raise LaunchError("precision: fp16 is not supported with FSDP; use bf16 or no")
+    if parallel is not None and parallel.non_data_parallel_size > 1:
+        raise LaunchError("accelerate's parallelism_config splits more than data; use FSDP without it")
 
 
 def share_cores() -> None:

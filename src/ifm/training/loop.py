@@ -18,6 +18,7 @@ from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.progress import progress
 from ifm.random import stream
+from ifm.training import sharded
 from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
 
 # (model, step) -> the parts of this process's mean loss (scalars), as many as settings.gradient_accumulation. Each is
@@ -93,7 +94,10 @@ def fit(
     label: str = "training",
     seed: int = 0,
 ) -> FitResult:
-    """Trains `model` in place and leaves it with its averaged (EMA) weights.
+    """Trains `model` in place and leaves it with its averaged (EMA) weights, in every process.
+
+    Under FSDP what trains is a copy, split over the processes; `loss` must then ask what it is given (or `average`),
+    equally often in every process.
 
     memory: what checkpoints hold besides the model, its average and the optimizer.
     average: a copy of the model for `loss` to ask; its parameters are the averaged ones of every step.
@@ -104,22 +108,28 @@ def fit(
     """
     from diffusers.training_utils import EMAModel
 
-    device = accelerator.device
-    model.train().to(device, memory_format=memory_format(device))
+    device, splits = accelerator.device, sharded.shards(accelerator)
+    own = sharded.to_split(accelerator, model) if splits else model.to(device, memory_format=memory_format(device))
+    own.train()
     if settings.gradient_checkpointing:
-        recompute_activations(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0, fused=True)
+        recompute_activations(own)
+    to_train = [p for p in own.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(to_train, lr=settings.lr, weight_decay=0.0, fused=True)
+    trained, optimizer = accelerator.prepare(own, optimizer)
+    parameters = [p for p in own.parameters() if p.requires_grad]
     ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
     if average is not None:
-        _share(average.train().requires_grad_(False), model, ema.shadow_params)
-    trained, optimizer = accelerator.prepare(model, optimizer)
-    called = Compiled(trained) if compiles() else trained
+        average.train().requires_grad_(False)
+        if splits:
+            ema.shadow_params = sharded.share_average(accelerator, average, own, ema.shadow_params)
+        else:
+            _share(average, own, ema.shadow_params)
+    called = Compiled(trained) if compiles() and not splits else trained
 
     result, first, seen = FitResult(), 0, _Window(device)
     saved = checkpoints.load() if checkpoints else None
     if saved:
-        unpack(saved.tensors, model, ema.shadow_params, optimizer)
+        unpack(saved.tensors, own, ema.shadow_params, optimizer)
         if memory:
             memory.restore(saved.tensors)
         first = ema.optimization_step = saved.record["step"]
@@ -138,7 +148,7 @@ def fit(
         if drops:
             torch.manual_seed(int(stream(seed, "dropout", step=step, index=accelerator.process_index).integers(2**63)))
         value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
-        norm = accelerator.clip_grad_norm_(parameters, settings.clip_grad_norm)
+        norm = sharded.whole(accelerator.clip_grad_norm_(parameters, settings.clip_grad_norm))
         sound = seen.add(value, norm)
         if accelerator.scaler is None:
             # The fused kernel reads this flag on the device, where the host need not wait for it.
@@ -159,13 +169,16 @@ def fit(
                 on_log(row)
         if checkpoints and done % settings.checkpoint_every == 0 and done < settings.steps:
             kept = memory.state() if memory else {}  # by all processes
+            packed = sharded.collect(pack(own, ema.shadow_params, optimizer), keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 record = _record(accelerator, done, result.history, clock.seconds())
-                checkpoints.save(done, Snapshot(pack(model, ema.shadow_params, optimizer) | kept, record))
+                checkpoints.save(done, Snapshot(packed | kept, record))
             accelerator.wait_for_everyone()
 
     result.seconds = clock.seconds()
-    ema.copy_to(parameters)
+    _copy(ema.shadow_params, parameters)
+    if splits:
+        sharded.copy_whole(own, model)
     model.eval()
     accelerator.free_memory()
     return result
@@ -188,6 +201,12 @@ def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
     own = [p for p, is_trained in zip(average.parameters(), trained, strict=True) if is_trained]
     for p, mean in zip(own, shadow, strict=True):
         p.data = mean
+
+
+@torch.no_grad()
+def _copy(average: list[Tensor], parameters: list[Tensor]) -> None:
+    for p, mean in zip(parameters, average, strict=True):
+        p.copy_(mean)
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -256,7 +275,8 @@ def _distance(average: list[Tensor], parameters: list[Tensor]) -> float:
     """|average - weights| / |weights|: how far the average lags behind."""
     with torch.no_grad():
         apart = torch.stack(torch._foreach_norm(torch._foreach_sub(average, parameters))).norm()
-        return float(apart / torch.stack(torch._foreach_norm(parameters)).norm().clamp_min(1e-12))
+        size = torch.stack(torch._foreach_norm(parameters)).norm()
+        return float(sharded.whole(apart) / sharded.whole(size).clamp_min(1e-12))
 
 
 def _advice(label: str, row: dict[str, float], checkpoints: Checkpoints | None) -> str:

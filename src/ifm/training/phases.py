@@ -25,7 +25,8 @@ from ifm.exact import ExactTeacher
 from ifm.images import at_work
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.random import EndlessShuffle, Streams
-from ifm.training.engine import local_positions
+from ifm.training.engine import LaunchError, local_positions
+from ifm.training.sharded import asked, shards
 
 
 def draw_stored_index(uniform: Tensor, *, stored: int, t_max_share: float) -> Tensor:
@@ -235,7 +236,6 @@ def consistency_phase(
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     average = copy.deepcopy(flow) if target == "average" else None
-    teaching = flow if average is None else average
     widest = float(dynamics.angle(torch.tensor([dynamics.t_max], dtype=torch.float64)))
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -243,6 +243,7 @@ def consistency_phase(
         longest = widest / consistency_intervals(batch.step, steps=batch.steps, first=intervals[0], last=intervals[1])
         theta = dynamics.angle(at.t)
         r = dynamics.time_at((theta - longest).clamp_min(0))
+        teaching = asked(model, flow) if average is None else average
         with torch.no_grad():
             target_hat = teaching(_earlier(dynamics, at, r), r, x_anchor=batch.x_anchor)
         x_0_hat = model(at.x_t, at.t, x_anchor=batch.x_anchor)
@@ -273,7 +274,10 @@ def interval_phase(
     A share `same_share` of a batch has s = t, where the target is the pair's own velocity. Of the others a share
     `whole_share` has s = t_min, and the rest two draws of the time law in order; their target takes a forward-mode
     derivative of the flow. mean: see `averaged`. images, pairs: as in `data_phase`.
+    Raises LaunchError under FSDP: the derivative asks the bare network, between the gathers of a split one.
     """
+    if shards(accelerator):
+        raise LaunchError("objective interval cannot train a model split by FSDP; use distributed_type: MULTI_GPU")
     # torch's forward mode uses its own deprecated compiler on the first call, and says so.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
     dynamics, read = flow.dynamics, RowReader(images, accelerator.device)

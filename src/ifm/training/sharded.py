@@ -1,0 +1,87 @@
+"""FSDP2: weights, average and optimizer state split over the processes, and whole again in files.
+
+Split tensors are torch's DTensors; plain ones pass through `whole` and `like` as they are.
+"""
+
+import copy
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ifm.devices import is_sharded
+
+T = TypeVar("T")
+
+
+def shards(accelerator: Accelerator) -> bool:
+    """Whether models are to be split over the processes."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def to_split(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """A copy of the model, for `accelerator.prepare` to split in place; the model itself stays whole where it is.
+
+    Under bf16 the blocks' weights are gathered in bfloat16 and gradients are summed in float32. What a model computes
+    around its network (preconditioning) stays in float32 as under DDP: no inputs are cast here, autocast does that.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    low = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # FSDP2 splits no channels_last weights
+
+
+@torch.no_grad()
+def share_average(accelerator: Accelerator, average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> list[Tensor]:
+    """Splits `average` as `model` is; its parameters take the averages' values and place, and are given back."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    fsdp2_prepare_model(accelerator, average.to(memory_format=torch.contiguous_format))
+    # The root would keep the weights that it gathered until a backward pass, which never comes: they would be stale.
+    average.set_reshard_after_forward(True)
+    trained = [p.requires_grad for p in model.parameters()]
+    own = [p for p, is_trained in zip(average.parameters(), trained, strict=True) if is_trained]
+    for p, mean in zip(own, shadow, strict=True):
+        p.copy_(mean)
+    return own
+
+
+def asked(model: nn.Module, bare: T) -> nn.Module | T:
+    """Whom a loss asks for an estimate without gradient: the bare model, which is whole, or a split one itself."""
+    return model if is_sharded(model) else bare
+
+
+def whole(x: Tensor) -> Tensor:
+    """A split tensor gathered in every process. Collective."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def like(x: Tensor, split: Tensor) -> Tensor:
+    """This process's part of a whole tensor, split as another is. Not collective: every process has the whole."""
+    if not isinstance(split, DTensor):
+        return x
+    return distribute_tensor(x.to(split.device), split.device_mesh, split.placements, src_data_rank=None)
+
+
+def collect(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Split tensors whole, one after the other, on the host of processes that keep them; {} elsewhere. Collective."""
+    kept = {}
+    for name, x in tensors.items():
+        gathered = whole(x)
+        if keep:
+            kept[name] = gathered.cpu() if isinstance(x, DTensor) else x
+    return kept
+
+
+@torch.no_grad()
+def copy_whole(split: nn.Module, model: nn.Module) -> None:
+    """Copies a split model's weights into the whole one, in every process. Collective."""
+    own = model.state_dict()
+    for name, x in split.state_dict().items():
+        own[name].copy_(whole(x))
