@@ -4,13 +4,13 @@ Split tensors are torch's DTensors; plain ones pass through `whole` and `like` a
 """
 
 import copy
+import sys
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ifm.devices import is_sharded
 
@@ -57,15 +57,23 @@ def asked(model: nn.Module, bare: T) -> nn.Module | T:
     return model if is_sharded(model) else bare
 
 
+def is_split(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor. Its module takes half a second to import, and without it there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def whole(x: Tensor) -> Tensor:
     """A split tensor gathered in every process. Collective."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if is_split(x) else x
 
 
 def like(x: Tensor, split: Tensor) -> Tensor:
     """This process's part of a whole tensor, split as another is. Not collective: every process has the whole."""
-    if not isinstance(split, DTensor):
+    if not is_split(split):
         return x
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(x.to(split.device), split.device_mesh, split.placements, src_data_rank=None)
 
 
@@ -75,7 +83,7 @@ def collect(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     for name, x in tensors.items():
         gathered = whole(x)
         if keep:
-            kept[name] = gathered.cpu() if isinstance(x, DTensor) else x
+            kept[name] = gathered.cpu() if is_split(x) else x
     return kept
 
 
