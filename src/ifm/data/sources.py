@@ -24,8 +24,8 @@ from PIL import Image
 
 from ifm.config import DataConfig
 from ifm.data.arrays import METADATA
-from ifm.data.preprocessing import WORKERS, decode, flatten
-from ifm.errors import UserError
+from ifm.data.preprocessing import RAW_IMAGE, WORKERS, decode, flatten
+from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, write_json
 from ifm.progress import progress
 from ifm.random import stream
@@ -34,7 +34,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ROWS_PER_FILE = 50_000
 # What is held in memory at once, and so the size of a row group.
 _CHUNK_ROWS, _CHUNK_BYTES, _READ_ROWS = 256, 2**26, 64
-_IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _SHOWN = 5
 
 
@@ -207,7 +206,7 @@ class _Writer:
             self.digest.update(len(chunk[i].data).to_bytes(8, "little") + chunk[i].data)
             self.digest.update(b"" if labels is None else int(labels[i]).to_bytes(8, "little"))
         cells = [{"bytes": chunk[i].data, "path": chunk[i].path} for i in good]
-        columns = {"image": pa.array(cells, _IMAGE_TYPE)}
+        columns = {"image": pa.array(cells, RAW_IMAGE)}
         if labels is not None:
             columns["label"] = pa.array(labels[good], pa.int64())
         self._append(split, pa.table(columns))
@@ -429,6 +428,11 @@ def _imagefolder(config: DataConfig) -> Source:
                 f"data.{name}_split = {sub!r}: no such folder in data.path = {config.path!r}; with "
                 "data.test_split: null the whole folder is used"
             )
+        if not (root / sub).resolve().is_relative_to(root.resolve()):
+            raise FetchError(
+                f"data.{name}_split = {sub!r}: leads out of data.path = {config.path!r} (a link?); name the folder "
+                "that holds the images itself"
+            )
         paths, others = image_files(root / sub)
         ignored += others
         if not paths:
@@ -472,7 +476,8 @@ def image_files(folder: Path) -> tuple[list[PurePath], int]:
         for name in files:
             path = Path(place, name)
             hidden = name.startswith(".") or path.suffix.lower() not in SUFFIXES
-            if hidden or (path.is_symlink() and not path.resolve().is_relative_to(root)):
+            # A pipe or a device would have the reader wait for ever.
+            if hidden or not path.is_file() or (path.is_symlink() and not path.resolve().is_relative_to(root)):
                 ignored += 1
             else:
                 paths.append(PurePath(path.relative_to(folder)))
@@ -496,8 +501,8 @@ def _readable(path: Path) -> Iterator[None]:
     """Turns what a damaged file raises into a FetchError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        raise FetchError(f"{path}: cannot be read as parquet ({error}); bring the file again") from error
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
+        raise FetchError(f"{path}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
 
 
 def _check_columns(schema: pa.Schema, config: DataConfig) -> None:
