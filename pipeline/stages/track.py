@@ -6,6 +6,7 @@ import os
 from ifm.files import read_json, write_json
 from ifm.tracking import PipelineState, digest, flatten, track_state
 from pipeline import paths
+from pipeline.records import read_record
 from pipeline.stage import Stage, data_name, main
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
@@ -26,7 +27,7 @@ def work(stage: Stage) -> None:
         name=experiment or f"{data_name(config)} {'+'.join(config.dynamics)} seed {config.seed}",
         params=stage.values,
         metrics=figures,
-        records=[read_json(paths.run_record(name)) for name in names],
+        records=[read_record(paths.run_record(name)) for name in names],
         curves={name: _curve(name) for name in names if paths.curve(name).is_file()},
         artifacts=[paths.REPORTS / "index.html", paths.REPORTS / "summary.csv", paths.PARAMS],
         tags={"data": data_name(config)},

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 
 T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -121,7 +121,7 @@ def read_dataclass(path: Path, kind: type[T]) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{key}: {first['msg']}" if key else first["msg"]) from None
+        raise ValueError(in_a_line(f"{key!r}: {first['msg']}" if key else first["msg"])) from None
 
 
 def inside(folder: Path, name: str) -> Path:

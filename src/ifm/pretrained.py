@@ -124,7 +124,7 @@ def describe(folder: Path) -> dict[str, Any]:
 def _describe(folder: Path, *, kind: str) -> dict[str, Any]:
     description = describe(folder)
     if description.get("kind") != kind:
-        raise ModelError(f"{folder}: holds a {description.get('kind')}, not a {kind}")
+        raise ModelError(f"{folder}: holds a {in_a_line(description.get('kind'))}, not a {kind}")
     return description
 
 
@@ -162,5 +162,5 @@ def _exact_data(file: Path) -> torch.Tensor:
 def _dynamics(description: dict[str, Any]) -> dynamics_module.Dynamics:
     options = dict(description["dynamics"])
     if not isinstance(options.get("name"), str):
-        raise ValueError(f"{DESCRIPTION}: dynamics must have a name, got {description['dynamics']!r}")
+        raise ValueError(f"{DESCRIPTION}: dynamics must have a name, got {options}")
     return dynamics_module.build(options.pop("name"), **options)

@@ -61,7 +61,7 @@ class StoredMetadata:
         except FileNotFoundError as error:
             raise _broken(path, "is missing", _STAGE) from error
         except (ValueError, OSError) as error:
-            raise _broken(path, f"does not describe a processed data set ({error})", _STAGE) from error
+            raise _broken(path, f"does not describe a processed data set ({in_a_line(error)})", _STAGE) from error
 
 
 @dataclass(frozen=True)

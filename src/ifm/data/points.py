@@ -187,7 +187,7 @@ def _raw(raw: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or not keys <= described.keys() or not isinstance(described["name"], str):
         raise DataError(f"{raw / METADATA}: does not describe raw points; run `dvc repro fetch` again")
     if described["source"] != "points":
-        raise DataError(f"{raw}: holds {described['source']}, not points; run `dvc repro fetch` again")
+        raise DataError(f"{raw}: holds {in_a_line(described['source'])}, not points; run `dvc repro fetch` again")
     if described["classes"] not in (None, CLASSES):
         raise DataError(f"{raw / METADATA}: classes must be null or {CLASSES}; run `dvc repro fetch` again")
     return described

@@ -313,6 +313,7 @@ def _digits(config: DataConfig) -> Source:
 def _hub(config: DataConfig) -> Source:
     """A data set of the hub, or a local folder that `load_dataset` understands. None of its code is run."""
     import datasets
+    import huggingface_hub
 
     parts = {}
     for name, split in _split_names(config).items():
@@ -328,13 +329,15 @@ def _hub(config: DataConfig) -> Source:
             ) from error
     for part in parts.values():
         _check_columns(part.features.arrow_schema, config)
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    roots = [Path(place).resolve() for place in (*caches, config.name) if Path(place).is_dir()]
 
     def split_of(part: datasets.Dataset) -> Split:
         def encoded(rows: np.ndarray) -> Iterator[Encoded]:
             # As arrow tables the cells come as they are stored, not decoded.
             column = part.select_columns([config.image_column]).with_format("arrow").select(rows)
             for table in column.iter(_READ_ROWS):
-                yield from (_encoded(cell, None) for cell in table.column(0).to_pylist())
+                yield from (_encoded(cell, None, within=roots) for cell in table.column(0).to_pylist())
 
         labels = None
         if config.label_column is not None:
@@ -408,7 +411,7 @@ def _parquet_split(files: list[Path], config: DataConfig) -> Split:
                     here = pa.array(rows[first:last] - start)
                     start += len(batch)
                     cells = batch.column(0).take(here).to_pylist()
-                    yield from (_encoded(cell, path.parent) for cell in cells)
+                    yield from (_encoded(cell, path.parent, within=[path.parent.resolve()]) for cell in cells)
 
     return Split(count, labels, encoded)
 
@@ -543,10 +546,11 @@ def _same_names(found: list[list[str] | None], config: DataConfig) -> list[str] 
     return found[0]
 
 
-def _encoded(cell: Any, folder: Path | None) -> Encoded:
+def _encoded(cell: Any, folder: Path | None, *, within: list[Path]) -> Encoded:
     """One cell of an image column: {bytes, path}, bytes, a path or null.
 
-    With a folder, paths begin there and are followed nowhere else: a data file does not choose what is read.
+    Paths begin in `folder` (None: the working folder) and lead nowhere but to files within some resolved folders: a
+    data file does not choose what is read.
     """
     if isinstance(cell, bytes):
         return Encoded(cell, None)
@@ -557,9 +561,19 @@ def _encoded(cell: Any, folder: Path | None) -> Encoded:
     data, path = cell.get("bytes"), cell.get("path")
     if path is None:
         return Encoded(data, None)
-    if data is None and (folder is None or (folder / path).resolve().is_relative_to(folder.resolve())):
-        data = _read((folder or Path()) / path)
+    if data is None:
+        file = (folder or Path()) / path
+        data = _read(file) if _lies_within(file, within) else None
     return Encoded(data, PurePath(path).name)
+
+
+def _lies_within(file: Path, folders: list[Path]) -> bool:
+    """Whether it is a file, no pipe or device, and lies in one of the folders when its links are followed."""
+    try:
+        found = file.resolve()
+        return found.is_file() and any(found.is_relative_to(folder) for folder in folders)
+    except (OSError, RuntimeError, ValueError):  # a loop of links; a zero byte
+        return False
 
 
 def _read(path: Path) -> bytes | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 from ifm.files import file_sha256, inside, read_dataclass, write_json
 
 FIRST = "first.npy"  # the first paths whole, float32 [m, K, C, H, W], for pictures and diagnostics
@@ -39,7 +39,9 @@ class TrajectoryMetadata:
             found.paths(folder)
             return found
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: no usable trajectories ({error}); run `dvc repro trajectories`") from error
+            raise UserError(
+                f"{folder}: no usable trajectories ({in_a_line(error)}); run `dvc repro trajectories`"
+            ) from error
 
     def paths(self, folder: Path) -> list[Path]:
         """The shards' files. Raises ValueError where one would lie outside the folder."""
