@@ -126,7 +126,7 @@ def read_dataclass(path: Path, kind: type[T]) -> T:
 
 def inside(folder: Path, name: str) -> Path:
     """The path of a file that a description names. Raises ValueError where it would lie outside the folder."""
-    if not name.isprintable() or Path(name).name != name or "\\" in name:
+    if not name.isprintable() or Path(name).name != name or "\\" in name or name in ("", ".."):
         raise ValueError(f"{name!r} is no plain file name")
     return folder / name
 

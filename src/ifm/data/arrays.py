@@ -54,8 +54,10 @@ class StoredMetadata:
         path = folder / METADATA
         try:
             found = read_dataclass(path, cls)
-            for split in found.splits.values():
-                for name in split.shards:
+            for split, described in found.splits.items():
+                if not described.shards:
+                    raise ValueError(f"{split!r} has no shards")
+                for name in described.shards:
                     inside(folder, name)
             return found
         except FileNotFoundError as error:

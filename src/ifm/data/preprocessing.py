@@ -54,8 +54,7 @@ def decode(data: bytes) -> Image.Image:
     # Pillow's decoders answer damaged bytes with nearly any exception.
     except Exception as error:
         # Pillow names the in-memory file by its address, which says nothing and differs from run to run.
-        reason = "no known image format" if "cannot identify" in str(error) else str(error)
-        raise ValueError(reason or type(error).__name__) from error
+        raise ValueError("no known image format" if "cannot identify" in str(error) else in_a_line(error)) from error
     return image
 
 
@@ -271,9 +270,8 @@ def _check_columns(path: Path, part: pa.Table, classes: list[str] | None) -> Non
             labels = part.column("label")
             ends = (pc.min(labels).as_py(), pc.max(labels).as_py())
             if labels.null_count or (len(part) and (ends[0] < 0 or ends[1] >= len(classes))):
-                fault = (
-                    f"has labels {ends[0]}..{ends[1]}, {labels.null_count} of them missing, not 0..{len(classes) - 1}"
-                )
+                missing = f" ({labels.null_count} missing)" if labels.null_count else ""
+                fault = f"has labels {ends[0]}..{ends[1]}{missing}, not 0..{len(classes) - 1}"
     if fault:
         raise DataError(f"{path}: {fault}; run `dvc repro fetch` again")
 
