@@ -67,8 +67,9 @@ compare: setup ## two states side by side, reports/compare.html: A=HEAD B=worksp
 bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only frechet --threads 1", see there
 	$(BIN)/python -m benchmarks $(ARGS)
 
-ui: setup ## MLflow on this machine's loopback, with the project's store
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
+	@echo "runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
 	$(BIN)/python -m pipeline.params_reference

@@ -18,11 +18,16 @@ import yaml
 from ifm import tracking
 from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
+from ifm.files import read_json
 from ifm.tracking import StageRun
 from pipeline import launch, paths
 
 if TYPE_CHECKING:
     import torch
+
+
+# What a stage uses its data for, in MLflow's words; other stages prepare it.
+CONTEXTS = {"teacher": "training", "flow": "training", "evaluate": "evaluation", "diagnose": "evaluation"}
 
 
 @dataclass
@@ -129,9 +134,12 @@ def _tracked(stage: Stage, params: Mapping[str, Any], *, tracked: bool) -> Itera
     if not tracked or int(os.environ.get("RANK", "0")) != 0:
         yield
         return
+    made = made_before(stage)
     tags = {"ifm.dynamics": stage.dynamics} if stage.dynamics else {}
-    tags |= {"data": data_name(stage.config)} | _input_tags(stage)
-    with tracking.stage_run(stage.name, params=params, record=paths.run_record(stage.name), tags=tags) as run:
+    tags |= {"data": data_name(stage.config)} | {f"input.{path}": md5 for path, md5 in made.items()}
+    inputs = data_inputs(stage.config, made, context=CONTEXTS.get(stage.module, "preparation"))
+    record = paths.run_record(stage.name)
+    with tracking.stage_run(stage.name, params=params, record=record, tags=tags, inputs=inputs) as run:
         stage.run = run
         yield
 
@@ -144,15 +152,45 @@ def data_name(config: Config) -> str:
     return data.name or (Path(data.path).resolve().name if data.path else data.source)
 
 
-def _input_tags(stage: Stage) -> dict[str, str]:
-    """md5 of each data input, as dvc.lock holds it from the stages before."""
-    lock, graph = Path("dvc.lock"), of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))
+def locked_outputs(lock: Path = Path("dvc.lock")) -> dict[str, str]:
+    """md5 of each output of the stages that have run, by path."""
     if not lock.is_file():
         return {}
-    made = {
-        out["path"]: out.get("md5")
-        for entry in (of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {}).values()
-        for out in entry.get("outs", [])
-    }
+    entries = (of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {}).values()
+    return {out["path"]: out["md5"] for entry in entries for out in entry.get("outs", []) if out.get("md5")}
+
+
+def made_before(stage: Stage) -> dict[str, str]:
+    """md5 of each input of this stage that another one made, by path."""
+    graph, made = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8")), locked_outputs()
     deps = [str(d).replace("${item.dynamics}", stage.dynamics or "") for d in graph["stages"][stage.module]["deps"]]
-    return {f"input.{d}": made[d] for d in deps if made.get(d)}
+    return {d: made[d] for d in deps if d in made}
+
+
+def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> list[dict[str, Any]]:
+    """The data sets among some outputs, as MLflow shows them: digits/processed with the start of its md5."""
+    return [
+        {
+            "name": path.replace("data/", f"{data_name(config)}/", 1),
+            "digest": md5[:12],
+            "source": tracking.cache_uri(md5),
+            "profile": _profile(Path(path)),
+            "context": context,
+        }
+        for path, md5 in made.items()
+        if path.startswith("data/")
+    ]
+
+
+def _profile(folder: Path) -> dict[str, Any]:
+    """How much is in a data folder, as far as its metadata says; {} where it is not here."""
+    try:
+        metadata = read_json(folder / "metadata.json")
+    except (OSError, ValueError):
+        return {}
+    shown = {key: metadata[key] for key in ("shape", "image_shape", "count", "seeds") if key in metadata}
+    splits = metadata.get("splits")
+    if isinstance(splits, dict):
+        counts = {name: split["count"] if isinstance(split, dict) else split for name, split in splits.items()}
+        shown["splits"] = counts
+    return shown

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from ifm.cli import Parser
 from ifm.config import Config, parse, read_params
@@ -466,7 +467,7 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
     commit = study.check_checkout()
     if importlib.util.find_spec("dvc") is None:
         raise UserError("a sweep's experiments are DVC's: pip install -e . -c constraints.txt")
-    pool = Pool(experiments, slots(given.jobs), say=lambda line: print(line, flush=True))
+    pool = Pool(experiments, slots(given.jobs), say=_say)
     options = {"code": plan.code, "retry": given.retry_failed, "failures": Failures()}
     without: dict[str, str] = {}
     if given.search:
@@ -492,6 +493,12 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
     if left:
         print("the same command with --retry-failed tries them again", file=sys.stderr)
     return 1 if left else 0
+
+
+def _say(line: str) -> None:
+    """A line above the progress bar."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def _finish(trials: Sequence[Trial], measure: Measure, why: Mapping[str, str], *, commit: str) -> list[Left]:

@@ -168,7 +168,7 @@ def test_tracking(project):
     assert {r.info.status for r in runs} == {"FINISHED"}
     (parent,) = parents
     assert parent.data.params["flow.lr"] == "0.001"
-    assert parent.data.metrics["rf.flow-one_step-nfe001.fid"] > 0
+    assert parent.data.metrics["fid/rf-flow-1nfe"] > 0
     for name, run in stages.items():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert parent.data.tags[f"stage.{name}.run_id"] == run.info.run_id

@@ -17,6 +17,17 @@ def test_rows_do_not_depend_on_the_batch():
     assert torch.equal(part.chi_square(5), c[[4, 8]])
 
 
+def test_streams_are_those_of_their_key_whatever_was_drawn_before():
+    """Generators are used again; two at a time stay apart, and each starts as a new one would."""
+    for step in range(3):
+        one, other = Streams(7, "noise", range(5), step=step), Streams(7, "anchor", range(5), step=step)
+        fresh = [stream(7, "anchor", step=step, index=i).standard_normal(3, dtype=np.float32) for i in range(5)]
+        assert np.array_equal(other.normal((3,)).numpy(), np.stack(fresh))
+        odd = one.uniform()  # leaves half of a block behind
+        fresh = [stream(7, "noise", step=step, index=i).random() for i in range(5)]
+        assert odd.tolist() == torch.tensor(fresh, dtype=torch.float32).tolist()
+
+
 def test_streams_differ_by_every_part_of_their_key():
     keys = [
         {"seed": 1, "purpose": "noise"},

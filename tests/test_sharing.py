@@ -88,6 +88,8 @@ def test_the_best_is_applied_exactly_and_nothing_runs_again(swept):
     assert swept.repro() == []
     best = swept.table.iloc[0]
     metrics = swept.json("reports/metrics/rf.json")["flow-one_step-nfe001"]
+    pd.testing.assert_frame_equal(pd.read_csv(swept.folder / "reports/sweep.csv"), swept.table)  # apply left it alone
+    assert "sweep" not in swept.run("git", "status", "--porcelain", "-uall")
     assert metrics["sliced_wasserstein"] == pytest.approx(best.score, rel=1e-5)
     assert preset.parse_yaml((swept.folder / "params.yaml").read_text())["flow"]["lr"] == best["flow.lr"]
 

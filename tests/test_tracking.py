@@ -7,14 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import make_empty_store
 
 from ifm import tracking
-from ifm.tracking import PipelineState, digest, flatten, stage_run, track_state
+from ifm.tracking import PipelineState, delivery, digest, flatten, stage_run, states, track_state
+from ifm.tracking import store as stores
+from ifm.tracking.locallog import all_logs, read
+from ifm.tracking.runs import _record
+from ifm.tracking.sync import Synced, sync
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = (
@@ -29,22 +35,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # makes monkeypatch restore a variable that was not there
         monkeypatch.delenv(name)
-    tracking._connect.cache_clear()
+    stores.connect.cache_clear()
     yield
-    tracking._connect.cache_clear()
+    stores.connect.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with no run: made once, copied for every test, since its migrations take seconds."""
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.setenv("DVC_ROOT", str(root))
-        tracking._connect.cache_clear()
-        tracking._connect()
-        tracking._connect.cache_clear()
-    return root / "mlflow.db"
+    return make_empty_store(tmp_path_factory.mktemp("store"))
 
 
 def use_store(root: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -52,7 +50,7 @@ def use_store(root: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copy(empty_store, root / "mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking._connect.cache_clear()
+    stores.connect.cache_clear()
     return root
 
 
@@ -63,7 +61,7 @@ def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def runs(query: str = "") -> list:
-    client, experiment = tracking._connect()
+    client, experiment = stores.connect()
     return client.search_runs([experiment], query)
 
 
@@ -73,9 +71,27 @@ def only_run(query: str = "") -> Any:
     return found[0]
 
 
+def wait_until(holds: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
 def curve(run_id: str, key: str) -> list[tuple[int, float]]:
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
+
+
+INPUTS = [
+    {
+        "name": "digits/processed",
+        "digest": "ab" * 16,
+        "source": tracking.cache_uri("ab" * 16 + ".dir"),
+        "profile": {"splits": {"train": 8}},
+        "context": "training",
+    }
+]
 
 
 # Small functions
@@ -107,14 +123,15 @@ def test_a_run_from_start_to_end(store: Path, tmp_path: Path, monkeypatch: pytes
     artifact = tmp_path / "grid.txt"
     artifact.write_text("picture")
     params = {"teacher": {"lr": 1e-3, "steps": 7}, "seed": 0, "long": "x" * 7000}
-    with stage_run("teacher-ve", params=params, record=record, tags={"input.data": "abc"}) as run:
+    tags = {"input.data": "abc"}
+    with stage_run("teacher-ve", params=params, record=record, tags=tags, inputs=INPUTS) as run:
         assert only_run().info.status == "RUNNING"
         run.log_row({"step": 50, "loss": 0.5, "lr": 1e-3})
         run.log_row({"step": 100, "loss": 0.25, "lr": 5e-4})
         run.log_metrics({"fid": 12.5, "count": 3})
         run.log_artifact(artifact, "grids")
         run.timings["train_seconds"] = 1.5
-        run.extra["model_id"] = "m-1"
+        run.extra["note"] = "m-1"
     found = only_run()
     assert found.info.run_id == run.run_id
     assert (found.info.status, found.info.run_name) == ("FINISHED", "teacher-ve")
@@ -134,12 +151,19 @@ def test_a_run_from_start_to_end(store: Path, tmp_path: Path, monkeypatch: pytes
         "ifm.pid": str(os.getpid()),
     }
     assert tags["mlflow.source.name"] == "dvc repro teacher-ve"
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     assert [file.path for file in client.list_artifacts(run.run_id, "grids")] == ["grids/grid.txt"]
+    (used,) = found.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.dataset.source_type) == ("digits/processed", "ab" * 16, "dvc")
+    assert json.loads(used.dataset.source) == {"uri": INPUTS[0]["source"]}
+    assert json.loads(used.dataset.profile) == {"splits": {"train": 8}}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    assert not all_logs()  # the store has everything
     written = json.loads(record.read_text())
     assert written.pop("started") == pytest.approx(found.info.start_time / 1000, abs=30)
     memory = written.pop("memory")
     assert 50 < memory["peak_memory_mb"] == metrics["peak_memory_mb"]
+    assert written.pop("log") == tags["ifm.log"]
     assert written == {
         "version": 1,
         "stage": "teacher-ve",
@@ -149,16 +173,18 @@ def test_a_run_from_start_to_end(store: Path, tmp_path: Path, monkeypatch: pytes
         "params": {"teacher.lr": 1e-3, "teacher.steps": 7, "seed": 0, "long": "x" * 7000},
         "metrics": {"fid": 12.5, "count": 3.0},
         "tags": {"input.data": "abc"},
-        "model_id": "m-1",
+        "inputs": INPUTS,
+        "note": "m-1",
     }
 
 
 def test_a_models_bytes_stay_outside_the_store(store: Path):
     with stage_run("flow-ve", params={}, record=None) as run:
         run.log_model("flow-ve", folder=Path("models/flow/ve"), description={"kind": "flow", "sha256": "ab", "n": 3})
-    client, _ = tracking._connect()
-    model = client.get_logged_model(run.extra["model_id"])
-    assert model.source_run_id == run.run_id
+    client, experiment = stores.connect()
+    (model,) = client.search_logged_models([experiment])
+    assert (model.source_run_id, str(model.status)) == (run.run_id, "READY")
+    assert run.extra["model"]["name"] == model.name == "flow-ve"
     assert (model.tags["dvc.path"], model.tags["sha256"]) == ("models/flow/ve", "ab")
     assert model.params == {"kind": "flow", "n": "3"}
 
@@ -204,14 +230,29 @@ def test_figures_that_are_not_finite_are_left_out(store: Path, tmp_path: Path):
     values = {"a": float("nan"), "b": float("inf"), "c": None, "d": 2}
     with stage_run("x", params={}, record=tmp_path / "run.json") as run:
         run.log_metrics(values)
-    assert set(only_run().data.metrics) == {"d", "stage_seconds", "peak_memory_mb"}
+    logged = {name for name in only_run().data.metrics if not name.startswith("system/")}
+    assert logged == {"d", "stage_seconds", "peak_memory_mb"}
     assert json.loads((tmp_path / "run.json").read_text())["metrics"] == {"d": 2.0}
+
+
+def test_what_the_machine_does_is_sampled(store: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(delivery, "SAMPLE_SECONDS", 0.3)
+    with stage_run("busy", params={}, record=None) as run:
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            pass
+    cpu = curve(run.run_id, "system/cpu_utilization_percentage")
+    assert [step for step, _ in cpu] == list(range(len(cpu)))
+    assert len(cpu) >= 2
+    assert all(0 < value <= 100 for _, value in cpu)
+    memory = [value for _, value in curve(run.run_id, "system/process_memory_usage_megabytes")]
+    assert all(20 < value < only_run().data.metrics["peak_memory_mb"] * 1.05 for value in memory)
 
 
 def test_runs_of_dead_processes_are_closed_at_the_next_start(store: Path):
     gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
     gone.wait()
-    client, experiment = tracking._connect()
+    client, experiment = stores.connect()
     here = socket.gethostname()
 
     def left_running(host: str, pid: int | str) -> str:
@@ -233,7 +274,7 @@ def work_untracked(tmp_path: Path) -> dict[str, Any]:
     with stage_run("x", params={"a": {"b": 1}}, record=tmp_path / "run.json", tags={"data": "d"}) as run:
         run.log_row({"step": 1, "loss": 2.0})
         run.log_metrics({"fid": 1})
-        run.log_artifact(tmp_path / "nothing")
+        run.log_artifact(Path(__file__))
         run.log_model("m", folder=tmp_path, description={"kind": "flow", "sha256": "x"})
         run.timings["train_seconds"] = 1.0
     record = json.loads((tmp_path / "run.json").read_text())
@@ -295,19 +336,23 @@ def test_a_store_that_cannot_be_opened(
     work_untracked(tmp_path)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tracking: ")]
     assert len(said) == 1
-    assert said[0].startswith(f"tracking: no store at {uri} (")
-    assert said[0].endswith("); goes on without")
+    assert said[0].startswith(f"tracking: x: the store at {uri} failed (")
+    (log,) = all_logs()
+    assert said[0].endswith(f"); goes on, with its log in .ifm/tracking/{log.name}; later: `ifm track --sync`")
+    assert [e["op"] for e in read(log).entries] == [
+        *("start", "params", "metrics", "metrics", "artifact", "model", "metrics", "end")
+    ]
     assert track_state(empty_state()) == UNTRACKED
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tracking: ")]
     assert len(said) == 1
     assert said[0].startswith(f"tracking: the store at {uri} failed (")
-    assert said[0].endswith("later: `dvc repro --force track`")
+    assert said[0].endswith(f"); kept in .ifm/tracking/{all_logs()[-1].name}; later: `ifm track --sync`")
 
 
 def test_a_deleted_experiment_is_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    client, experiment = tracking._connect()
+    client, experiment = stores.connect()
     client.delete_experiment(experiment)
-    tracking._connect.cache_clear()
+    stores.connect.cache_clear()
     work_untracked(tmp_path)
     assert "experiment 'ifm' is deleted; restore it or set MLFLOW_EXPERIMENT_NAME" in capsys.readouterr().err
 
@@ -316,7 +361,7 @@ def test_another_experiment_name(store: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     with stage_run("x", params={}, record=None):
         pass
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     assert client.get_experiment(only_run().info.experiment_id).name == "mine"
 
 
@@ -332,16 +377,48 @@ def test_a_store_that_fails_midway_is_reported_once(
         raise OSError("disk full\n[SQL: a long statement]")
 
     with stage_run("x", params={"a": 1}, record=tmp_path / "run.json") as run:
-        run.log_row({"step": 1, "loss": 1.0})
-        monkeypatch.setattr(MlflowClient, "log_batch", full_disk)
-        for step in (2, 3, 4):
-            run.log_row({"step": step, "loss": 1.0})
-        run.log_metrics({"fid": 1.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", full_disk)
+            for step in (1, 2, 3, 4):
+                run.log_row({"step": step, "loss": 1.0})
+            run.log_metrics({"fid": 1.0})
+            wait_until(lambda: calls)
+        run.log_row({"step": 5, "loss": 1.0})  # not before RETRY_SECONDS
     assert len(calls) == 1
-    said = "tracking: x: the store failed (OSError: disk full); not tracking further\n"
-    assert capsys.readouterr().err == said
+    (log,) = all_logs()
+    failed = f"tracking: x: the store at sqlite:///{store / 'mlflow.db'} failed (OSError: disk full); "
+    assert capsys.readouterr().err == (
+        f"{failed}goes on, with its log in .ifm/tracking/{log.name}; later: `ifm track --sync`\n"
+    )
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["run_id"], record["metrics"]) == (run.run_id, {"fid": 1.0})
+    assert (only_run().info.status, curve(run.run_id, "loss")) == ("RUNNING", [])
+
+    assert sync().delivered == [log.name]
+    assert only_run().info.run_id == run.run_id
+    assert (only_run().info.status, only_run().data.metrics["fid"]) == ("FINISHED", 1.0)
+    assert curve(run.run_id, "loss") == [(step, 1.0) for step in (1, 2, 3, 4, 5)]
+    assert sync() == Synced()
+
+
+def test_a_store_that_comes_back_gets_the_rest_while_the_stage_runs(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    from mlflow import MlflowClient
+
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError("away")
+
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.2)
+    with stage_run("x", params={}, record=None) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", away)
+            run.log_row({"step": 1, "loss": 1.0})
+            wait_until(lambda: "away" in capsys.readouterr().err)
+        wait_until(lambda: curve(run.run_id, "loss") == [(1, 1.0)])
+        wait_until(lambda: capsys.readouterr().err == "tracking: x: the store is back, and has everything\n")
+    assert not all_logs()
+    assert only_run().info.status == "FINISHED"
 
 
 # The pipeline's state
@@ -375,14 +452,20 @@ def test_the_parent_holds_all_params_and_metrics_and_its_children(store: Path, t
     made = track_state(state(records, artifacts=[tmp_path / "summary.csv"]))
     children = {r["stage"]: r["run_id"] for r in records}
     uri = f"sqlite:///{store / 'mlflow.db'}"
-    assert made == {"run_id": made["run_id"], "tracking_uri": uri, "state": "s1", "children": children}
+    assert made == {
+        "run_id": made["run_id"],
+        "tracking_uri": uri,
+        "state": "s1",
+        "children": children,
+        "versions": {},
+    }
     parent = only_run("tags.`ifm.kind` = 'pipeline'")
     assert (parent.info.run_id, parent.info.status, parent.info.run_name) == (made["run_id"], "FINISHED", "state s1")
     params = {"seed": "0", "teacher.lr": "0.001"} | {f"wide.p{i}": str(i) for i in range(150)}
     assert parent.data.params == params
     assert parent.data.metrics == {"ve.one_step.fid": 4.5, "reference.accuracy": 1.0}
     assert parent.data.tags["data"] == "digits"
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     for stage, run_id in children.items():
         assert parent.data.tags[f"stage.{stage}.run_id"] == run_id
         assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == made["run_id"]
@@ -399,7 +482,7 @@ def test_one_parent_a_state_and_children_keep_their_first(store: Path, tmp_path:
     assert second["run_id"] != first["run_id"]
     assert second["children"] == first["children"]
     assert len(runs()) == 3
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     child = client.get_run(records[0]["run_id"])
     assert child.data.tags["mlflow.parentRunId"] == first["run_id"]
     assert client.get_run(second["run_id"]).data.tags["stage.fetch.run_id"] == child.info.run_id
@@ -412,7 +495,7 @@ def test_a_parent_that_was_cut_short_is_completed(store: Path, tmp_path: Path, m
         raise SystemExit(143)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log_params", killed)
+        patch.setattr(states, "log_params", killed)
         with pytest.raises(SystemExit):
             track_state(state(records))
     assert only_run("tags.`ifm.kind` = 'pipeline'").data.params == {}
@@ -441,7 +524,7 @@ def test_children_are_recreated_once_in_an_empty_store(
     assert len(runs()) == 4  # two parents, two children
     assert tracked["run_id"] not in made["children"].values()
 
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     for record in records:
         child = client.get_run(made["children"][record["stage"]])
         assert (child.info.status, child.info.run_name) == ("FINISHED", record["stage"])
@@ -460,7 +543,7 @@ def test_children_are_recreated_once_in_an_empty_store(
 
 def test_a_deleted_child_is_made_again(store: Path, tmp_path: Path):
     record = stage_record("fetch", tmp_path)
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     client.delete_run(record["run_id"])
     made = track_state(state([record]))
     assert made["children"]["fetch"] != record["run_id"]
@@ -496,7 +579,7 @@ def test_four_processes_open_a_fresh_store_together(tmp_path: Path, monkeypatch:
     assert not [err for _, err in outputs if "tracking: " in err]
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     assert {run.info.run_id for run in runs("attributes.status = 'FINISHED'")} == {out.strip() for out, _ in outputs}
-    client, _ = tracking._connect()
+    client, _ = stores.connect()
     assert sorted(e.name for e in client.search_experiments()) == ["Default", "ifm"]
     assert len(runs()) == 4
 
@@ -540,4 +623,32 @@ def test_no_password_is_recorded(uri: str, shown: str, tmp_path: Path, monkeypat
     assert tracking.without_secrets(uri) == shown
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     run = tracking.StageRun("x", run_id="1")
-    assert tracking._record(run, 0.0, {})["tracking_uri"] == shown
+    assert _record(run, 0.0, {})["tracking_uri"] == shown
+
+
+def test_planted_secrets_are_nowhere(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not in params, tags, errors, records, nor in the log that waits for a server."""
+    planted = ("hunter2", "t0k3n", "p4ss", "keeper")
+    source = "https://keeper:hunter2@host/data?token=t0k3n"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "p4ss")
+
+    def work() -> None:
+        record = tmp_path / "run.json"
+        with stage_run("x", params={"data": {"path": source}}, record=record) as run:
+            run.log_model("flow-ve", folder=tmp_path, description={"kind": "flow", "sha256": "ab"})
+        with pytest.raises(ValueError, match="hunter2"), stage_run("y", params={}, record=None):
+            raise ValueError(f"cannot read {source} with p4ss")
+        track_state(state([json.loads(record.read_text())], params={"data": {"path": source}}))
+
+    work()
+    client, experiment = stores.connect()
+    logged = [run.to_dictionary() for run in client.search_runs([experiment])]
+    assert len(logged) == 3
+    assert "https://host/data?token=..." in json.dumps(logged)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://keeper:hunter2@127.0.0.1:9")
+    stores.connect.cache_clear()
+    work()
+    kept = [json.dumps(read(log).entries) for log in all_logs()]
+    assert len(kept) == 3
+    seen = json.dumps(logged) + "".join(kept) + (tmp_path / "run.json").read_text()
+    assert not [word for word in planted if word in seen]

@@ -2,15 +2,24 @@
 
 import csv
 import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
 
 from ifm.files import read_json, write_json
-from ifm.tracking import PipelineState, digest, flatten, track_state
+from ifm.tracking import ModelRecord, PipelineState, digest, flatten, track_state
 from pipeline import paths
 from pipeline.records import read_record
-from pipeline.stage import Stage, data_name, main
+from pipeline.stage import Stage, data_inputs, data_name, locked_outputs, main
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
 BRANCHED = ("teacher", "trajectories", "flow", "sample", "evaluate", "diagnose")
+# Details of an evaluation, for its own run and summary.csv; deviations are shown for the figure that decides.
+DETAILS = ("nfe", "n_samples", "seeds", "min_class_share", "missing_classes", "class_chi2", "class_p", "fid_pooled")
+DEVIATIONS = ("fid_sd", "sliced_wasserstein_sd")
+CHANGES_NAMED = 3  # in a run's name
 
 
 def work(stage: Stage) -> None:
@@ -19,20 +28,104 @@ def work(stage: Stage) -> None:
     names = [*SINGLE, *(f"{s}-{d}" for s in BRANCHED for d in config.dynamics)]
     results = {name: read_json(paths.METRICS / f"{name}.json") for name in ("reference", *config.dynamics)}
     results["diagnostics"] = {d: read_json(paths.diagnostics(d)) for d in config.dynamics}
-    figures = {k: v for k, v in flatten(results).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    figures = {k: v for k, v in figures.items() if not k.endswith((".nfe", ".n_samples"))}
-    experiment = os.environ.get("DVC_EXP_NAME")
+    records = {name: read_record(paths.run_record(name)) for name in names}
+    reference, made, experiment = results["reference"], locked_outputs(), os.environ.get("DVC_EXP_NAME")
+    figures = final_figures(results, config.dynamics) | costs(records)
+    title = f"{data_name(config)} {'+'.join(config.dynamics)} seed {config.seed}"
+    data = {path: made[path] for path in map(str, (paths.PROCESSED, paths.RAW)) if path in made}
+    inputs = {f"input.{path}": md5 for path, md5 in data.items()}
+    protocol = f"{reference['extractor']} {reference['checksum'][:12]}, {reference['split']} split"
     state = PipelineState(
         key=digest({"params": stage.values, "results": results}),
-        name=experiment or f"{data_name(config)} {'+'.join(config.dynamics)} seed {config.seed}",
+        name=_changes() + title + (f" [{experiment}]" if experiment else ""),
         params=stage.values,
         metrics=figures,
-        records=[read_record(paths.run_record(name)) for name in names],
+        records=list(records.values()),
         curves={name: _curve(name) for name in names if paths.curve(name).is_file()},
         artifacts=[paths.REPORTS / "index.html", paths.REPORTS / "summary.csv", paths.PARAMS],
-        tags={"data": data_name(config)},
+        tags={
+            "data": data_name(config),
+            "protocol": protocol,
+            "mlflow.source.name": "dvc repro",
+            "mlflow.source.type": "PROJECT",
+            "mlflow.note.content": note(figures, title, protocol),
+            **inputs,
+        },
+        inputs=data_inputs(config, data, context="training"),
+        models=[
+            ModelRecord(f"ifm-{kind}-{d}", f"{kind}-{d}", f"{d}-{kind}-", made.get(f"models/{kind}/{d}"))
+            for kind in ("teacher", "flow")
+            for d in config.dynamics
+        ],
     )
     write_json(paths.REPORTS / "track.json", track_state(state))
+
+
+def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, float]:
+    """The figures to compare states by, e.g. fid/ve-flow-1nfe, diagnostics/ve.error.one_step, reference/accuracy."""
+    found = {}
+    rows = [(d, row) for d in dynamics for row in results[d].values()]
+    for d, row in sorted(rows, key=_prominence):
+        for key, value in row.items():
+            if _number(value) and key not in DETAILS and (not key.endswith("_sd") or key in DEVIATIONS):
+                found[f"{key}/{sampler_name(d, row)}"] = value
+    for d, values in results["diagnostics"].items():
+        found |= {f"diagnostics/{d}.{k}": v for k, v in flatten(values).items() if _number(v) and k != "paths"}
+    return found | {f"reference/{k}": v for k, v in results["reference"].items() if _number(v)}
+
+
+def _prominence(row: tuple[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """MLflow lists figures as they come: the flow's by evaluations, the teacher's from its best, real data."""
+    _, figures = row
+    place = ("flow", "teacher", "data").index(figures["model"])
+    return place, figures["nfe"] if place == 0 else -figures["nfe"]
+
+
+def sampler_name(d: str, row: Mapping[str, Any]) -> str:
+    """Of a row of figures: ve-flow-1nfe, ve-flow-4nfe-renoise, ve-teacher-35nfe; real images: real."""
+    if row["model"] == "data":
+        return "real"
+    way = "" if row["sampler"] in ("one_step", "heun") else f"-{row['sampler']}"
+    return f"{d}-{row['model']}-{row['nfe']}nfe{way}"
+
+
+def costs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """How long training took, and the one-step flow for an image in a full batch."""
+    found = {}
+    for stage, record in records.items():
+        kind, _, d = stage.partition("-")
+        if "train_seconds" in record["timings"]:
+            found[f"train_seconds/{d}-{kind}"] = record["timings"]["train_seconds"]
+        if "seconds_per_image.flow-one_step-nfe001" in record["timings"]:
+            found[f"seconds_per_image/{d}-flow-1nfe"] = record["timings"]["seconds_per_image.flow-one_step-nfe001"]
+    return found
+
+
+def note(figures: Mapping[str, float], title: str, protocol: str) -> str:
+    """The run's description, as Markdown: what decides, in a table."""
+    measure = "fid" if any(name.startswith("fid/") for name in figures) else "sliced_wasserstein"
+    rows = sorted(name.partition("/")[2] for name in figures if name.startswith(f"{measure}/"))
+    rows = [row for row in rows if row.endswith("nfe")] + [row for row in rows if row == "real"]
+    lines = [f"**{title}**, judged by {protocol}", "", f"| sampler | {measure} | sd |", "|---|---|---|"]
+    for row in rows:
+        sd = figures.get(f"{measure}_sd/{row}")
+        lines.append(f"| {row} | {figures[f'{measure}/{row}']:.4g} | {'' if sd is None else format(sd, '.2g')} |")
+    return "\n".join([*lines, "", "`reports/index.html` is among the artifacts."])
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _changes() -> str:
+    """What tells this state from the commit it started from, to begin its name with: tables cut names short."""
+    done = subprocess.run(["git", "show", f"HEAD:./{paths.PARAMS}"], capture_output=True, text=True, check=False)
+    before = flatten(yaml.safe_load(done.stdout) or {}) if done.returncode == 0 else {}
+    now = flatten(yaml.safe_load(paths.PARAMS.read_text(encoding="utf-8")))
+    shown = [k for k in now if k in before and now[k] != before[k] and k not in ("seed", "dynamics")]
+    changed = ", ".join(f"{k}={now[k]}" for k in shown[:CHANGES_NAMED])
+    more = f" and {len(shown) - CHANGES_NAMED} more" if len(shown) > CHANGES_NAMED else ""
+    return f"{changed}{more}, " if shown else ""
 
 
 def _curve(name: str) -> list[dict[str, float]]:

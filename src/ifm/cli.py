@@ -12,6 +12,7 @@ from ifm import __version__, checkout, doctor
 from ifm.errors import UserError
 from ifm.files import write_json
 from ifm.options import at_least, check_writable, hardware
+from ifm.tracking import commands as tracking
 from ifm.use import export_command, sampling_command
 
 
@@ -176,4 +177,5 @@ COMMANDS = {
     "sample": (sampling_command.add_options, sampling_command.run),
     "export": (export_command.add_options, export_command.run),
     "doctor": (doctor.add_options, doctor.run),
+    **tracking.COMMANDS,
 }

@@ -1,0 +1,30 @@
+"""Runs in MLflow: one for every stage that executes, one parent for every state of the pipeline.
+
+The only package that imports mlflow, and only when a run starts. Where mlflow is not installed, or IFM_TRACKING=off,
+everything here does nothing, with a notice. Tracking never stops the work and never holds it up: what is logged goes
+into a local log first (`locallog`), and from there to the store (`delivery`), at once or whenever there is one again.
+"""
+
+from ifm.tracking.lineage import digest, flatten, git_commit, lineage_tags
+from ifm.tracking.registry import cache_uri
+from ifm.tracking.runs import StageRun, stage_run
+from ifm.tracking.states import ModelRecord, PipelineState
+from ifm.tracking.store import project_root, tracking_uri, unavailable, without_secrets
+from ifm.tracking.sync import track_state
+
+__all__ = [
+    "ModelRecord",
+    "PipelineState",
+    "StageRun",
+    "cache_uri",
+    "digest",
+    "flatten",
+    "git_commit",
+    "lineage_tags",
+    "project_root",
+    "stage_run",
+    "track_state",
+    "tracking_uri",
+    "unavailable",
+    "without_secrets",
+]

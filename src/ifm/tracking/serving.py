@@ -1,0 +1,77 @@
+"""The model inside an MLflow model: rows of n, seed and steps in, images out. Run by MLflow when it loads one."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import set_model
+
+from ifm import pretrained
+from ifm.model import IntervalFlow
+from ifm.sampling import draw_samples, flow_sampler
+
+BATCH = 256
+LIMITS = {"n": (1, 10_000), "seed": (0, 2**63 - 1), "steps": (1, 64)}
+DEFAULTS = {"n": 1, "seed": 0, "steps": 1}
+
+
+class FlowModel(mlflow.pyfunc.PythonModel):
+    """Draws what the stage `sample` draws: image i of a seed depends on (seed, i) alone."""
+
+    def load_context(self, context: Any) -> None:
+        """Reads the flow, onto a GPU where there is one."""
+        folder = Path(context.artifacts["flow"])
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.flow = pretrained.load_flow(folder).to(self.device, memory_format=torch.channels_last)
+        self.shape = tuple(pretrained.describe(folder)["image_shape"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+        """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
+
+        model_input: rows of n, seed and steps (MLflow makes a table of a dict or a list of them); what is missing is
+        taken from params. More than one step refines the estimate as the flow was trained: through sub-intervals, by
+        the anchor, or re-noised.
+        """
+        return np.concatenate([self._draw(**row) for row in rows_of(model_input, params or {})])
+
+    def _draw(self, *, n: int, seed: int, steps: int) -> np.ndarray:
+        sampler = flow_sampler(self.flow, kind=self._kind(steps), steps=steps)
+        drawn = draw_samples(
+            sampler,
+            dynamics=self.flow.dynamics,
+            shape=self.shape,
+            count=n,
+            batch_size=min(n, BATCH),
+            seed=seed,
+            device=self.device,
+        )
+        return drawn.images
+
+    def _kind(self, steps: int) -> str:
+        if steps == 1:
+            return "one_step"
+        if isinstance(self.flow, IntervalFlow):
+            return "chain"
+        return "anchor" if self.flow.takes_anchor else "renoise"
+
+
+def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, int]]:
+    """What is asked for, a dict of n, seed and steps for each row. Raises ValueError that names the value."""
+    rows = table.to_dict(orient="records") or [{}]
+    return [{name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS} for row in rows]
+
+
+def _whole(name: str, *values: Any) -> int:
+    """The first value that is given, else the default."""
+    given = next((v for v in values if v is not None), DEFAULTS[name])
+    low, high = LIMITS[name]
+    if isinstance(given, bool) or int(given) != given or not low <= given <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {given}")
+    return int(given)
+
+
+if __name__ != "ifm.tracking.serving":  # MLflow runs this file; importing it (in tests) sets nothing
+    set_model(FlowModel())

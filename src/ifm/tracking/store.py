@@ -1,0 +1,161 @@
+"""The MLflow store: where it is, how it is opened, and what must never be said of it."""
+
+import functools
+import importlib.util
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
+    "mlflow.note.content": (
+        "One row for each state of the pipeline (tag `ifm.kind = pipeline`): all its parameters and final figures. "
+        "Below it, one run for each stage, with curves, system metrics, grids and data. A search for "
+        "`tags.\"ifm.kind\" = 'pipeline'` leaves the states alone."
+    ),
+}
+_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+
+def project_root() -> Path:
+    """The main checkout: DVC names it in DVC_ROOT (in experiments too); otherwise the current folder."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def without_secrets(uri: str) -> str:
+    """A URI without user, password and query, as it may be shared: run.json travels with DVC's cache."""
+    parts = urlsplit(uri)
+    if parts.scheme.startswith("sqlite"):
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+def scrubbed(text: str) -> str:
+    """A text without user and password of URIs in it, and without the store's password or token."""
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
+    text = re.sub(r"(?i)\b(password|passwd|token|secret|api_key|sig)=[^&\s'\"]+", r"\1=...", text)
+    known = [os.environ.get(name) for name in _SECRET_VARIABLES] + [urlsplit(tracking_uri()).password]
+    for secret in filter(None, known):
+        text = text.replace(secret, "...")
+    return text
+
+
+def scrubbed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, texts among them `scrubbed`."""
+    return {name: scrubbed(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def brief(error: Exception) -> str:
+    """The first line of what a store says: SQLAlchemy appends the statement and a link."""
+    return f"{type(error).__name__}: {scrubbed((str(error).splitlines() or [''])[0])[:200]}"
+
+
+def notice(message: str) -> None:
+    print(f"tracking: {message}", file=sys.stderr, flush=True)
+
+
+def unavailable() -> str | None:
+    """Why nothing is tracked, or None where MLflow is at hand."""
+    if os.environ.get("IFM_TRACKING", "on").lower() in ("off", "0", "false", "no"):
+        return "off (IFM_TRACKING)"
+    if importlib.util.find_spec("mlflow") is None:
+        return "off (mlflow is not installed)"
+    return None
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process of this project at a time."""
+    from filelock import FileLock
+
+    lock = project_root() / ".ifm" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
+
+
+def experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ifm"
+
+
+def quiet() -> None:
+    """MLflow as this project wants it, unless the environment says otherwise: no telemetry, no long waits, no chatter.
+
+    To be called before mlflow is imported.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # MLflow tries seven times over minutes: too long to wait for a server that is not there. What it misses is kept.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@functools.cache
+def connect(name: str | None = None) -> tuple[Any, str]:
+    """The client and the id of the experiment (default: `experiment_name()`), which is made where it is missing.
+
+    Under a file lock: processes that touch a fresh SQLite store together break its migrations for good.
+    """
+    quiet()
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    root, uri, name = project_root(), tracking_uri(), name or experiment_name()
+    mlflow.set_tracking_uri(uri)
+    with locked():
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            local = uri.startswith("sqlite:")
+            location = (root / "mlartifacts").as_uri() if local else None
+            try:
+                return client, client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+            except MlflowException:  # another machine was quicker
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+    if experiment.lifecycle_stage == "deleted":
+        raise RuntimeError(f"experiment {name!r} is deleted; restore it or set MLFLOW_EXPERIMENT_NAME")
+    return client, experiment.experiment_id
+
+
+def find_run(client: Any, experiment: str, query: str) -> str | None:
+    """The id of the newest run that a query finds."""
+    found = client.search_runs([experiment], query, max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def close_stale(client: Any, experiment: str) -> None:
+    """Ends runs that a killed process of this host left RUNNING."""
+    host = socket.gethostname()
+    for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`ifm.host` = '{host}'"):
+        pid = run.data.tags.get("ifm.pid", "")
+        if pid.isdigit() and not _alive(int(pid)):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
