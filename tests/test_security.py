@@ -2,10 +2,12 @@
 
 import ast
 import json
+import os
 import pickle
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from ifm.pretrained import ModelError, load_flow, load_teacher, save_model
 from ifm.report import render
 from ifm.tracking import PipelineState, stage_run, store, track_state
 from ifm.use import diffusers_folder, loading
+from pipeline import audit
 from pipeline.stage import data_name
 
 ROOT = Path(__file__).parents[1]
@@ -341,3 +344,44 @@ def test_a_stores_password_is_neither_shown_nor_kept(planted, capfd, monkeypatch
     assert SECRET not in said.out + said.err + json.dumps(shown)
     assert SECRET not in tracking.without_secrets(uri)
     assert holders_of_the_secret(planted) == []
+
+
+# --- the audit ------------------------------------------------------------------------------------------------------
+
+SOUND = {"name": "a", "version": "1", "vulns": []}
+MISSED = {"name": "b", "skip_reason": "Dependency not found on PyPI and could not be audited: b (1)"}
+FAULTY = {
+    "name": "c",
+    "version": "2",
+    "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.1"]}, {"id": "X", "fix_versions": []}],
+}
+
+
+@pytest.mark.parametrize(
+    ("packages", "status", "said"),
+    [
+        ([SOUND], 0, "constraints.txt: 1 packages looked up, no known vulnerability"),
+        ([SOUND, FAULTY, MISSED], 1, "c 2: PYSEC-1, mended in 2.1\nc 2: X, mended in no version yet"),
+        ([MISSED] * 7, 2, "7 of 7 packages are not on the index: b, b, b, b, b, ...). This says nothing of its safety"),
+        ([SOUND, MISSED], 2, "1 of 2 packages are not on the index: b)"),
+    ],
+)
+def test_an_audit_that_looked_nothing_up_is_no_clean_one(packages, status, said):
+    found = audit.judge(json.dumps({"dependencies": packages}), "No known vulnerabilities found")
+    assert found.status == status
+    assert said in found.text
+
+
+def test_without_a_network_the_audit_says_so(tmp_path):
+    pytest.importorskip("pip_audit", reason="pip-audit is the extra `audit`")
+    (tmp_path / "constraints.txt").write_text("numpy==2.4.6\n")
+    nowhere = {name: "http://127.0.0.1:9" for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
+    around = os.environ | nowhere | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HOME": str(tmp_path)}
+    around |= {"NO_PROXY": "", "no_proxy": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.audit"], cwd=tmp_path, env=around, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith("audit: constraints.txt could not be looked up whole (")
+    assert "run `make audit` where https://pypi.org can be reached" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
