@@ -1,4 +1,4 @@
-"""docs/reproducibility.md's figures: the same bytes from the same seed, and how far threads and layout move a weight."""
+"""docs/reproducibility.md's figures: the same bytes from the same seed; how far threads and layout move weights."""
 
 import os
 import subprocess
