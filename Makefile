@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench ui readme params-reference clean
+.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench audit ui readme params-reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,10 @@ compare: setup ## two states side by side, reports/compare.html: A=HEAD B=worksp
 
 bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only frechet --threads 1", see there
 	$(BIN)/python -m benchmarks $(ARGS)
+
+audit: setup ## known vulnerabilities of the pinned packages (pip-audit, needs the network): docs/security.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
+	$(BIN)/python -m pipeline.audit
 
 ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
 	@echo "runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"

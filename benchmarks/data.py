@@ -32,7 +32,7 @@ def shards(options: Options) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.npy" for i in range(SHARDS)]
         for path, part in zip(paths, np.array_split(resident, SHARDS), strict=True):
-            np.save(path, part)
+            np.save(path, part, allow_pickle=False)
         mapped = ShardedArray(paths, stage="preprocess")
         rows = rng.integers(0, count, BATCH)
         contestants = {

@@ -25,6 +25,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline/__init__.py",
         "pipeline/launch.py",
         "pipeline/paths.py",
+        "pipeline/records.py",
         "pipeline/stage.py",
         "pipeline/stages/__init__.py",
     }

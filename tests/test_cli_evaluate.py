@@ -487,7 +487,7 @@ BAD_REFERENCES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "a file missing": (
         lambda t: (like(t / "r") / "features-test.npy").unlink() or t / "r",
         "",
-        "r: is no whole reference folder (FileNotFound",
+        "r/features-test.npy: cannot be read (",
     ),
     "no JSON": (lambda t: bytes_at(like(t / "r") / "metadata.json", b"{").parent, "", "metadata.json: not valid JSON"),
 }

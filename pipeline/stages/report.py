@@ -16,6 +16,7 @@ from ifm.pictures import side_by_side_choice
 from ifm.report import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
 from ifm.tracking import git_commit
 from pipeline import paths
+from pipeline.records import read_timings, train_seconds
 from pipeline.stage import Stage, data_name, main
 
 SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
@@ -80,7 +81,7 @@ def _real_rows(config: Config, metrics: dict[str, dict[str, Any]], reference: di
 
 
 def _batch_seconds(d: str) -> dict[int, float]:
-    timings = read_json(paths.run_record(f"sample-{d}"))["timings"]
+    timings = read_timings(paths.run_record(f"sample-{d}"))
     key = "seconds_in_batches_of."
     return {int(name.removeprefix(key)): value for name, value in timings.items() if name.startswith(key)}
 
@@ -95,7 +96,7 @@ def _rows(
     config: Config, d: str, metrics: dict[str, dict[str, Any]], reference: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The long form: one row for each sampler of one dynamics."""
-    timings = read_json(paths.run_record(f"sample-{d}"))["timings"]
+    timings = read_timings(paths.run_record(f"sample-{d}"))
     models = {}
     for kind, folder in (("teacher", paths.teacher(d)), ("flow", paths.flow(d))):
         described = read_json(folder / "ifm.json")
@@ -104,7 +105,7 @@ def _rows(
             "anchor": described.get("anchor"),
             "parameters": described["parameters"],
             "train_images": described["train_images"],
-            "train_seconds": read_json(paths.run_record(f"{kind}-{d}"))["timings"]["train_seconds"],
+            "train_seconds": train_seconds(paths.run_record(f"{kind}-{d}")),
         }
     common = _common(config, reference) | {"dynamics": d}
     measured = ("seconds_per_image", "seconds_batch_1", "peak_memory_mb")

@@ -11,6 +11,7 @@ import yaml
 from ifm.files import read_json, write_json
 from ifm.tracking import ModelRecord, PipelineState, digest, flatten, track_state
 from pipeline import paths
+from pipeline.records import read_record
 from pipeline.stage import Stage, data_inputs, data_name, locked_outputs, main
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
@@ -27,7 +28,7 @@ def work(stage: Stage) -> None:
     names = [*SINGLE, *(f"{s}-{d}" for s in BRANCHED for d in config.dynamics)]
     results = {name: read_json(paths.METRICS / f"{name}.json") for name in ("reference", *config.dynamics)}
     results["diagnostics"] = {d: read_json(paths.diagnostics(d)) for d in config.dynamics}
-    records = {name: read_json(paths.run_record(name)) for name in names}
+    records = {name: read_record(paths.run_record(name)) for name in names}
     reference, made, experiment = results["reference"], locked_outputs(), os.environ.get("DVC_EXP_NAME")
     figures = final_figures(results, config.dynamics) | costs(records)
     title = f"{data_name(config)} {'+'.join(config.dynamics)} seed {config.seed}"

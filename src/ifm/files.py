@@ -9,12 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 
+T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class FileError(UserError, ValueError):
+    """A file of the project holds something else than it should; the message names it and the mend."""
 
 
 class StorageError(UserError, OSError):
@@ -97,11 +102,33 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON. Raises FileNotFoundError or ValueError that names the file."""
+    """Reads JSON. Raises FileNotFoundError, or FileError that names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again") from error
+
+
+def read_dataclass(path: Path, kind: type[T]) -> T:
+    """Reads what `write_json(path, asdict(...))` wrote: every key there, none more, each of its type.
+
+    Raises FileNotFoundError, or ValueError with what is wrong and no file's name.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(in_a_line(f"{key!r}: {first['msg']}" if key else first["msg"])) from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file that a description names. Raises ValueError where it would lie outside the folder."""
+    if not name.isprintable() or Path(name).name != name or "\\" in name or name in ("", ".."):
+        raise ValueError(f"{name!r} is no plain file name")
+    return folder / name
 
 
 @contextmanager

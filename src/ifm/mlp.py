@@ -1,10 +1,12 @@
 """A residual MLP as F, for points: scaled input and c_noise in, F_x out. It knows no dynamics."""
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -113,12 +115,35 @@ def load_mlp(folder: Path) -> MLP:
     options = _config(folder)
     if options.pop("_class_name", None) != KIND:
         raise ValueError(f"{folder}: holds no MLP")
+    check_weights(folder / WEIGHTS, lambda: MLP(**options), counts=[options.get("layers")])
     network = MLP(**options)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return network
 
 
+def check_weights(file: Path, build: Callable[[], nn.Module], *, counts: Iterable[Any]) -> None:
+    """Raises ValueError where a file's tensors are not those of the network, before memory is taken for either.
+
+    Its config.json may ask for terabytes, and diffusers fills weights that a file does not hold with random ones.
+    counts: how many layers the config asks for, place by place; each has a tensor at least.
+    """
+    with safe_open(file, framework="pt") as weights:
+        stored = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    for count in counts:
+        if not isinstance(count, int) or not 0 <= count <= len(stored):
+            raise ValueError(f"{CONFIG} asks for {count!r} layers, {file.name} holds {len(stored)} tensors")
+    with torch.device("meta"):
+        wanted = {name: tuple(weight.shape) for name, weight in build().state_dict().items()}
+    if stored != wanted:
+        name = min(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+        shapes = [list(x[name]) if name in x else "nothing" for x in (stored, wanted)]
+        raise ValueError(f"{file.name} holds {shapes[0]} as {name}, {CONFIG} asks for {shapes[1]}")
+
+
 def _config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: no {CONFIG} there, so no saved network")
-    return dict(read_json(folder / CONFIG))
+    found = read_json(folder / CONFIG)
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / CONFIG}: must be an object of JSON, got {type(found).__name__}")
+    return found

@@ -1,6 +1,5 @@
 """The network F inside the preconditioning. It knows no dynamics: scaled input and c_noise in, F_x out."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifm.mlp import MLP, is_mlp, load_mlp, save_mlp
+from ifm.files import read_json
+from ifm.mlp import MLP, check_weights, is_mlp, load_mlp, save_mlp
 from ifm.mlp import WEIGHTS as MLP_WEIGHTS
 
 # diffusers embeds a "timestep" with periods from 2 pi to 2 pi 10^4. c_noise spans about 1 (rf) to 2.7 (ve), so this
@@ -21,6 +21,7 @@ ANCHOR_GRID = 8  # an anchor is cut into at least this many patches a side
 POSITION_FEATURES = 8  # numbers that tell where a patch lies, for each axis
 ATTENTION_HEAD = 8  # channels of an attention head, diffusers' UNet2DModel's default
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name
+LAYER_COUNTS = ("layers_per_block", "transformer_layers_per_block")  # of diffusers' config.json: a number or a list
 INPUT_WEIGHTS = ("conv_in.weight", "inputs.weight")  # of U-Net and MLP: [C_out, C_in, ...]
 
 
@@ -194,16 +195,20 @@ def load_unet(folder: Path) -> UNet | CrossAttentionUNet:
     """Reads what `save_unet` wrote; only safetensors weights are accepted.
 
     Raises FileNotFoundError where the folder is missing (``from_pretrained`` would ask the hub for it), ValueError
-    where it holds another class of model.
+    where it holds another class of model, or weights that its config.json does not ask for.
     """
     import diffusers
 
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json there, so no saved U-Net")
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    if name not in WRAPPERS:
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str) or name not in WRAPPERS:
         raise ValueError(f"{folder}: holds a {name}; known: {', '.join(WRAPPERS)}")
     model = getattr(diffusers, name)
+    counts = [config.get(key, 1) for key in LAYER_COUNTS]
+    counts = [count for each in counts for count in (each if isinstance(each, list) else [each])]
+    check_weights(folder / UNET_WEIGHTS, lambda: model.from_config(config), counts=counts)
     return WRAPPERS[name](
         model.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     )

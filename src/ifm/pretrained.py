@@ -3,12 +3,15 @@
 ifm.json says what surrounds the network.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ifm import dynamics as dynamics_module
+from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
@@ -16,6 +19,15 @@ from ifm.networks import load_network, save_network
 
 DESCRIPTION = "ifm.json"
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
+MEND = "copy or download the folder again, or make it with `dvc repro --force`"
+
+
+class ModelError(UserError, ValueError):
+    """A model's folder cannot be used; the message names the folder or file and the mend."""
+
+
+class NoModelError(ModelError, FileNotFoundError):
+    """There is no model, or a file of it is missing."""
 
 
 def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[str, Any]) -> None:
@@ -63,28 +75,28 @@ def has_teacher(folder: Path) -> bool:
 
 
 def load_teacher(folder: Path) -> Teacher | ExactTeacher:
-    """Reads a teacher in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
+    """Reads a teacher in evaluation mode. Raises ModelError that names the folder."""
     description = _describe(folder, kind="teacher")
     if description.get("denoiser") == "none":
-        raise ValueError(f"{folder}: holds no teacher (teacher.kind: none)")
-    if description.get("denoiser") == "exact":
-        from safetensors.torch import load_file
-
-        return ExactTeacher(load_file(folder / EXACT_DATA)["data"], _dynamics(description)).eval()
-    return Teacher(load_network(folder), _dynamics(description)).eval()
+        raise ModelError(f"{folder}: holds no teacher (teacher.kind: none)")
+    with _usable(folder):
+        if description.get("denoiser") == "exact":
+            return ExactTeacher(_exact_data(folder / EXACT_DATA), _dynamics(description)).eval()
+        return Teacher(load_network(folder), _dynamics(description)).eval()
 
 
 def load_flow(folder: Path) -> IntegrationFlow:
-    """Reads an integration flow in evaluation mode. Raises FileNotFoundError or ValueError that names the folder."""
+    """Reads an integration flow in evaluation mode. Raises ModelError that names the folder."""
     description = _describe(folder, kind="flow")
-    return build_flow(
-        load_network(folder),
-        _dynamics(description),
-        scheme=description["scheme"],
-        takes_anchor=description["takes_anchor"],
-        anchor_input=description.get("anchor_input", "channels"),
-        two_times=description.get("two_times", False),
-    ).eval()
+    with _usable(folder):
+        return build_flow(
+            load_network(folder),
+            _dynamics(description),
+            scheme=description["scheme"],
+            takes_anchor=_true_or_false(description, "takes_anchor"),
+            anchor_input=description.get("anchor_input", "channels"),
+            two_times=_true_or_false({"two_times": False} | description, "two_times"),
+        ).eval()
 
 
 def load_both(
@@ -96,17 +108,59 @@ def load_both(
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What ifm.json says: kind, dynamics, parameters, sha256 of the weights, training facts."""
-    return read_json(folder / DESCRIPTION)
+    """What ifm.json says: kind, dynamics, parameters, sha256 of the weights, training facts. Raises ModelError."""
+    path = folder / DESCRIPTION
+    try:
+        found = read_json(path)
+    except FileNotFoundError as error:
+        raise NoModelError(f"{path}: no such file, so no saved model; {MEND}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({in_a_line(error.__cause__ or error)}); {MEND}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: must be an object of JSON, got {type(found).__name__}; {MEND}")
+    return found
 
 
 def _describe(folder: Path, *, kind: str) -> dict[str, Any]:
     description = describe(folder)
-    if description["kind"] != kind:
-        raise ValueError(f"{folder}: holds a {description['kind']}, not a {kind}")
+    if description.get("kind") != kind:
+        raise ModelError(f"{folder}: holds a {in_a_line(description.get('kind'))}, not a {kind}")
     return description
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turns what a damaged or foreign folder raises into a ModelError: the libraries answer with nearly any kind."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NoModelError(f"{folder}: a file is missing ({in_a_line(error)}); {MEND}") from error
+    except KeyError as error:
+        raise ModelError(f"{folder / DESCRIPTION}: has no key {error}; {MEND}") from error
+    except Exception as error:
+        raise ModelError(f"{folder}: holds no usable model ({in_a_line(error)}); {MEND}") from error
+
+
+def _true_or_false(description: dict[str, Any], key: str) -> bool:
+    if not isinstance(description[key], bool):
+        raise ValueError(f"{DESCRIPTION}: {key} must be true or false, got {description[key]!r}")
+    return description[key]
+
+
+def _exact_data(file: Path) -> torch.Tensor:
+    """The data of an exact teacher: [n, *shape], uint8 or floating."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    data = tensors.get("data")
+    if data is None or not data.numel() or not (data.dtype == torch.uint8 or data.is_floating_point()):
+        found = ", ".join(f"{name}: {t.dtype} {list(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"{file.name}: must hold `data`, uint8 or floats of shape [n, ...], got {found or 'nothing'}")
+    return data
 
 
 def _dynamics(description: dict[str, Any]) -> dynamics_module.Dynamics:
     options = dict(description["dynamics"])
+    if not isinstance(options.get("name"), str):
+        raise ValueError(f"{DESCRIPTION}: dynamics must have a name, got {options}")
     return dynamics_module.build(options.pop("name"), **options)

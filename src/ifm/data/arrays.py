@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ifm.errors import UserError
-from ifm.files import read_json, write_json
+from ifm.errors import UserError, in_a_line
+from ifm.files import inside, read_dataclass, write_json
 
 METADATA = "metadata.json"
 _STAGE = "preprocess"
+STRICT = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic reads the dataclasses of metadata.json
 MAPPED_BYTES = 2**27  # sets up to this size stay mapped once they are read
 ROWS_AT_ONCE = 64  # of larger ones: Linux maps up to 2 MB around each row that is read
 
@@ -31,6 +32,7 @@ class DataError(UserError, ValueError):
 class ProcessedSplit:
     """One split: `sha256` is over the image bytes in order, then the labels as little-endian int64."""
 
+    __pydantic_config__: ClassVar = STRICT
     count: int
     shards: list[str]
     class_counts: list[int] | None
@@ -39,6 +41,8 @@ class ProcessedSplit:
 
 class StoredMetadata:
     """What metadata.json of every processed form shares; a dataclass that has `splits`."""
+
+    __pydantic_config__: ClassVar = STRICT
 
     def write(self, folder: Path) -> None:
         """Writes metadata.json."""
@@ -49,13 +53,17 @@ class StoredMetadata:
         """Reads metadata.json. Raises DataError where it is missing or has another form."""
         path = folder / METADATA
         try:
-            values = read_json(path)
-            values["splits"] = {name: ProcessedSplit(**split) for name, split in values["splits"].items()}
-            return cls(**values)
+            found = read_dataclass(path, cls)
+            for split, described in found.splits.items():
+                if not described.shards:
+                    raise ValueError(f"{split!r} has no shards")
+                for name in described.shards:
+                    inside(folder, name)
+            return found
         except FileNotFoundError as error:
             raise _broken(path, "is missing", _STAGE) from error
-        except (TypeError, KeyError, AttributeError) as error:
-            raise _broken(path, f"does not describe a processed data set ({error})", _STAGE) from error
+        except (ValueError, OSError) as error:
+            raise _broken(path, f"does not describe a processed data set ({in_a_line(error)})", _STAGE) from error
 
 
 @dataclass(frozen=True)
@@ -244,13 +252,14 @@ def _open_again(paths: tuple[Path, ...], stage: str, row_shape: tuple[int, ...],
 
 
 def _map(path: Path, stage: str) -> np.memmap:
-    """One .npy file, mapped read-only. Raises ValueError where it is missing or not as long as it says."""
+    """One .npy file, mapped read-only. Raises DataError where it is missing or not as long as it says."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise _broken(path, "is missing", stage) from error
-    except (ValueError, EOFError, OSError) as error:
-        raise _broken(path, f"is damaged ({error})", stage) from error
+    # NumPy parses the header as Python text, and takes a file that begins as a zip archive does for one.
+    except Exception as error:
+        raise _broken(path, f"is damaged ({in_a_line(error)})", stage) from error
     if not isinstance(array, np.memmap) or array.ndim < 1:
         raise _broken(path, "is not an array of rows in a .npy file", stage)
     if path.stat().st_size != array.offset + array.nbytes:
@@ -263,6 +272,6 @@ def _labels(path: Path, count: int, classes: int) -> np.ndarray:
     labels = np.array(_map(path, _STAGE))
     if labels.dtype != np.int64 or labels.shape != (count,):
         raise _broken(path, f"holds {labels.dtype} {list(labels.shape)}, not int64 [{count}]", _STAGE)
-    if labels.min() < 0 or labels.max() >= classes:
+    if count and (labels.min() < 0 or labels.max() >= classes):
         raise _broken(path, f"holds labels {labels.min()}..{labels.max()}, not 0..{classes - 1}", _STAGE)
     return labels

@@ -25,12 +25,14 @@ import numpy as np
 
 from ifm.config import DataConfig
 from ifm.data.arrays import METADATA, DataError, ProcessedSplit, SampleSet, StoredMetadata
+from ifm.errors import in_a_line
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
 from ifm.random import stream
 
 POINTS, LABELS = "points.npy", "labels.npy"
 RADIUS, MODE_SD, REST_SD = 0.7, 0.07, 0.5
 SHARD_ROWS = 2**22
+CLASSES = [str(i) for i in range(8)]  # the modes of `eight_gaussians`
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def fetch_points(config: DataConfig, out: Path) -> dict[str, int]:
         np.save(folder / POINTS, drawn.points.astype(np.float32), allow_pickle=False)
         if drawn.labels is not None:
             np.save(folder / LABELS, drawn.labels, allow_pickle=False)
-        classes = None if drawn.labels is None else [str(i) for i in range(8)]
+        classes = None if drawn.labels is None else CLASSES
         described = {"source": "points", "name": law.law, "splits": {"train": law.count}, "classes": classes}
         write_json(folder / METADATA, described | {"sha256": file_sha256(folder / POINTS)})
     return {"train": law.count}
@@ -146,7 +148,14 @@ def preprocess_points(config: DataConfig, raw: Path, out: Path) -> PointMetadata
     described = _raw(raw)
     points = _load(raw / POINTS, np.float32)  # [n, d]
     labels = None if described["classes"] is None else _load(raw / LABELS, np.int64)  # [n]
-    n = len(points)
+    n = len(points) if points.ndim == 2 else 0
+    if n < 2 or not points.shape[1] or not np.isfinite(points).all():
+        shape = list(points.shape)
+        raise DataError(
+            f"{raw / POINTS}: must be finite numbers of shape [n >= 2, d], got {shape}; run `dvc repro fetch` again"
+        )
+    if labels is not None and (labels.shape != (n,) or labels.min() < 0 or labels.max() >= len(CLASSES)):
+        raise DataError(f"{raw / LABELS}: must be {n} numbers in 0..{len(CLASSES) - 1}; run `dvc repro fetch` again")
     tests = min(max(round(config.test_fraction * n), 1), n - 1)
     order = stream(config.split_seed, "split").permutation(n)
     rows = {"train": order[tests:], "test": order[:tests]}
@@ -174,16 +183,23 @@ def _raw(raw: Path) -> dict[str, Any]:
         described = read_json(raw / METADATA)
     except FileNotFoundError as error:
         raise DataError(f"{raw / METADATA}: is missing; run `dvc repro fetch`") from error
+    keys = {"source", "name", "classes"}
+    if not isinstance(described, dict) or not keys <= described.keys() or not isinstance(described["name"], str):
+        raise DataError(f"{raw / METADATA}: does not describe raw points; run `dvc repro fetch` again")
     if described["source"] != "points":
-        raise DataError(f"{raw}: holds {described['source']}, not points; run `dvc repro fetch` again")
+        raise DataError(f"{raw}: holds {in_a_line(described['source'])}, not points; run `dvc repro fetch` again")
+    if described["classes"] not in (None, CLASSES):
+        raise DataError(f"{raw / METADATA}: classes must be null or {CLASSES}; run `dvc repro fetch` again")
     return described
 
 
 def _load(path: Path, dtype: type) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run `dvc repro fetch` again") from error
+    except Exception as error:  # see ifm.data.arrays: NumPy answers damaged headers with nearly any kind
+        raise DataError(f"{path}: cannot be read ({in_a_line(error)}); run `dvc repro fetch` again") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: is an archive of arrays, not an array; run `dvc repro fetch` again")
     if array.dtype != dtype:
         raise DataError(f"{path}: holds {array.dtype}, not {np.dtype(dtype)}; run `dvc repro fetch` again")
     return array

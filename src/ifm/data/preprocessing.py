@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from ifm.config import DataConfig
 from ifm.data.arrays import METADATA, DataError, ProcessedMetadata, ProcessedSplit
+from ifm.errors import in_a_line
 from ifm.files import fresh_folder, read_json
 from ifm.progress import progress
 from ifm.random import stream
@@ -34,6 +37,7 @@ _FILTERS = {
 _GREY, _DEEP_GREY = ("1", "L"), ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _COLOUR = ("P", "RGB", "RGBX", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV")
 _BLOCK_BYTES = 2**24
+RAW_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # a cell of the raw form's image column
 
 
 # One image
@@ -50,8 +54,7 @@ def decode(data: bytes) -> Image.Image:
     # Pillow's decoders answer damaged bytes with nearly any exception.
     except Exception as error:
         # Pillow names the in-memory file by its address, which says nothing and differs from run to run.
-        reason = "no known image format" if "cannot identify" in str(error) else str(error)
-        raise ValueError(reason or type(error).__name__) from error
+        raise ValueError("no known image format" if "cannot identify" in str(error) else in_a_line(error)) from error
     return image
 
 
@@ -133,6 +136,7 @@ def preprocess(config: DataConfig, raw: Path, out: Path) -> ProcessedMetadata:
     `out` stays as it was then.
     """
     source = _raw_metadata(raw)
+    _check_counts(raw, source["splits"])
     placements = _place(source["splits"], config)
     with fresh_folder(out) as folder:
         writers = {
@@ -146,7 +150,7 @@ def preprocess(config: DataConfig, raw: Path, out: Path) -> ProcessedMetadata:
         ):
             for split, placement in placements.items():
                 start = 0
-                for part in _parts(raw, split, len(placement.position), config):
+                for part in _parts(raw, split, len(placement.position), config, classes=source["classes"]):
                     rows = slice(start, start + len(part))
                     start += len(part)
                     _spread(part, placement.is_test[rows], placement.position[rows], writers, pool, config)
@@ -189,9 +193,26 @@ def _spread(
 
 def _raw_metadata(raw: Path) -> dict[str, Any]:
     try:
-        return read_json(raw / METADATA)
+        found = read_json(raw / METADATA)
     except FileNotFoundError as error:
         raise DataError(f"{raw / METADATA}: is missing; run `dvc repro fetch`") from error
+    if not _describes_images(found):
+        raise DataError(f"{raw / METADATA}: does not describe raw images; run `dvc repro fetch` again")
+    return found
+
+
+def _describes_images(found: Any) -> bool:
+    if not isinstance(found, dict) or not {"source", "name", "classes", "splits"} <= found.keys():
+        return False
+    classes, splits = found["classes"], found["splits"]
+    return (
+        isinstance(found["source"], str)
+        and isinstance(found["name"], str | None)
+        and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
+        and isinstance(splits, dict)
+        and splits.keys() in ({"train"}, {"train", "test"})
+        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in splits.values())
+    )
 
 
 def _place(splits: dict[str, int], config: DataConfig) -> dict[str, _Placement]:
@@ -215,20 +236,58 @@ def _counts(placements: dict[str, _Placement]) -> dict[str, int]:
     return {"train": sum(len(p.is_test) for p in placements.values()) - tests, "test": tests}
 
 
-def _parts(raw: Path, split: str, count: int, config: DataConfig) -> Iterator[pa.Table]:
+def _check_counts(raw: Path, splits: dict[str, int]) -> None:
+    """Raises DataError where the files hold other numbers of rows, before memory is taken for them."""
+    for split, count in splits.items():
+        seen = 0
+        for path in sorted(raw.glob(f"{split}-*.parquet")):
+            with _undamaged(path), pq.ParquetFile(path) as file:
+                seen += file.metadata.num_rows
+        if seen != count:
+            raise DataError(
+                f"{raw / METADATA}: counts {count} {split} images, the files hold {seen}; run `dvc repro fetch` again"
+            )
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Turns what a damaged file raises into a DataError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
+        raise DataError(f"{path}: is damaged ({in_a_line(error)}); run `dvc repro fetch` again") from error
+
+
+def _check_columns(path: Path, part: pa.Table, classes: list[str] | None) -> None:
+    """Raises DataError where rows are not as `fetch` writes them: image {bytes, path}, label 0..classes-1."""
+    fault = None
+    if "image" not in part.column_names or part.column("image").type != RAW_IMAGE:
+        fault = f"has no column image of {RAW_IMAGE}"
+    elif classes is not None:
+        if "label" not in part.column_names or part.column("label").type != pa.int64():
+            fault = "has no column label of int64"
+        else:
+            labels = part.column("label")
+            ends = (pc.min(labels).as_py(), pc.max(labels).as_py())
+            if labels.null_count or (len(part) and (ends[0] < 0 or ends[1] >= len(classes))):
+                missing = f" ({labels.null_count} missing)" if labels.null_count else ""
+                fault = f"has labels {ends[0]}..{ends[1]}{missing}, not 0..{len(classes) - 1}"
+    if fault:
+        raise DataError(f"{path}: {fault}; run `dvc repro fetch` again")
+
+
+def _parts(raw: Path, split: str, count: int, config: DataConfig, *, classes: list[str] | None) -> Iterator[pa.Table]:
     """The raw rows of a split in order, few enough at a time to hold: `fetch` keeps the row groups small."""
     rows = max(WORKERS, _BLOCK_BYTES // int(np.prod(_row_shape(config))))
     seen = 0
     for path in sorted(raw.glob(f"{split}-*.parquet")):
-        try:
-            with pq.ParquetFile(path) as file:
-                for i in range(file.num_row_groups):
-                    group = file.read_row_group(i)
-                    seen += len(group)
-                    if seen <= count:
-                        yield from (group.slice(start, rows) for start in range(0, len(group), rows))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: is damaged ({error}); run `dvc repro fetch` again") from error
+        with _undamaged(path), pq.ParquetFile(path) as file:
+            for i in range(file.num_row_groups):
+                group = file.read_row_group(i)
+                _check_columns(path, group, classes)
+                seen += len(group)
+                if seen <= count:
+                    yield from (group.slice(start, rows) for start in range(0, len(group), rows))
     if seen != count:
         raise DataError(
             f"{raw / METADATA}: counts {count} {split} images, the files hold {seen}; run `dvc repro fetch` again"
@@ -242,8 +301,11 @@ def _row_shape(config: DataConfig) -> tuple[int, int, int]:
 def _to_row(cell: dict[str, Any], *, size: int, channels: int, resample: str) -> np.ndarray:
     """One cell of the raw image column -> uint8 [C, S, S]."""
     try:
+        if cell is None or cell["bytes"] is None:
+            raise ValueError("no bytes")
         return to_array(decode(cell["bytes"]), size=size, channels=channels, resample=resample)
     except ValueError as error:
+        cell = cell or {"path": None}
         raise DataError(f"image {cell['path']!r}: {error}; run `dvc repro fetch` again") from error
 
 

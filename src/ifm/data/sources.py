@@ -24,8 +24,8 @@ from PIL import Image
 
 from ifm.config import DataConfig
 from ifm.data.arrays import METADATA
-from ifm.data.preprocessing import WORKERS, decode, flatten
-from ifm.errors import UserError
+from ifm.data.preprocessing import RAW_IMAGE, WORKERS, decode, flatten
+from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, write_json
 from ifm.progress import progress
 from ifm.random import stream
@@ -34,7 +34,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ROWS_PER_FILE = 50_000
 # What is held in memory at once, and so the size of a row group.
 _CHUNK_ROWS, _CHUNK_BYTES, _READ_ROWS = 256, 2**26, 64
-_IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _SHOWN = 5
 
 
@@ -207,7 +206,7 @@ class _Writer:
             self.digest.update(len(chunk[i].data).to_bytes(8, "little") + chunk[i].data)
             self.digest.update(b"" if labels is None else int(labels[i]).to_bytes(8, "little"))
         cells = [{"bytes": chunk[i].data, "path": chunk[i].path} for i in good]
-        columns = {"image": pa.array(cells, _IMAGE_TYPE)}
+        columns = {"image": pa.array(cells, RAW_IMAGE)}
         if labels is not None:
             columns["label"] = pa.array(labels[good], pa.int64())
         self._append(split, pa.table(columns))
@@ -314,6 +313,7 @@ def _digits(config: DataConfig) -> Source:
 def _hub(config: DataConfig) -> Source:
     """A data set of the hub, or a local folder that `load_dataset` understands. None of its code is run."""
     import datasets
+    import huggingface_hub
 
     parts = {}
     for name, split in _split_names(config).items():
@@ -329,13 +329,15 @@ def _hub(config: DataConfig) -> Source:
             ) from error
     for part in parts.values():
         _check_columns(part.features.arrow_schema, config)
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    roots = [Path(place).resolve() for place in (*caches, config.name) if Path(place).is_dir()]
 
     def split_of(part: datasets.Dataset) -> Split:
         def encoded(rows: np.ndarray) -> Iterator[Encoded]:
             # As arrow tables the cells come as they are stored, not decoded.
             column = part.select_columns([config.image_column]).with_format("arrow").select(rows)
             for table in column.iter(_READ_ROWS):
-                yield from (_encoded(cell, None) for cell in table.column(0).to_pylist())
+                yield from (_encoded(cell, None, within=roots) for cell in table.column(0).to_pylist())
 
         labels = None
         if config.label_column is not None:
@@ -409,7 +411,7 @@ def _parquet_split(files: list[Path], config: DataConfig) -> Split:
                     here = pa.array(rows[first:last] - start)
                     start += len(batch)
                     cells = batch.column(0).take(here).to_pylist()
-                    yield from (_encoded(cell, path.parent) for cell in cells)
+                    yield from (_encoded(cell, path.parent, within=[path.parent.resolve()]) for cell in cells)
 
     return Split(count, labels, encoded)
 
@@ -428,6 +430,11 @@ def _imagefolder(config: DataConfig) -> Source:
             raise FetchError(
                 f"data.{name}_split = {sub!r}: no such folder in data.path = {config.path!r}; with "
                 "data.test_split: null the whole folder is used"
+            )
+        if not (root / sub).resolve().is_relative_to(root.resolve()):
+            raise FetchError(
+                f"data.{name}_split = {sub!r}: leads out of data.path = {config.path!r} (a link?); name the folder "
+                "that holds the images itself"
             )
         paths, others = image_files(root / sub)
         ignored += others
@@ -472,7 +479,8 @@ def image_files(folder: Path) -> tuple[list[PurePath], int]:
         for name in files:
             path = Path(place, name)
             hidden = name.startswith(".") or path.suffix.lower() not in SUFFIXES
-            if hidden or (path.is_symlink() and not path.resolve().is_relative_to(root)):
+            # A pipe or a device would have the reader wait for ever.
+            if hidden or not path.is_file() or (path.is_symlink() and not path.resolve().is_relative_to(root)):
                 ignored += 1
             else:
                 paths.append(PurePath(path.relative_to(folder)))
@@ -496,8 +504,8 @@ def _readable(path: Path) -> Iterator[None]:
     """Turns what a damaged file raises into a FetchError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        raise FetchError(f"{path}: cannot be read as parquet ({error}); bring the file again") from error
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
+        raise FetchError(f"{path}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
 
 
 def _check_columns(schema: pa.Schema, config: DataConfig) -> None:
@@ -538,10 +546,11 @@ def _same_names(found: list[list[str] | None], config: DataConfig) -> list[str] 
     return found[0]
 
 
-def _encoded(cell: Any, folder: Path | None) -> Encoded:
+def _encoded(cell: Any, folder: Path | None, *, within: list[Path]) -> Encoded:
     """One cell of an image column: {bytes, path}, bytes, a path or null.
 
-    With a folder, paths begin there and are followed nowhere else: a data file does not choose what is read.
+    Paths begin in `folder` (None: the working folder) and lead nowhere but to files within some resolved folders: a
+    data file does not choose what is read.
     """
     if isinstance(cell, bytes):
         return Encoded(cell, None)
@@ -552,9 +561,19 @@ def _encoded(cell: Any, folder: Path | None) -> Encoded:
     data, path = cell.get("bytes"), cell.get("path")
     if path is None:
         return Encoded(data, None)
-    if data is None and (folder is None or (folder / path).resolve().is_relative_to(folder.resolve())):
-        data = _read((folder or Path()) / path)
+    if data is None:
+        file = (folder or Path()) / path
+        data = _read(file) if _lies_within(file, within) else None
     return Encoded(data, PurePath(path).name)
+
+
+def _lies_within(file: Path, folders: list[Path]) -> bool:
+    """Whether it is a file, no pipe or device, and lies in one of the folders when its links are followed."""
+    try:
+        found = file.resolve()
+        return found.is_file() and any(found.is_relative_to(folder) for folder in folders)
+    except (OSError, RuntimeError, ValueError):  # a loop of links; a zero byte
+        return False
 
 
 def _read(path: Path) -> bytes | None:

@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
-from ifm.errors import UserError
-from ifm.files import file_sha256, read_json, write_json
+from ifm.errors import UserError, in_a_line
+from ifm.files import file_sha256, inside, read_dataclass, write_json
 
 FIRST = "first.npy"  # the first paths whole, float32 [m, K, C, H, W], for pictures and diagnostics
 
@@ -15,6 +15,7 @@ FIRST = "first.npy"  # the first paths whole, float32 [m, K, C, H, W], for pictu
 class TrajectoryMetadata:
     """metadata.json beside the shards."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
     dynamics: str
     count: int
     times: list[float]  # [K], falling from t_max to 0
@@ -32,14 +33,19 @@ class TrajectoryMetadata:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises UserError where the file has another form."""
+        """Raises UserError where the file is missing or has another form."""
         try:
-            return cls(**read_json(folder / "metadata.json"))
-        except (FileNotFoundError, TypeError, ValueError) as error:
-            raise UserError(f"{folder}: no usable trajectories ({error}); run `dvc repro trajectories`") from error
+            found = read_dataclass(folder / "metadata.json", cls)
+            found.paths(folder)
+            return found
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}: no usable trajectories ({in_a_line(error)}); run `dvc repro trajectories`"
+            ) from error
 
     def paths(self, folder: Path) -> list[Path]:
-        return [folder / name for name in self.shards]
+        """The shards' files. Raises ValueError where one would lie outside the folder."""
+        return [inside(folder, name) for name in self.shards]
 
 
 def digest(shards: list[Path]) -> str:

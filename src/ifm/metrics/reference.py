@@ -1,5 +1,6 @@
 """The real data's side of every figure: the extractor, its features of the real images, their moments."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ifm.config import EvaluateConfig
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, read_json, write_json
 from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, load_classifier, train_classifier
 from ifm.metrics.distances import Moments, fid, moments
@@ -32,6 +33,27 @@ from ifm.metrics.weights import find_dinov2, find_inception
 
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
 BATCH = 256
+MEND = "run `dvc repro --force reference`"
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, int | float) and math.isfinite(x) for x in value)
+
+
+# What the readers of metadata.json count on, by key.
+FORM: dict[str, Callable[[Any], bool]] = {
+    "extractor": lambda value: isinstance(value, str),
+    "checksum": lambda value: isinstance(value, str),
+    "dimension": _whole,
+    "split": lambda value: value in ("train", "test"),
+    "image_shape": lambda value: isinstance(value, list) and len(value) in (1, 3) and all(map(_whole, value)),
+    "classes": lambda value: value is None or (isinstance(value, list) and all(isinstance(c, str) for c in value)),
+    "class_shares": lambda value: value is None or _numbers(value),
+}
 
 
 class Labelled(Protocol):
@@ -115,8 +137,8 @@ def build_reference(
 
 
 def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device) -> Reference:
-    """Reads what `build_reference` wrote. Raises UserError where it belongs to another extractor."""
-    metadata = read_json(folder / METADATA)
+    """Reads what `build_reference` wrote. Raises UserError where it is damaged or belongs to another extractor."""
+    metadata = _read_metadata(folder)
     if metadata["extractor"] != config.extractor:
         raise UserError(
             f"{folder} was made with evaluate.extractor = {metadata['extractor']}, params.yaml asks for "
@@ -124,8 +146,8 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
         )
     classifier = None
     if (folder / WEIGHTS).is_file():
-        channels, image_size, _ = metadata["image_shape"]
         try:
+            channels, image_size, _ = metadata["image_shape"]
             classifier = load_classifier(
                 folder / WEIGHTS,
                 channels=channels,
@@ -133,7 +155,13 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
                 classes=len(metadata["classes"]),
                 width=config.classifier.width,
             ).to(device)
-        except (RuntimeError, SafetensorError) as error:  # another evaluate.classifier.width, or a damaged file
+        except (
+            RuntimeError,
+            SafetensorError,
+            TypeError,
+            ValueError,
+            OSError,
+        ) as error:  # another evaluate.classifier.width, or a damaged file
             raise UserError(
                 f"{folder / WEIGHTS}: no classifier of evaluate.classifier.width = {config.classifier.width}; run "
                 "`dvc repro --force reference`"
@@ -142,10 +170,40 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     if extractor.checksum != metadata["checksum"]:
         raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")
     splits = {
-        name: np.load(folder / f"features-{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "test")
+        name: _read_features(folder / f"features-{name}.npy", metadata["dimension"]) for name in ("train", "test")
     }
     centres = np.array(metadata["mode_centres"]) if metadata.get("mode_centres") else None
     return Reference(extractor, splits, classifier, metadata["class_shares"], centres, metadata)
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    """What `build_reference` wrote into metadata.json. Raises UserError."""
+    path = folder / METADATA
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({in_a_line(error.__cause__ or error)}); {MEND}") from error
+    for key, fits in FORM.items():
+        if not isinstance(found, dict) or key not in found or not fits(found[key]):
+            raise UserError(f"{path}: does not describe a reference ({key} is missing or has another form); {MEND}")
+    shape, classes, shares = found["image_shape"], found["classes"] or [], found["class_shares"]
+    if shares is not None and len(shares) != len(classes):
+        raise UserError(f"{path}: has {len(shares)} class_shares of {len(classes)} classes; {MEND}")
+    centres = found.get("mode_centres")
+    if centres and not (isinstance(centres, list) and all(_numbers(c) and len(c) == shape[0] for c in centres)):
+        raise UserError(f"{path}: mode_centres must be points of {shape[0]} coordinates; {MEND}")
+    return found
+
+
+def _read_features(path: Path, dimension: int) -> np.ndarray:
+    """float32 [n, dimension], memory-mapped. Raises UserError."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy answers damaged headers with nearly any kind
+        raise UserError(f"{path}: cannot be read ({in_a_line(error)}); {MEND}") from error
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape[1:] != (dimension,):
+        raise UserError(f"{path}: must be an array of float32 [n, {dimension}]; {MEND}")
+    return array
 
 
 def _classifier(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from ifm import pretrained
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.model import IntegrationFlow, Teacher
 
@@ -55,26 +55,19 @@ def load_any(folder: Path, *, named: str | Path | None = None) -> Model:
     kind = describe(folder, named=named).get("kind")
     if kind not in ("teacher", "flow"):
         raise UserError(f"{named}: {pretrained.DESCRIPTION} says kind {kind!r}; known: teacher, flow")
-    from safetensors import SafetensorError
-
     try:
         found = (pretrained.load_flow if kind == "flow" else pretrained.load_teacher)(folder)
-    except KeyError as error:
-        raise UserError(f"{named}: {pretrained.DESCRIPTION} has no key {error}; copy or download it again") from error
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{named}: cannot be loaded: {_line(error)}") from error
+    except pretrained.ModelError as error:
+        raise UserError(f"{named}: cannot be loaded: {in_a_line(error)}") from error
     return found.to(memory_format=torch.channels_last)
 
 
 def describe(folder: Path, *, named: str | Path | None = None) -> dict[str, Any]:
     """What ifm.json says. Raises UserError where it is not an object of JSON."""
     try:
-        found = pretrained.describe(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{named or folder}: {pretrained.DESCRIPTION} cannot be read; copy it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{named or folder}: {pretrained.DESCRIPTION} must be an object of JSON")
-    return found
+        return pretrained.describe(folder)
+    except pretrained.ModelError as error:
+        raise UserError(f"{named or folder}: {in_a_line(error)}") from error
 
 
 def _downloaded(name: str, revision: str | None) -> Path:
@@ -94,13 +87,13 @@ def _downloaded(name: str, revision: str | None) -> Path:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{where} has no revision {revision!r} of it") from error
     except errors.HFValidationError as error:
-        raise UserError(f"{name}: there is no such folder (nor is it a Hub id: {_line(error)})") from error
+        raise UserError(f"{name}: there is no such folder (nor is it a Hub id: {in_a_line(error)})") from error
     except errors.LocalEntryNotFoundError as error:
         raise UserError(
             f"{where} cannot be reached, nor is it in the Hub's cache ({constants.HF_HUB_CACHE})"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise UserError(f"{where} did not give it: {_line(error)}") from error
+        raise UserError(f"{where} did not give it: {in_a_line(error)}") from error
 
 
 @contextmanager
@@ -123,9 +116,3 @@ def _called(model: Model) -> str:
     if isinstance(model, ExactTeacher):
         return "an exact teacher (its training images; `ifm sample` draws from it)"
     return "a teacher" if isinstance(model, Teacher) else "a flow"
-
-
-def _line(error: Exception) -> str:
-    """An error's message in one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
