@@ -19,6 +19,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline/paths.py",
         "pipeline/stage.py",
         "pipeline/stages/__init__.py",
+        "pipeline/unfinished.py",
     }
 )
 
