@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ifm.config import parse, read_params
 from ifm.files import read_json
 from pipeline import unfinished
+from pipeline.stage import Stage
 from pipeline.unfinished import MADE_OF, WorkFolder
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,39 @@ def test_a_killed_process_lets_go_of_its_folder(root):
     process.kill()
     process.wait()
     assert WorkFolder.open(root, "teacher-ve", {"params": {}, "code": {}, "inputs": {}}).path == held
+
+
+def test_a_stage_tells_of_a_changed_learning_rate_and_takes_its_own_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    values = read_params(Path("params.yaml"))
+
+    def started(lr: float) -> tuple[Stage, Path]:
+        values["teacher"]["lr"] = lr
+        stage = Stage("teacher-ve", "teacher", parse(values), values, "ve")
+        return stage, stage.work_folder(params=stage.sections("seed", "teacher"), inputs={"images": "x"})
+
+    stage, old = started(0.001)
+    (old / "step-000000010.safetensors").touch()
+    os.close(stage._work._lock)
+    assert capsys.readouterr().err == ""
+    stage, new = started(0.002)
+    assert new != old
+    told = f"teacher-ve: a checkpoint of other parameters (teacher.lr) is left at .ifm/checkpoints/{old.name}; "
+    assert capsys.readouterr().err.startswith(told)
+    stage.finish()
+    assert not new.exists()
+    stage, again = started(0.001)
+    assert (again, capsys.readouterr().err) == (old, "")
+    stage.finish()
+
+
+def test_the_outs_of_a_stage_are_those_of_its_branch(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = read_params(Path("params.yaml"))
+    stage = Stage("evaluate-rf", "evaluate", parse(values), values, "rf")
+    names = {"data/pairs/rf", "reports/runs/evaluate-rf.json", "reports/metrics/rf.json"}
+    assert {p.as_posix() for p in stage.outs()} == names
 
 
 def test_temporaries_of_a_killed_process_go(tmp_path):
