@@ -30,9 +30,13 @@ def start(made: Project, *words: str) -> subprocess.Popen:
     )
 
 
-def locked(made: Project) -> dict[str, str]:
+def locked(made: Project, experiment: str = "") -> dict[str, str]:
     """md5 of every data output in dvc.lock, without the runs' records, which hold times."""
-    stages = yaml.safe_load((made.folder / "dvc.lock").read_text())["stages"]
+    text = (made.folder / "dvc.lock").read_text()
+    if experiment:
+        (ref,) = made.run("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}").split()
+        text = made.run("git", "show", f"{ref}:dvc.lock")
+    stages = yaml.safe_load(text)["stages"]
     outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     return {path: md5 for path, md5 in outs.items() if not path.startswith("reports/")}
 
@@ -93,8 +97,8 @@ def test_experiments_side_by_side_that_share_a_stage(tmp_path):
         assert process.returncode == 0, out
     weights = []
     for i in (1, 2):
-        made.run("dvc", "exp", "apply", f"lr-{i}")
-        weights.append({k: v for k, v in locked(made).items() if "teacher" in k or "trajectories" in k})
+        made_by = locked(made, f"lr-{i}")
+        weights.append({k: v for k, v in made_by.items() if "teacher" in k or "trajectories" in k})
     assert weights[0] == weights[1]
     assert len(weights[0]) == 2
     assert damaged(made.folder / ".dvc" / "cache") == []
