@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench audit ui readme params-reference clean
+.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench audit kill-test check-cache ui readme params-reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,12 @@ bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only
 audit: setup ## known vulnerabilities of the pinned packages (pip-audit, needs the network): docs/security.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
 	$(BIN)/python -m pipeline.audit
+
+kill-test: setup ## kill running pipelines N times at random and compare what they end with, docs/reliability.md
+	$(BIN)/python -m pipeline.kill_test --kills $(or $(N),30)
+
+check-cache: setup ## read all of DVC's cache for damaged files; MEND=1 removes them, docs/reliability.md
+	$(BIN)/python -m pipeline.check_cache $(if $(MEND),--mend)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
 	@echo "runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from ifm.errors import UserError
+from pipeline import unfinished
 
 
 def launcher() -> list[str] | None:
@@ -57,7 +58,11 @@ def relaunch(module: str, arguments: list[str]) -> int | None:
         if words is None:
             return None
         # A launcher of one process sets no RANK: the stage it starts must not launch again.
-        process = subprocess.Popen([*words, "-m", module, *arguments], env=os.environ | {"IFM_LAUNCH": "none"})
+        process = subprocess.Popen(
+            [*words, "-m", module, *arguments],
+            env=os.environ | {"IFM_LAUNCH": "none"},
+            preexec_fn=unfinished.end_with_parent,  # the launcher too ends with this process
+        )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

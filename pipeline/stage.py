@@ -20,7 +20,7 @@ from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.tracking import StageRun
-from pipeline import launch, paths
+from pipeline import launch, paths, unfinished
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,7 @@ class Stage:
     values: dict[str, Any]  # params.yaml as plain values
     dynamics: str | None
     run: StageRun = field(default_factory=lambda: StageRun("untracked"))
+    _work: unfinished.WorkFolder | None = None  # of the main process
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The plain values of some params, by dotted name, e.g. ``sections("seed", "ode.ve")``."""
@@ -55,12 +56,36 @@ class Stage:
     def work_folder(self, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
         """Where this very computation keeps what a kill must not lose: .ifm/checkpoints/<stage>-<hash>.
 
-        The hash is over parameters, the stage's code and its inputs' checksums, so that a changed one never meets an
-        old checkpoint. In the main checkout, so that a queued experiment finds it too.
+        Called once, by every process. Says on stderr what is left of the stage with other params, code or inputs.
         """
         code = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in declared_code(self.module)}
-        key = tracking.digest({"params": dict(params), "code": code, "inputs": dict(inputs)})
-        return tracking.project_root() / ".ifm" / "checkpoints" / f"{self.name}-{key}"
+        made_of = {"params": dict(params), "code": code, "inputs": dict(inputs)}
+        root = tracking.project_root() / ".ifm" / "checkpoints"
+        if int(os.environ.get("RANK", "0")) == 0:
+            unfinished.tell(self.name, unfinished.left(root, self.name, made_of), root=root)
+            self._work = unfinished.WorkFolder.open(root, self.name, made_of)
+        return root / _from_main_process(self._work.path.name if self._work else None)
+
+    def finish(self) -> None:
+        """Removes the work folder: the stage's outputs are in place."""
+        if self._work:
+            self._work.finish()
+
+    def outs(self) -> list[Path]:
+        """The outputs of dvc.yaml."""
+        entry = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][self.module]
+        listed = [o for kind in ("outs", "metrics", "plots") for o in entry.get(kind, [])]
+        names = [next(iter(o)) if isinstance(o, dict) else o for o in listed]
+        return [Path(name.replace("${item.dynamics}", self.dynamics or "")) for name in names]
+
+
+def _from_main_process(value: str | None) -> str:
+    """What process 0 passes, in every process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return str(value)
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 def lookup(values: Mapping[str, Any], dotted: str) -> Any:
@@ -104,19 +129,24 @@ def main(
         config = parse(values, source=str(paths.PARAMS))
     except ConfigError as error:
         sys.exit(f"{error}")
+    dynamics = getattr(arguments, "dynamics", None)
+    name = f"{module}-{dynamics}" if dynamics else module
+    stage = Stage(name, module, config, values, dynamics)
+    if os.environ.get("DVC_STAGE"):
+        unfinished.end_with_parent()
+    if "RANK" not in os.environ:
+        unfinished.remove_temporaries(stage.outs())
     if parallel:
         status = launch.relaunch(f"pipeline.stages.{module}", sys.argv[1:])
         if status is not None:
             sys.exit(status)
-    dynamics = getattr(arguments, "dynamics", None)
-    name = f"{module}-{dynamics}" if dynamics else module
-    stage = Stage(name, module, config, values, dynamics)
     signal.signal(signal.SIGTERM, terminate)
     try:
         with _tracked(stage, params(stage), tracked=tracked):
             gc.freeze()
             gc.enable()  # pipeline.stages has put it off while modules were imported
             work(stage)
+        stage.finish()
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
             raise

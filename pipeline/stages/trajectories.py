@@ -31,6 +31,8 @@ def work(stage: Stage) -> None:
     settings = config.trajectories.model_dump()
     if (store := settings.pop("store")) == "disk":
         shape = tuple(description["image_shape"])
+        if kept := len(list(folder.glob("shard-*.npy"))):
+            accelerator.print(f"{stage.name}: goes on after {kept} shards")
         shards = generate(
             accelerator, teacher, teacher.dynamics, shape=shape, seed=config.seed, work=folder, **settings
         )
@@ -59,8 +61,6 @@ def work(stage: Stage) -> None:
         save_first(opened, out)
         metadata.write(out)
         move_shards(shards, out)
-    if shards:
-        folder.rmdir()
     solved = settings["count"] if store == "disk" else 0
     stage.run.log_metrics({"trajectories": settings["count"], "evaluations": solved * metadata.nfe})
 

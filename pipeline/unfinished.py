@@ -1,0 +1,174 @@
+"""What a kill leaves behind: work folders with checkpoints, temporary files, children without a parent.
+
+A work folder is .ifm/checkpoints/<stage>-<hash>, of the main checkout, so that a queued experiment finds it too. The
+hash is over parameters, the stage's code and its inputs' checksums: a changed one never meets an old checkpoint. The
+process that works there locks it; where another one already does the same work (a stage that two experiments share),
+the next takes <stage>-<hash>-2. made-of.json in it says what the hash is over.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from ifm.files import read_json, write_json
+from ifm.tracking import digest, flatten
+
+MADE_OF = "made-of.json"
+PR_SET_PDEATHSIG = 1
+PATIENCE = 2.0  # seconds for a process that is ending to let go of its folder
+_LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None  # loaded here: not between fork and exec
+
+
+@dataclass
+class WorkFolder:
+    """A folder that this process has locked, until `finish` or its end."""
+
+    path: Path
+    _lock: int | None  # a descriptor of the folder
+
+    @classmethod
+    def open(cls, root: Path, stage: str, made_of: Mapping[str, Mapping[str, Any]]) -> "WorkFolder":
+        """The first of <stage>-<hash>, <stage>-<hash>-2, ... that no living process works in."""
+        base = f"{stage}-{digest(made_of)}"
+        for number in count(1):
+            path = root / (base if number == 1 else f"{base}-{number}")
+            lock = _lock(path, patience=PATIENCE)
+            if lock is not None:
+                write_json(path / MADE_OF, made_of)
+                return cls(path, None if lock < 0 else lock)
+        raise AssertionError("unreachable")
+
+    def finish(self) -> None:
+        """Removes the folder and all that is in it: the work is done."""
+        with suppress(FileNotFoundError):
+            # After trouble with the disk another process may have made the folder anew: that one is not ours.
+            if self._lock is None or _same(self._lock, self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _lock(folder: Path, *, patience: float = 0.0) -> int | None:
+    """Makes and locks a folder: its descriptor, -1 where the file system has no locks, None if another keeps it."""
+    deadline = time.monotonic() + patience
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # its owner has finished just now
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(descriptor, folder):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.05)
+            continue
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOSYS):
+                return -1
+            raise
+        os.close(descriptor)
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    return os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def left(root: Path, stage: str, made_of: Mapping[str, Mapping[str, Any]]) -> list[tuple[Path, str]]:
+    """Checkpoint folders of a stage that no process works in and this work cannot use: (folder, what differs).
+
+    Newest first. Those without any checkpoint, of a process killed early, are removed.
+    """
+    found = []
+    same = f"{stage}-{digest(made_of)}"
+    for folder in sorted(root.glob(f"{stage}-*"), key=_changed, reverse=True):
+        if folder.name.startswith(same):
+            continue
+        lock = _lock(folder) if folder.is_dir() else None
+        if lock is None:
+            continue
+        try:
+            if not any(path.name != MADE_OF and not path.name.startswith(".") for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                found.append((folder, _difference(folder, made_of)))
+        finally:
+            if lock >= 0:
+                os.close(lock)
+    return found
+
+
+def _changed(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _difference(folder: Path, made_of: Mapping[str, Mapping[str, Any]]) -> str:
+    """E.g. "other parameters (teacher.lr)"."""
+    try:
+        old = read_json(folder / MADE_OF)
+        kinds = {"parameters": "params", "code": "code", "inputs": "inputs"}
+        changed = {name: _changed_keys(old[key], made_of[key]) for name, key in kinds.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "an earlier version of this project"
+    parts = [f"{name} ({', '.join(keys)})" for name, keys in changed.items() if keys]
+    return "other " + ", ".join(parts)
+
+
+def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = flatten(old), flatten(new)
+    missing = object()
+    return sorted(k for k in before.keys() | after.keys() if before.get(k, missing) != after.get(k, missing))
+
+
+def tell(stage: str, found: list[tuple[Path, str]], *, root: Path) -> None:
+    """One line on stderr about the newest checkpoint that is not used, and how to remove it."""
+    if not found:
+        return
+    folder, difference = found[0]
+    more = f" ({len(found) - 1} more there)" if len(found) > 1 else ""
+    shown = folder.relative_to(root.parents[1])
+    print(
+        f"{stage}: a checkpoint of {difference} is left at {shown}{more}; it is not used; rm -r {shown} removes it",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def remove_temporaries(outs: list[Path]) -> None:
+    """Removes what a killed process was writing in the place of `outs` (ifm.files: .<name>.<pid>.tmp beside them)."""
+    for out in outs:
+        for path in out.parent.glob(f".{out.name}.*.tmp"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def end_with_parent() -> None:
+    """Has Linux send this process a SIGTERM when its parent ends, however that ends.
+
+    Else a stage whose `dvc repro` was killed would go on, and might write its outputs over those of the next one.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
