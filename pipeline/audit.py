@@ -64,7 +64,7 @@ def judge(report: str, log: str) -> Verdict:
 def _unknown(reason: str) -> str:
     return (
         f"audit: {PINS} could not be looked up whole ({reason}). This says nothing of its safety: run `make audit` "
-        "where https://pypi.org can be reached"
+        "where the Python Package Index can be reached"
     )
 
 

@@ -383,5 +383,5 @@ def test_without_a_network_the_audit_says_so(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stdout.startswith("audit: constraints.txt could not be looked up whole (")
-    assert "run `make audit` where https://pypi.org can be reached" in done.stdout
+    assert "run `make audit` where the Python Package Index can be reached" in done.stdout
     assert len(done.stdout.splitlines()) == 1

@@ -183,6 +183,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         found = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({in_a_line(error.__cause__ or error)}); {MEND}") from error
+    if isinstance(found, dict):
+        found.setdefault("classes", None)
     for key, fits in FORM.items():
         if not isinstance(found, dict) or key not in found or not fits(found[key]):
             raise UserError(f"{path}: does not describe a reference ({key} is missing or has another form); {MEND}")
