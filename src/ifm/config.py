@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 
 DynamicsName = Literal["ve", "rf", "pfgmpp"]
 DYNAMICS_NAMES: tuple[str, ...] = get_args(DynamicsName)
@@ -480,7 +480,7 @@ def read_params(path: Path) -> dict[str, Any]:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path}: not valid YAML: {where}{error.problem}") from error
     except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {in_a_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, got {type(values).__name__}")
     return values
@@ -502,7 +502,7 @@ def parse(values: dict[str, Any], *, source: str = "params.yaml") -> Config:
 
 def _explain(error: Any) -> str:
     """One line: key, value, what is allowed."""
-    key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in error["loc"]) or "(whole file)"
     kind, context, given = error["type"], error.get("ctx", {}), error["input"]
     if kind == "missing":
         return f"{key} is missing"
