@@ -314,14 +314,16 @@ def _headline(dynamics: str, variant: str, one_step: pd.DataFrame, teacher: pd.D
     nfe = int(teacher["nfe"].max()) if len(teacher) else None
     best = teacher[teacher["nfe"] == nfe]
     flow_fid, teacher_fid = _estimate(one_step), _estimate(best)
+    # The mean over sampling seeds of the ratio from the same prior draws.
+    paired = _estimate(one_step, "ratio") if teacher_fid else None
     return Headline(
         dynamics=dynamics,
         variant=variant,
         flow_fid=flow_fid,
         teacher_fid=teacher_fid,
         teacher_nfe=nfe,
-        ratio=_quotient(flow_fid, teacher_fid),
-        ratio_deviation=_deviation(_estimate(one_step, "ratio")),
+        ratio=paired.mean if paired else _quotient(flow_fid, teacher_fid),
+        ratio_deviation=_deviation(paired),
         single_fid=_estimate(teacher[teacher["nfe"] == 1]),
         speed_up=_quotient(_estimate(best, "seconds_per_image"), _estimate(one_step, "seconds_per_image")),
     )
