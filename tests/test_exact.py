@@ -185,5 +185,5 @@ def test_the_stage_writes_the_training_images_and_their_mirror_images(flip, tmp_
     assert (data == (np.concatenate([images, images[..., ::-1]]) if flip else images)).all()
     description = pretrained.describe(paths.teacher("rf"))
     assert (description["parameters"], description["train_images"]) == (0, 0)
-    assert paths.curve("teacher-rf").read_text() == "step,loss,grad_norm,lr\n"
+    assert paths.curve("teacher-rf").read_text() == "step,loss,loss_max,grad_norm,lr,skipped,ema_distance\n"
     assert stage.run.timings["train_seconds"] == 0

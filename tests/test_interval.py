@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from exact import GaussianDenoiser, PointsDenoiser
 
 from ifm import dynamics, objectives
+from ifm.devices import RowReader
 from ifm.dynamics import expand
 from ifm.exact import ExactTeacher
 from ifm.model import IntervalFlow
@@ -232,7 +233,7 @@ def drawn_pairs(d, *, size, step=3, rows=None, data=DATA, random_flip=False):
     """One batch of 8 of the data at a step, averaged over `size`: its rows are those of the step's order."""
     accelerator, how = Accelerator(cpu=True), {"random_flip": random_flip, "batch_size": 8, "seed": 5}
     mean = mean_over_reference(accelerator, d, data, size=size, **how) if size else None
-    draw = averaged(draw_pairs(accelerator, d, data, **how), d, mean)
+    draw = averaged(draw_pairs(accelerator, d, RowReader(data, accelerator.device), **how), d, mean)
     rows = EndlessShuffle(len(data), 8, seed=5).batch(step) if rows is None else rows
     return draw(rows, step, Streams(5, "anchor", range(8), step=step))
 
