@@ -56,6 +56,7 @@ def test_two_repros_in_one_checkout(tmp_path):
     assert {r.info.status for r in made.runs()} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_two_checkouts_on_one_cache_and_one_store(tmp_path):
     store = f"sqlite:///{tmp_path / 'shared.db'}"
     both = [project(tmp_path / name) for name in ("one", "two")]

@@ -469,7 +469,7 @@ def undisturbed(tmp_path_factory):
     return torch.load(folder / "whole.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
+@pytest.mark.parametrize(("before", "after"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(before, after, undisturbed, tmp_path):
     """Killed after step 8 in so many processes, ended in others: weights and bank as of an undisturbed run in one."""
     assert not resume_worker(before, tmp_path / "checkpoints")
