@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ifm.progress import progress
 from pipeline import paths
-from pipeline.stage import of_dvc
+from pipeline.stage import of_dvc, outputs
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def copies(folder: Path, bad: Iterable[Damaged]) -> list[Path]:
     sums = {one.found for one in bad if one.path.suffix != ".dir"}
     if not sums or not lock.is_file():
         return []
-    stages = (of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {}).values()
-    tops = {folder / out["path"] for stage in stages for out in stage.get("outs", [])}
+    tops = {folder / out for out in outputs(of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {})}
     files = sorted(p for top in tops for p in ([top] if top.is_file() else top.rglob("*")) if p.is_file())
     return [path for path in files if file_md5(path) in sums]
 

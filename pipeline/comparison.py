@@ -14,6 +14,7 @@ import pandas as pd
 
 from ifm import plots
 from ifm.tracking import flatten
+from pipeline.stage import outputs
 
 TEXT_KEYS = ("data", "extractor", "dynamics", "model", "objective", "anchor", "sampler")
 KEYS = (*TEXT_KEYS, "nfe", "seed")
@@ -295,17 +296,13 @@ def _unlike(a: Side, b: Side, rows: Sequence[Row]) -> list[str]:
 
 def _other_data(a: Side, b: Side) -> str | None:
     """Data of one name that are not the same: by the checksum of the arrays, else by the params of section data."""
-    made = [_made(side.lock).get("data/processed") for side in (a, b)]
+    made = [outputs(side.lock).get("data/processed") for side in (a, b)]
     keys = [key for key, _, _ in differing({"data": a.params.get("data")}, {"data": b.params.get("data")})]
     because = f" ({', '.join(keys[:4])}{' and more' if len(keys) > 4 else ''})" if keys else ""
     if all(made):
         text = "the data have one name but not the same bytes" + because
         return None if made[0] == made[1] else _against(text, *(md5[:8] for md5 in made))
     return f"The data’s params differ{because}." if keys and a.params and b.params else None
-
-
-def _made(lock: Mapping[str, Any]) -> dict[str, str | None]:
-    return {out["path"]: out.get("md5") for stage in lock.values() for out in stage.get("outs") or ()}
 
 
 def _against(text: str, a: str, b: str) -> str:

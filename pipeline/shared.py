@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ifm.tracking import digest
-from pipeline.stage import lookup, of_dvc
+from pipeline.stage import lookup, of_dvc, resolved
 
 
 class Node(NamedTuple):
@@ -29,7 +29,7 @@ def nodes(graph: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Node
     stages = {}
     for name, stage in graph.items():
         for item in values["dynamics"] if "matrix" in stage else [None]:
-            stages[f"{name}@{item}" if item else name] = _resolved(stage, item)
+            stages[f"{name}@{item}" if item else name] = resolved(stage, item)
     found: dict[str, Node] = {}
 
     def node(name: str) -> Node:
@@ -47,17 +47,6 @@ def nodes(graph: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Node
         return found[name]
 
     return {name: node(name) for name in stages}
-
-
-def _resolved(stage: Mapping[str, Any], item: str | None) -> dict[str, list[str]]:
-    """Params, deps and outs of a stage of the matrix; an entry with options is a mapping of one key."""
-
-    def names(*kinds: str) -> list[str]:
-        entries = [entry for kind in kinds for entry in stage.get(kind, [])]
-        plain = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
-        return [name.replace("${item.dynamics}", item or "") for name in plain]
-
-    return {"params": names("params"), "deps": names("deps"), "outs": names("outs", "metrics", "plots")}
 
 
 def shared(configurations: Sequence[Mapping[str, Node]]) -> list[tuple[list[int], list[str]]]:

@@ -74,9 +74,7 @@ class Stage:
     def outs(self) -> list[Path]:
         """The outputs of dvc.yaml."""
         entry = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][self.module]
-        listed = [o for kind in ("outs", "metrics", "plots") for o in entry.get(kind, [])]
-        names = [next(iter(o)) if isinstance(o, dict) else o for o in listed]
-        return [Path(name.replace("${item.dynamics}", self.dynamics or "")) for name in names]
+        return [Path(name) for name in resolved(entry, self.dynamics)["outs"]]
 
 
 def _from_main_process(value: str | None) -> str:
@@ -186,14 +184,30 @@ def locked_outputs(lock: Path = Path("dvc.lock")) -> dict[str, str]:
     """md5 of each output of the stages that have run, by path."""
     if not lock.is_file():
         return {}
-    entries = (of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {}).values()
-    return {out["path"]: out["md5"] for entry in entries for out in entry.get("outs", []) if out.get("md5")}
+    made = outputs(of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {})
+    return {path: md5 for path, md5 in made.items() if md5}
+
+
+def outputs(stages: Mapping[str, Any]) -> dict[str, str | None]:
+    """md5 of each output of the stages of a dvc.lock, by path; None where it holds none."""
+    return {out["path"]: out.get("md5") for entry in stages.values() for out in entry.get("outs") or ()}
+
+
+def resolved(entry: Mapping[str, Any], dynamics: str | None) -> dict[str, list[str]]:
+    """Params, deps and outs of a stage of dvc.yaml, for one dynamics; what has options is a mapping of one key."""
+
+    def names(*kinds: str) -> list[str]:
+        listed = [one for kind in kinds for one in entry.get(kind, [])]
+        plain = [next(iter(one)) if isinstance(one, dict) else one for one in listed]
+        return [name.replace("${item.dynamics}", dynamics or "") for name in plain]
+
+    return {"params": names("params"), "deps": names("deps"), "outs": names("outs", "metrics", "plots")}
 
 
 def made_before(stage: Stage) -> dict[str, str]:
     """md5 of each input of this stage that another one made, by path."""
     graph, made = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8")), locked_outputs()
-    deps = [str(d).replace("${item.dynamics}", stage.dynamics or "") for d in graph["stages"][stage.module]["deps"]]
+    deps = resolved(graph["stages"][stage.module], stage.dynamics)["deps"]
     return {d: made[d] for d in deps if d in made}
 
 

@@ -33,7 +33,7 @@ from ifm.errors import UserError
 from ifm.files import file_sha256, read_json, write_text
 from ifm.tracking import digest, flatten
 from pipeline import paths, preset
-from pipeline.stage import data_name, declared_code, of_dvc, terminate
+from pipeline.stage import data_name, declared_code, of_dvc, outputs, terminate
 
 STAGES = ("fetch", "preprocess", "reference", "teacher", "trajectories", "flow", "sample", "evaluate")
 UNREAD = ("diagnose", "dynamics")  # sections that none of STAGES reads
@@ -263,10 +263,9 @@ def read_records(ref: str) -> dict[str, Any]:
     with Repo() as repo:
         kept = repo.cache.local
         files = {
-            Path(out["path"]): Path(kept.oid_to_path(out["md5"]))
-            for entry in of_dvc(git("show", f"{ref}:dvc.lock"))["stages"].values()
-            for out in entry.get("outs", [])
-            if Path(out["path"]).parent == paths.RUNS
+            Path(out): Path(kept.oid_to_path(md5))
+            for out, md5 in outputs(of_dvc(git("show", f"{ref}:dvc.lock"))["stages"]).items()
+            if Path(out).parent == paths.RUNS
         }
     return {path.stem: read_json(file) for path, file in files.items() if file.is_file()}
 
