@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import peers
 from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
-from benchmarks.timing import Contestant, Spread, StepClock, interleave, speed_ratio, timed
+from benchmarks.timing import Apart, Contestant, Spread, StepClock, interleave, speed_ratio, timed
 from ifm import anchors
 from ifm.devices import Rows, memory_format
 from ifm.memory import peak_memory
@@ -230,20 +230,14 @@ NOT_SLOWER = Target("ratio", ">=", 1.0)
 
 def _against(peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Result:
     name = f"training step against {peer}: {subject.name}"
-    batches = peers.Batches(subject.images(), subject.batch_size, options.device)
     try:
-        loss = make_loss(batches)
+        theirs = Apart(partial(_peer, make_loss, subject, options))
     except Skipped as reason:
         return Result.skipped(name, reason, peer=peer, target=NOT_SLOWER)
-    kwargs = {"steps": subject.steps, "device": options.device}
     teacher, train = teacher_training(subject, options)
-    network = subject.teacher().network.train().to(options.device)
-
-    def train_peer(steps: int) -> None:
-        peers.plain_loop(network, loss, settings=settings_for(subject, steps), device=options.device)
-
-    contestants = {"ours": clocked(teacher.network, train, **kwargs), "peer": clocked(network, train_peer, **kwargs)}
-    seconds = interleave(contestants, rounds=CLOSE * options.rounds)
+    ours = clocked(teacher.network, train, steps=subject.steps, device=options.device)
+    with theirs:
+        seconds = interleave({"ours": ours, "peer": theirs}, rounds=CLOSE * options.rounds)
     return Result.rate(
         name,
         "images/s",
@@ -253,6 +247,17 @@ def _against(peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Op
         peers=seconds["peer"],
         target=NOT_SLOWER,
     )
+
+
+def _peer(make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Contestant:
+    torch.backends.cudnn.benchmark = True  # as `make_accelerator` has it for us
+    loss = make_loss(peers.Batches(subject.images(), subject.batch_size, options.device))
+    network = subject.teacher().network.train().to(options.device)
+
+    def train(steps: int) -> None:
+        peers.plain_loop(network, loss, settings=settings_for(subject, steps), device=options.device)
+
+    return clocked(network, train, steps=subject.steps, device=options.device)
 
 
 def keyed_draws(options: Options) -> Iterator[Result]:

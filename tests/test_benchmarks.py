@@ -15,7 +15,7 @@ from benchmarks import __main__ as program
 from benchmarks import peers, sampling, table, training
 from benchmarks.results import Result, Skipped, Target, document, hardware, versions
 from benchmarks.subjects import Options, preset, subjects
-from benchmarks.timing import Spread, StepClock, interleave, speed_ratio, timed
+from benchmarks.timing import Apart, Spread, StepClock, interleave, speed_ratio, timed
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -55,6 +55,15 @@ def test_the_ratio_is_of_speeds_in_one_round():
     assert speed_ratio([2.0], [1.0]).median == 0.5
     with pytest.raises(ValueError, match="longer"):
         speed_ratio([1.0], [1.0, 2.0])
+
+
+def process_of_its_own():
+    return lambda: float(os.getpid())
+
+
+def test_a_contestant_apart_is_another_process():
+    with Apart(process_of_its_own) as contestant:
+        assert contestant() == contestant() != os.getpid()
 
 
 def test_quartiles():
@@ -208,12 +217,12 @@ def test_a_target_on_a_missing_ratio_is_an_error():
         Target("ratio", ">=", 1).holds(value=1.0, ratio=None)
 
 
+def missing(batches):
+    raise Skipped("peer cannot be imported (No module named 'peer')")
+
+
 def test_what_cannot_be_run_is_a_row_with_its_reason(tmp_path, monkeypatch):
     """A missing peer, an empty folder for --edm, none at all: rows without a measurement, and no verdict."""
-
-    def missing(batches):
-        raise Skipped("peer cannot be imported (No module named 'peer')")
-
     monkeypatch.setattr(peers, "TRAINING", {"peer": missing})
     rows = [*training.against_peers(QUICK), *training.against_peers(Options(CPU, 1, True, edm=tmp_path / "edm"))]
     assert all(row.value is row.ratio is row.holds is None and row.target == "ratio >= 1" for row in rows)

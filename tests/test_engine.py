@@ -1,6 +1,7 @@
 """What makes training fast, fit and safe: it must not change what is learned."""
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -458,3 +459,38 @@ def test_what_does_not_fit_is_said_before(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert free_bytes(tmp_path) > 0
     assert [in_words(n) for n in (12, 18_432_000_000, 4_000_123)] == ["12 bytes", "18.4 GB", "4 MB"]
+
+
+# --- memory on the host ---------------------------------------------------------------------------------------
+
+FAULTS = """
+import resource, sys
+import torch
+from ifm.devices import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+torch.set_num_threads(1)
+for _ in range(10):
+    torch.ones(10_000_000)  # the heap grows until it has a gap of this size
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(10_000_000)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how, **environment):
+    told = subprocess.run(
+        [sys.executable, "-c", FAULTS, how], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    kept, count = told.stdout.split()
+    return kept, int(count)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_memory_that_tensors_free_is_kept():
+    """Ten tensors of 40 MB, one after the other: their pages are taken from the system each time, or once."""
+    _, anew = faults("plain")
+    kept, count = faults("keep")
+    assert kept == "True"
+    assert count < anew / 5
+    assert faults("keep", MALLOC_MMAP_THRESHOLD_="131072")[0] == "False"

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 
+from ifm.devices import keep_freed_memory
 from ifm.errors import UserError
 
 
@@ -34,6 +35,7 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     else:
         share_cores()
+        keep_freed_memory()
     set_seed(seed % 2**32)
     return accelerator
 

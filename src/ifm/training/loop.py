@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ifm.config import TrainConfig
 from ifm.devices import Compiled, compiles, memory_format
@@ -81,6 +82,14 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * past))
 
 
+def ema_decay(step: int, settings: TrainSettings) -> float:
+    """How much of the average stays at step `step` (from 0): min((1 + step) / (10 + step), ema_decay), 0 at first.
+
+    The warm-up of diffusers' EMAModel: the average forgets the initial weights.
+    """
+    return min((1 + step) / (10 + step), settings.ema_decay) if step else 0.0
+
+
 def fit(
     accelerator: Accelerator,
     model: nn.Module,
@@ -106,8 +115,6 @@ def fit(
     A step whose gradient is not finite changes nothing but the count in the curve; raises Diverged at the tenth in a
     row, with the last checkpoint kept.
     """
-    from diffusers.training_utils import EMAModel
-
     device, splits = accelerator.device, sharded.shards(accelerator)
     own = sharded.to_split(accelerator, model) if splits else model.to(device, memory_format=memory_format(device))
     own.train()
@@ -115,24 +122,25 @@ def fit(
         recompute_activations(own)
     to_train = [p for p in own.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(to_train, lr=settings.lr, weight_decay=0.0, fused=True)
-    trained, optimizer = accelerator.prepare(own, optimizer)
+    trained, prepared = accelerator.prepare(own, optimizer)
+    optimizer = prepared.optimizer  # accelerate's around it looks for a package at every step, and is for its scaler
     parameters = [p for p in own.parameters() if p.requires_grad]
-    ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
+    ema = [p.detach().clone() for p in parameters]
     if average is not None:
         average.train().requires_grad_(False)
         if splits:
-            ema.shadow_params = sharded.share_average(accelerator, average, own, ema.shadow_params)
+            ema = sharded.share_average(accelerator, average, own, ema)
         else:
-            _share(average, own, ema.shadow_params)
+            _share(average, own, ema)
     called = Compiled(trained) if compiles() and not splits else trained
 
-    result, first, seen = FitResult(), 0, _Window(device)
+    result, first, seen = FitResult(), 0, _Window(settings.log_every, device)
     saved = checkpoints.load() if checkpoints else None
     if saved:
-        unpack(saved.tensors, own, ema.shadow_params, optimizer)
+        unpack(saved.tensors, own, ema, optimizer)
         if memory:
             memory.restore(saved.tensors)
-        first = ema.optimization_step = saved.record["step"]
+        first = saved.record["step"]
         if accelerator.scaler is not None and saved.record["scaler"]:
             accelerator.scaler.load_state_dict(saved.record["scaler"])
         result = FitResult(saved.record["history"], resumed_from=first, seconds=saved.record["seconds"])
@@ -148,19 +156,22 @@ def fit(
         if drops:
             torch.manual_seed(int(stream(seed, "dropout", step=step, index=accelerator.process_index).integers(2**63)))
         value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
-        norm = sharded.whole(accelerator.clip_grad_norm_(parameters, settings.clip_grad_norm))
-        sound = seen.add(value, norm)
+        clip = accelerator.clip_grad_norm_ if splits or accelerator.scaler else nn.utils.clip_grad_norm_
+        norm = sharded.whole(clip(parameters, settings.clip_grad_norm))
+        seen.add(value, norm)
         if accelerator.scaler is None:
             # The fused kernel reads this flag on the device, where the host need not wait for it.
-            optimizer.optimizer.found_inf = (~sound).float()
-        optimizer.step()
+            optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.step()
+        else:
+            prepared.step()
         optimizer.zero_grad()
-        ema.step(parameters)
+        get_ema_multi_avg_fn(ema_decay(step, settings))(ema, parameters, None)
 
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
             row = {"step": done, "lr": learning_rate(step, settings), **seen.close(accelerator)}
-            row["ema_distance"] = _distance(ema.shadow_params, parameters)
+            row["ema_distance"] = _distance(ema, parameters)
             if seen.streak >= LONGEST_STREAK:
                 raise Diverged(_advice(label, row, checkpoints))
             result.history.append(row)
@@ -169,14 +180,16 @@ def fit(
                 on_log(row)
         if checkpoints and done % settings.checkpoint_every == 0 and done < settings.steps:
             kept = memory.state() if memory else {}  # by all processes
-            packed = sharded.collect(pack(own, ema.shadow_params, optimizer), keep=accelerator.is_main_process)
+            packed = sharded.collect(pack(own, ema, optimizer), keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 record = _record(accelerator, done, result.history, clock.seconds())
                 checkpoints.save(done, Snapshot(packed | kept, record))
             accelerator.wait_for_everyone()
 
     result.seconds = clock.seconds()
-    _copy(ema.shadow_params, parameters)
+    with torch.no_grad():
+        for p, mean in zip(parameters, ema, strict=True):
+            p.copy_(mean)
     if splits:
         sharded.copy_whole(own, model)
     model.eval()
@@ -201,12 +214,6 @@ def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
     own = [p for p, is_trained in zip(average.parameters(), trained, strict=True) if is_trained]
     for p, mean in zip(own, shadow, strict=True):
         p.data = mean
-
-
-@torch.no_grad()
-def _copy(average: list[Tensor], parameters: list[Tensor]) -> None:
-    for p, mean in zip(parameters, average, strict=True):
-        p.copy_(mean)
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -237,36 +244,33 @@ def _backward(accelerator: Accelerator, trained: nn.Module, losses: Iterator[Ten
 class _Window:
     """What is told of the steps between two lines of the curve, on the device until `close` reads it."""
 
-    def __init__(self, device: torch.device) -> None:
-        # sums of loss and gradient norm, the largest loss, sound steps, skipped steps, those in a row
-        self._sums = torch.zeros(6, device=device)
-        self.streak = 0
-        self.skipped = 0.0
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self._rows = torch.zeros(steps, 2, device=device)  # loss and gradient norm of each step
+        self._count = 0
+        self.streak = 0  # of steps whose gradient is not finite, up to now
+        self.skipped = 0.0  # of those, all together
 
-    def add(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """Takes a step's loss and gradient norm; whether they are sound, on the device."""
-        sums, sound = self._sums, torch.isfinite(norm)
-        told = sound & torch.isfinite(loss)
-        good = told.float()
-        sums[0] += torch.where(told, loss, 0.0)
-        sums[1] += torch.where(told, norm, 0.0)
-        sums[2] = torch.where(told, torch.maximum(sums[2], loss), sums[2])
-        sums[3] += good
-        sums[4] += 1 - sound.float()
-        sums[5] = (sums[5] + 1) * (1 - sound.float())
-        return sound
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Takes a step's loss and gradient norm."""
+        row = self._rows[self._count]
+        row[0], row[1] = loss, norm
+        self._count += 1
 
     def close(self, accelerator: Accelerator) -> dict[str, float]:
         """The line's figures; a loss of no sound step is NaN. Where the host waits for the device, and nowhere else."""
-        loss, norm, most, good, skipped, streak = self._sums.tolist()
-        self.streak, self.skipped = int(streak), self.skipped + skipped
-        self._sums[:5] = 0
-        mine = torch.tensor([[loss / good, most] if good else [math.nan] * 2], device=self._sums.device)
-        all_of_them = accelerator.gather(mine)  # [processes, 2]
+        rows = self._rows[: self._count].cpu()
+        self._count = 0
+        sound = torch.isfinite(rows[:, 1])
+        for is_sound in sound.tolist():
+            self.streak = 0 if is_sound else self.streak + 1
+        self.skipped += float((~sound).sum())
+        loss, norm = rows[sound & torch.isfinite(rows[:, 0])].unbind(1)
+        mine = torch.stack([loss.mean(), loss.max()]) if len(loss) else torch.full((2,), math.nan)
+        all_of_them = accelerator.gather(mine[None].to(self._rows.device))  # [processes, 2]
         return {
             "loss": float(all_of_them[:, 0].mean()),
             "loss_max": float(all_of_them[:, 1].max()),
-            "grad_norm": norm / good if good else math.nan,
+            "grad_norm": float(norm.mean()),
             "skipped": self.skipped,
         }
 
