@@ -1,7 +1,10 @@
 """The data path: random rows of memory-mapped shards, what training waits for them, and the anchor bank."""
 
+import math
+import multiprocessing
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -10,12 +13,14 @@ import numpy as np
 import torch
 
 from benchmarks.results import Result, Target, short
-from benchmarks.subjects import Options, Subject, subjects
+from benchmarks.subjects import Options, Subject, preset, subjects
 from benchmarks.timing import Spread, interleave, timed
-from benchmarks.training import clocked, flow_training, random_paths
+from benchmarks.training import STORED_TIMES, clocked, flow_training, random_paths
 from ifm import devices
 from ifm.anchors import AnchorBank, Visit
 from ifm.data.arrays import ShardedArray
+from ifm.memory import peak_resident
+from ifm.trajectories import stored_bytes
 
 CPU = torch.device("cpu")
 SHAPE = (3, 32, 32)
@@ -99,6 +104,51 @@ def _waiting(subject: Subject, options: Options, files: list[Path]) -> Iterator[
         note=f"{len(paths):,} paths, {short(paths.nbytes / 1e9)} GB in the page cache; a batch of {subject.batch_size} "
         f"is waited for {short(1e3 * alone)} ms, {short(100 * alone / step)} % of the step",
     )
+
+
+MANY, STEPS_ON_MANY = 300_000, 40
+
+
+def many(options: Options) -> Iterator[Result]:
+    """The memory of a process that trains on more paths than it could hold, at CIFAR-10's size."""
+    count, steps = (4_000, 2) if options.quick else (MANY, STEPS_ON_MANY)
+    name = f"peak memory of training on {count:,} mapped paths"
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        megabytes, gigabytes = pool.submit(_train_on_many, count, steps, options).result()
+    if megabytes is None:
+        yield Result.skipped(name, "this system does not tell it")
+        return
+    each = stored_bytes(1, STORED_TIMES, SHAPE)
+    yield Result.of(
+        name,
+        megabytes,
+        "MB",
+        target=Target("value", "<=", 2000.0),
+        note=f"resident at most, libraries and mapped files included; {steps} steps of 64 in random order over "
+        f"{short(gigabytes)} GB, 3x32x32, {STORED_TIMES} stored times; 1,000,000 paths are {each / 1e3:.1f} GB",
+    )
+
+
+def _train_on_many(count: int, steps: int, options: Options) -> tuple[float | None, float]:
+    config = preset("digits").model_copy(update={"data": preset("cifar10").data})
+    subject = Subject("cifar-sized digits", config, 64, steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.npy" for i in range(SHARDS)]
+        for path in files:
+            sparse_rows(path, (count // SHARDS, STORED_TIMES - 1, *SHAPE))
+        paths = ShardedArray(files, stage="trajectories")
+        with mock.patch(RESIDENT, 0):
+            _, train = flow_training(subject, options, states=paths)
+        train(steps)
+        return peak_resident(), paths.nbytes / 1e9
+
+
+def sparse_rows(path: Path, shape: tuple[int, ...]) -> None:
+    """A .npy file of float16 zeros that takes no room on the disk, and as much memory as any other when read."""
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 2 * math.prod(shape))
 
 
 def bank(options: Options) -> Iterator[Result]:

@@ -161,6 +161,20 @@ def ddim(network: nn.Module, x_T: Tensor, nfe: int) -> Tensor:
     return x
 
 
+def consistency(network: nn.Module, x_T: Tensor, steps: int) -> Tensor:
+    """diffusers: the consistency models' scheduler, x_0 at once and noise added between (Song et al. 2023, alg. 1)."""
+    try:
+        from diffusers import CMStochasticIterativeScheduler
+    except ImportError as error:
+        raise Skipped(f"diffusers cannot be imported ({error})") from None
+    scheduler = CMStochasticIterativeScheduler()
+    scheduler.set_timesteps(steps, device=x_T.device)
+    x = x_T
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t.expand(len(x))), t, x).prev_sample
+    return x
+
+
 SOLVERS: dict[str, Solver] = {
     "torchdiffeq (torchcfm)": euler_torchdiffeq,
     "flow_matching": euler_flow_matching,

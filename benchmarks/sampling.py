@@ -14,6 +14,7 @@ from benchmarks.timing import Contestant, interleave, timed
 from ifm.sampling import Draws, Sampler, flow_sampler, solve_ode, teacher_sampler
 
 HEUN_NFE = 35
+CLOSE = 3  # times the rounds, where one takes milliseconds
 
 
 @torch.inference_mode()
@@ -98,6 +99,36 @@ def solvers(options: Options) -> Iterator[Result]:
             peers=seconds["peer"],
             note=f"batch {size}",
         )
+
+
+STEPS = 4  # of multistep sampling
+
+
+def multistep(options: Options) -> Iterator[Result]:
+    """The flow's re-noised sampling against diffusers' consistency scheduler, on networks without an anchor."""
+    subject, size = digits(options), 64
+    flow = subject.flow_without_anchor().to(options.device).eval()
+    sampler = flow_sampler(flow, kind="renoise", steps=STEPS)
+    peer, name = "diffusers consistency", f"{STEPS} re-noised steps against diffusers consistency: {subject.name}"
+    x_T = torch.randn(size, *subject.shape, device=options.device)
+    try:
+        contestants = {
+            "ours": _contestant(sampler, flow.dynamics, subject.shape, size, options),
+            "peer": timed(_peer(peers.consistency, flow.network, x_T, STEPS), device=options.device),
+        }
+        seconds = interleave(contestants, rounds=CLOSE * options.rounds)
+    except Skipped as reason:
+        yield Result.skipped(name, reason, peer=peer)
+        return
+    yield Result.rate(
+        name,
+        "images/s",
+        amount=size,
+        seconds=seconds["ours"],
+        peer=peer,
+        peers=seconds["peer"],
+        note=f"batch {size}, {STEPS} evaluations each; our noise is keyed by sample",
+    )
 
 
 def _peer(solve: peers.Solver, network: nn.Module, x_T: torch.Tensor, nfe: int):

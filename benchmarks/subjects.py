@@ -64,6 +64,9 @@ class Subject:
     def flow(self) -> IntegrationFlow:
         return IntegrationFlow(self._network(takes_anchor=True), self._dynamics(), scheme="edm", takes_anchor=True)
 
+    def flow_without_anchor(self) -> IntegrationFlow:
+        return IntegrationFlow(self._network(takes_anchor=False), self._dynamics(), scheme="edm", takes_anchor=False)
+
     def _network(self, *, takes_anchor: bool) -> torch.nn.Module:
         torch.manual_seed(0)
         return build_network(shape=self.shape, takes_anchor=takes_anchor, **self.config.network.model_dump())

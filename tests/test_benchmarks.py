@@ -161,6 +161,18 @@ def test_a_peers_solver_takes_as_many_evaluations(name):
     assert len(calls) == 7
 
 
+def test_the_consistency_scheduler_takes_as_many_evaluations():
+    calls = []
+
+    def network(x, t):
+        assert t.shape == (len(x),)
+        calls.append(float(t[0]))
+        return torch.zeros_like(x)
+
+    assert peers.consistency(network, torch.ones(2, 1, 8, 8), 4).shape == (2, 1, 8, 8)
+    assert len(calls) == len(set(calls)) == 4
+
+
 EDM = """
 import torch
 class EDMLoss:

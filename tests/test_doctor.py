@@ -121,8 +121,10 @@ def test_the_disk_against_a_need_worked_out_by_hand(checkout, monkeypatch):
             "sample.count": 500, "sample.flow_steps": [1, 2], "evaluate.teacher_nfe": [1, 35],
         },
     )  # fmt: skip
-    # Digits: 1,797 of 64 bytes, raw and processed; paths of 4 x 64 x 2 bytes; 5 samplers: 2 teachers, 1 + 1 x 2 flows.
-    each = 1000 * 4 * 64 * 2 + 5 * 2 * 500 * 64
+    # Digits: 1,797 of 64 bytes, raw and processed; 5 samplers: 2 teachers, 1 + 1 x 2 flows. Paths: the 3 states after
+    # x_T, of 64 values of 2 bytes.
+    samples = 5 * 2 * 500 * 64
+    each = samples + 1000 * 3 * 64 * 2
     need = 2 * (2 * 1797 * 64 + 2 * each) + doctor.MODELS
     assert doctor.needed_bytes(load(checkout / "params.yaml")) == need
     for free, level in ((need - 1, PROBLEM), (2 * need - 1, WARNING), (2 * need, OK)):
@@ -130,6 +132,8 @@ def test_the_disk_against_a_need_worked_out_by_hand(checkout, monkeypatch):
         ((found, text),) = of(doctor.disk(checkout))
         assert found == level
         assert text.endswith(f"free, a run takes about {need / 1e9:.1f} GB")
+    edit(checkout / "params.yaml", {"trajectories.store": "none"})
+    assert doctor.needed_bytes(load(checkout / "params.yaml")) == 2 * (2 * 1797 * 64 + 2 * samples) + doctor.MODELS
 
 
 # --- DVC --------------------------------------------------------------------------------------------------------------

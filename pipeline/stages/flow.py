@@ -148,7 +148,6 @@ def work(stage: Stage) -> None:
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
     stage.run.log_model(stage.name, folder=paths.flow(d), description=pretrained.describe(paths.flow(d)))
-    checkpoints.clear()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,6 @@ def work(stage: Stage) -> None:
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
     stage.run.log_model(stage.name, folder=paths.teacher(d), description=pretrained.describe(paths.teacher(d)))
-    checkpoints.clear()
 
 
 def _inputs(images: SampleSet) -> dict[str, str]:

@@ -175,6 +175,8 @@ def disk(root: Path) -> Iterator[Finding]:
 
 def needed_bytes(config: Any) -> int:
     """Roughly what data, paths, samples and models of one run take, DVC's cache included."""
+    from ifm.trajectories import stored_bytes
+
     data, points = config.data, config.data.source == "points"
     values = data.points.dimensions if points else data.channels * data.image_size**2
     size = 4 if points else 1  # bytes of a value: float32 or uint8
@@ -183,8 +185,8 @@ def needed_bytes(config: Any) -> int:
     samplers = 1 + (len(config.sample.flow_steps) - 1) * len(config.sample.flow_samplers)
     samplers += 0 if config.teacher.kind == "none" else len(config.evaluate.teacher_nfe)
     samples = samplers * config.sample.seeds * config.sample.count * values * size
-    paths = config.trajectories.count * config.trajectories.stored_times * values * 2  # float16
-    paths *= "trajectory" in config.flow.objectives
+    stored_paths = "trajectory" in config.flow.objectives and config.trajectories.store == "disk"
+    paths = stored_bytes(config.trajectories.count, config.trajectories.stored_times, (values,)) if stored_paths else 0
     return CACHED * (stored + len(config.dynamics) * (samples + paths)) + MODELS
 
 

@@ -41,6 +41,14 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     peak.megabytes = max(0.0, _status("VmHWM") - before)
 
 
+def peak_resident() -> float | None:
+    """The most that this process has held since its start, code and mapped files included, in MB; None: not told."""
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return None
+
+
 def _status(key: str) -> float:
     """A size of this process, in MB."""
     for line in _STATUS.read_text().splitlines():

@@ -69,13 +69,6 @@ class Checkpoints:
         """The newest checkpoint's file, readable or not."""
         return next(iter(self._files()), None)
 
-    def clear(self) -> None:
-        """Removes the checkpoints, and the folder if nothing else is in it."""
-        for path in self._files():
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
 
 def _as_os_error(error: SafetensorError) -> Exception:
     """safetensors wraps the system's errors in its own: "I/O error: No space left on device (os error 28)"."""
