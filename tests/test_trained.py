@@ -183,6 +183,7 @@ def ratios_without_a_teacher(name, objective, seed):
     return found
 
 
+@pytest.mark.slow
 def test_interval_without_a_teacher_is_as_near_as_the_teacher():
     one, two = ratios_without_a_teacher("ve", "interval", seed=0)
     assert one <= 1.3

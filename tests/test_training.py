@@ -384,7 +384,7 @@ def test_curve_file(tmp_path):
     assert (tmp_path / "c.csv").read_text() == text
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, tmp_path):
     """torchrun with 2 and 3 CPU processes against one: equal batches, weights equal up to the order of sums."""
     script = Path(__file__).parent / "distributed_worker.py"
