@@ -24,8 +24,10 @@ class Manifold:
         if len(features) <= k:
             raise ValueError(f"{len(features)} samples have no {k} nearest others each; use at least {k + 1}")
         wide = _float64(features)
-        nearest = [d.kthvalue(k + 1, dim=1).values for _, d in _distances(wide, wide)]  # itself is at distance 0
-        return cls(wide, torch.cat(nearest), k)
+        radii = torch.empty(len(wide), dtype=torch.float64)
+        for rows, distances in _distances(wide, wide):
+            radii[rows] = distances.kthvalue(k + 1, dim=1).values  # itself is at distance 0
+        return cls(wide, radii, k)
 
 
 def precision_recall(fake: Manifold, real: Manifold) -> dict[str, float]:
@@ -42,7 +44,7 @@ def precision_recall(fake: Manifold, real: Manifold) -> dict[str, float]:
         precise += int(inside.any(dim=1).sum())
         balls += int(inside.sum())
         recalled |= (distances <= fake.radii[rows, None]).any(dim=0)
-        nearest = torch.minimum(nearest, distances.amin(dim=0))
+        torch.minimum(nearest, distances.amin(dim=0), out=nearest)
     n = len(fake.radii)
     return {
         "precision": precise / n,
@@ -57,8 +59,10 @@ def nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A distance is exact to about 1e-8 of the rows' norms: equal rows are that far apart at most.
     """
-    found = [d.min(dim=1) for _, d in _distances(_float64(a), _float64(b))]
-    return torch.cat([x.values for x in found]).numpy(), torch.cat([x.indices for x in found]).numpy()
+    least, which = torch.empty(len(a), dtype=torch.float64), torch.empty(len(a), dtype=torch.int64)
+    for rows, distances in _distances(_float64(a), _float64(b)):
+        least[rows], which[rows] = distances.min(dim=1)
+    return least.numpy(), which.numpy()
 
 
 def copies(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
@@ -90,9 +94,14 @@ def _float64(features: np.ndarray) -> Tensor:
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows of a, their distances to all of b [rows, m]), a block at a time, in float64."""
+    """(rows of a, their distances to all of b [rows, m]), a block at a time, in float64.
+
+    What is kept of a block belongs into an array made before: small results between blocks take the gaps that these
+    leave in the heap, and the next block does not fit.
+    """
     squares = b.square().sum(dim=1)
     for start in range(0, len(a), _BLOCK):
         block = a[start : start + _BLOCK]
-        squared = block.square().sum(dim=1, keepdim=True) + squares - 2 * block @ b.T
-        yield slice(start, start + _BLOCK), squared.clamp_min(0).sqrt()
+        squared = block.square().sum(dim=1, keepdim=True) + squares
+        squared.sub_(block @ b.T, alpha=2)
+        yield slice(start, start + _BLOCK), squared.clamp_min_(0).sqrt_()
