@@ -119,7 +119,7 @@ def test_peak_memory_is_that_of_the_size():
     found, held = growth.peak_of(bank, 20_000, QUICK), AnchorBank(20_000, growth.IMAGE, seed=0).nbytes / 1e6
     if found is None:
         pytest.skip("this system does not tell a process's peak memory")
-    assert held <= found < 1.33 * held
+    assert 0.98 * held <= found < 1.33 * held  # Linux counts pages by thread, and adds them up now and then
 
 
 def test_a_curve_is_measured_and_read_back():

@@ -229,6 +229,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(project):
     assert not set(project.repro()) & {*BRANCH}
 
 
+@pytest.mark.slow
 def test_without_a_teacher_its_stages_do_no_work(project):
     """teacher.kind: none with `interval`: the stages say so, the page has the flow alone, and going back is free."""
     project.set(
