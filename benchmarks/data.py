@@ -1,12 +1,11 @@
 """The data path: random rows of memory-mapped shards, what training waits for them, and the anchor bank."""
 
 import math
-import multiprocessing
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from unittest import mock
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from benchmarks.results import Result, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
-from benchmarks.timing import Spread, interleave, timed
+from benchmarks.timing import Spread, fresh_process, interleave, timed
 from benchmarks.training import STORED_TIMES, clocked, flow_training, random_paths
 from ifm import devices
 from ifm.anchors import AnchorBank, Visit
@@ -58,12 +57,16 @@ def shards(options: Options) -> Iterator[Result]:
 
 def write_rows(paths: list[Path], block: np.ndarray, *, blocks: int) -> None:
     """.npy files that hold a block of rows `blocks` times each, written without holding more than one."""
-    header = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
     for path in paths:
         with open(path, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (blocks * len(block), *block.shape[1:])})
+            _write_header(file, block.dtype, (blocks * len(block), *block.shape[1:]))
             for _ in range(blocks):
                 file.write(block.tobytes())
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def waiting(options: Options) -> Iterator[Result]:
@@ -113,23 +116,27 @@ def many(options: Options) -> Iterator[Result]:
     """The memory of a process that trains on more paths than it could hold, at CIFAR-10's size."""
     count, steps = (4_000, 2) if options.quick else (MANY, STEPS_ON_MANY)
     name = f"peak memory of training on {count:,} mapped paths"
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        megabytes, gigabytes = pool.submit(_train_on_many, count, steps, options).result()
+    with fresh_process() as pool:
+        megabytes = pool.submit(_train_on_many, count, steps, options).result()
     if megabytes is None:
         yield Result.skipped(name, "this system does not tell it")
         return
-    each = stored_bytes(1, STORED_TIMES, SHAPE)
     yield Result.of(
         name,
         megabytes,
         "MB",
         target=Target("value", "<=", 2000.0),
         note=f"resident at most, libraries and mapped files included; {steps} steps of 64 in random order over "
-        f"{short(gigabytes)} GB, 3x32x32, {STORED_TIMES} stored times; 1,000,000 paths are {each / 1e3:.1f} GB",
+        f"{short(_gigabytes(count))} GB, 3x32x32, {STORED_TIMES} stored times; 1,000,000 paths are "
+        f"{short(_gigabytes(1_000_000))} GB",
     )
 
 
-def _train_on_many(count: int, steps: int, options: Options) -> tuple[float | None, float]:
+def _gigabytes(paths: int) -> float:
+    return stored_bytes(paths, STORED_TIMES, SHAPE) / 1e9
+
+
+def _train_on_many(count: int, steps: int, options: Options) -> float | None:
     config = preset("digits").model_copy(update={"data": preset("cifar10").data})
     subject = Subject("cifar-sized digits", config, 64, steps=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -140,14 +147,13 @@ def _train_on_many(count: int, steps: int, options: Options) -> tuple[float | No
         with mock.patch(RESIDENT, 0):
             _, train = flow_training(subject, options, states=paths)
         train(steps)
-        return peak_resident(), paths.nbytes / 1e9
+        return peak_resident()
 
 
 def sparse_rows(path: Path, shape: tuple[int, ...]) -> None:
     """A .npy file of float16 zeros that takes no room on the disk, and as much memory as any other when read."""
-    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
+        _write_header(file, np.dtype("<f2"), shape)
         file.truncate(file.tell() + 2 * math.prod(shape))
 
 

@@ -387,7 +387,7 @@ def binds(curve: Curve, time: PowerLaw, memory: PowerLaw | None, gigabytes: floa
 def peak_of(curve: Curve, size: int, options: Options) -> float | None:
     """MB that making and doing it once take, in a fresh process, over what that held after its smallest size."""
     context = multiprocessing.get_context("forkserver")  # imports once, and has computed nothing: each child is fresh
-    context.set_forkserver_preload(["benchmarks.growth", "diffusers.training_utils"])
+    context.set_forkserver_preload(["benchmarks.growth", "diffusers.models.unets.unet_2d"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, CURVES.index(curve), size, options).result()
 

@@ -80,23 +80,13 @@ def solvers(options: Options) -> Iterator[Result]:
         solve_ode(teacher, x_T, times=times, method="euler")
 
     for peer, solve in peers.SOLVERS.items():
-        name = f"{nfe} Euler steps against {peer}: {subject.name}"
-        try:
-            contestants = {
-                "ours": timed(ours, device=options.device),
-                "peer": timed(_peer(solve, teacher.network, x_T, nfe), device=options.device),
-            }
-            seconds = interleave(contestants, rounds=options.rounds)
-        except Skipped as reason:
-            yield Result.skipped(name, reason, peer=peer)
-            continue
-        yield Result.rate(
-            name,
-            "images/s",
+        yield _against(
+            f"{nfe} Euler steps against {peer}: {subject.name}",
+            peer,
+            timed(ours, device=options.device),
+            timed(_peer(solve, teacher.network, x_T, nfe), device=options.device),
             amount=size,
-            seconds=seconds["ours"],
-            peer=peer,
-            peers=seconds["peer"],
+            rounds=options.rounds,
             note=f"batch {size}",
         )
 
@@ -107,28 +97,31 @@ STEPS = 4  # of multistep sampling
 def multistep(options: Options) -> Iterator[Result]:
     """The flow's re-noised sampling against diffusers' consistency scheduler, on networks without an anchor."""
     subject, size = digits(options), 64
-    flow = subject.flow_without_anchor().to(options.device).eval()
+    flow = subject.flow(takes_anchor=False).to(options.device).eval()
     sampler = flow_sampler(flow, kind="renoise", steps=STEPS)
-    peer, name = "diffusers consistency", f"{STEPS} re-noised steps against diffusers consistency: {subject.name}"
     x_T = torch.randn(size, *subject.shape, device=options.device)
-    try:
-        contestants = {
-            "ours": _contestant(sampler, flow.dynamics, subject.shape, size, options),
-            "peer": timed(_peer(peers.consistency, flow.network, x_T, STEPS), device=options.device),
-        }
-        seconds = interleave(contestants, rounds=CLOSE * options.rounds)
-    except Skipped as reason:
-        yield Result.skipped(name, reason, peer=peer)
-        return
-    yield Result.rate(
-        name,
-        "images/s",
+    peer = "diffusers consistency"
+    yield _against(
+        f"{STEPS} re-noised steps against {peer}: {subject.name}",
+        peer,
+        _contestant(sampler, flow.dynamics, subject.shape, size, options),
+        timed(_peer(peers.consistency, flow.network, x_T, STEPS), device=options.device),
         amount=size,
-        seconds=seconds["ours"],
-        peer=peer,
-        peers=seconds["peer"],
+        rounds=CLOSE * options.rounds,
         note=f"batch {size}, {STEPS} evaluations each; our noise is keyed by sample",
     )
+
+
+def _against(
+    name: str, peer: str, ours: Contestant, theirs: Contestant, *, amount: int, rounds: int, note: str
+) -> Result:
+    """Images/s of ours over the peer's, or why the peer could not be measured."""
+    try:
+        seconds = interleave({"ours": ours, "peer": theirs}, rounds=rounds)
+    except Skipped as reason:
+        return Result.skipped(name, reason, peer=peer)
+    taken = {"seconds": seconds["ours"], "peers": seconds["peer"]}
+    return Result.rate(name, "images/s", amount=amount, peer=peer, note=note, **taken)
 
 
 def _peer(solve: peers.Solver, network: nn.Module, x_T: torch.Tensor, nfe: int):

@@ -61,11 +61,9 @@ class Subject:
     def teacher(self) -> Teacher:
         return Teacher(self._network(takes_anchor=False), self._dynamics())
 
-    def flow(self) -> IntegrationFlow:
-        return IntegrationFlow(self._network(takes_anchor=True), self._dynamics(), scheme="edm", takes_anchor=True)
-
-    def flow_without_anchor(self) -> IntegrationFlow:
-        return IntegrationFlow(self._network(takes_anchor=False), self._dynamics(), scheme="edm", takes_anchor=False)
+    def flow(self, *, takes_anchor: bool = True) -> IntegrationFlow:
+        network = self._network(takes_anchor=takes_anchor)
+        return IntegrationFlow(network, self._dynamics(), scheme="edm", takes_anchor=takes_anchor)
 
     def _network(self, *, takes_anchor: bool) -> torch.nn.Module:
         torch.manual_seed(0)

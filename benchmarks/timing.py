@@ -49,6 +49,11 @@ def timed(
     return once
 
 
+def fresh_process() -> ProcessPoolExecutor:
+    """A process that has held and set up nothing yet."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
 class Apart:
     """A contestant in a process of its own, as its users run it: how we set up ours does not touch it.
 
@@ -56,7 +61,7 @@ class Apart:
     """
 
     def __init__(self, make: Callable[[], Contestant]) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = fresh_process()
         try:
             self._pool.submit(_make, make).result()
         except BaseException:

@@ -1,8 +1,6 @@
 """Training: the step itself, the loop around it, and the same network under other projects' steps."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import peers
 from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
-from benchmarks.timing import Apart, Contestant, Spread, StepClock, interleave, speed_ratio, timed
+from benchmarks.timing import Apart, Contestant, Spread, StepClock, fresh_process, interleave, speed_ratio, timed
 from ifm import anchors
 from ifm.devices import Rows, memory_format
 from ifm.memory import peak_memory
@@ -164,7 +162,7 @@ def _rate_and_share(kind: str, subject: Subject, options: Options) -> Iterator[R
 def _memory(kind: str, subject: Subject, options: Options) -> Result:
     name = f"peak memory: {kind}, {subject.name}"
     # In a process of its own: in this one freed memory would be used again, and not be counted.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with fresh_process() as pool:
         megabytes = pool.submit(_peak_of_training, kind, subject, options).result()
     if megabytes is None:
         return Result.skipped(name, "this system does not tell it")
@@ -172,8 +170,6 @@ def _memory(kind: str, subject: Subject, options: Options) -> Result:
 
 
 def _peak_of_training(kind: str, subject: Subject, options: Options) -> float | None:
-    import diffusers.training_utils  # noqa: F401 - the loop imports it, and code is not what is counted
-
     _, train = TRAINED[kind](subject, options)
     with peak_memory(options.device) as peak:
         train(2)
@@ -230,14 +226,13 @@ NOT_SLOWER = Target("ratio", ">=", 1.0)
 
 def _against(peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Result:
     name = f"training step against {peer}: {subject.name}"
-    try:
-        theirs = Apart(partial(_peer, make_loss, subject, options))
-    except Skipped as reason:
-        return Result.skipped(name, reason, peer=peer, target=NOT_SLOWER)
     teacher, train = teacher_training(subject, options)
     ours = clocked(teacher.network, train, steps=subject.steps, device=options.device)
-    with theirs:
-        seconds = interleave({"ours": ours, "peer": theirs}, rounds=CLOSE * options.rounds)
+    try:
+        with Apart(partial(_peer, make_loss, subject, options)) as theirs:
+            seconds = interleave({"ours": ours, "peer": theirs}, rounds=CLOSE * options.rounds)
+    except Skipped as reason:
+        return Result.skipped(name, reason, peer=peer, target=NOT_SLOWER)
     return Result.rate(
         name,
         "images/s",
