@@ -7,7 +7,8 @@ identities along the path, without a teacher.
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -305,7 +306,7 @@ def interval_phase(
         if len(rows_apart):
             y = at.x_t / expand(dynamics.scale(at.t), at.x_t)
             given = {"theta_s": theta_s[rows_apart], "x_anchor": None if x_anchor is None else x_anchor[rows_apart]}
-            with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no forward mode
+            with differentiable_forward(flow):
                 target[rows_apart] = objectives.mean_velocity_target(
                     lambda y, theta: flow.mean_velocity(y, theta, **given),
                     y[rows_apart],
@@ -317,6 +318,29 @@ def interval_phase(
         return None, objectives.interval(u_hat, target=target, power=power)
 
     return Phase(len(images), averaged(draw, dynamics, mean), loss, read.expect)
+
+
+@contextmanager
+def differentiable_forward(model: nn.Module) -> Iterator[None]:
+    """A network's evaluations as forward-mode differentiation takes them: in float32, by attention's plain formula.
+
+    The derivative has no rules for autocast's casts of weights on CPUs and for the fast attention kernels. That of
+    GroupNorm wants a contiguous tangent up to torch 2.11; a convolution's can be channels_last.
+    """
+    device = next(model.parameters()).device.type
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    hooks = [module.register_forward_pre_hook(_contiguous) for module in norms]
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Value and tangent contiguous: `contiguous` itself looks at the value alone."""
+    return (inputs[0].clone(memory_format=torch.contiguous_format),)
 
 
 def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> int:
