@@ -2,15 +2,19 @@
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from on_cpus import on_cpus
 
 from ifm import anchors, dynamics, objectives
 from ifm.devices import RowReader
@@ -283,6 +287,58 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     assert checkpoints.load().record["step"] in (10, 15)
 
 
+class ThroughHalf(torch.autograd.Function):
+    """The identity, with a gradient that passes through float16, as under fp16 autocast: above 65,504 it is inf."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.half().float()
+
+
+def with_scaler() -> Accelerator:
+    """fp16's loss scaling on a CPU, where accelerate itself refuses fp16."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    return accelerator
+
+
+@pytest.fixture
+def scaled():
+    yield with_scaler()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("gradient", [16.0, 2000.0])
+def test_steps_of_fp16_before_the_scale_is_found_are_skipped_and_not_nan(gradient, scaled, tmp_path):
+    """The scale starts at 2^16: a gradient of 2,000 overflows for 11 steps, more than training stands later on."""
+    rows, model = [], torch.nn.Linear(1, 1, bias=False)
+    result = fit(
+        scaled, model, settings=settings(steps=30, log_every=2, checkpoint_every=2), on_log=rows.append,
+        loss=lambda m, step: iter([ThroughHalf.apply(m.weight.sum()) * gradient]),
+    )  # fmt: skip
+    expected = math.ceil(math.log2(gradient * 2**16 / 65504))
+    assert result.history[-1]["skipped"] == expected
+    write_curve(tmp_path / "c.csv", result.history)
+    assert "nan" not in (tmp_path / "c.csv").read_text()
+    curve = pd.read_csv(tmp_path / "c.csv")
+    assert curve.loss.isna().sum() == expected // 2
+    assert curve.skipped.tolist() == [min(step, expected) for step in range(2, 31, 2)]
+
+
+def test_fp16_that_finds_no_scale_stops(scaled):
+    model = torch.nn.Linear(1, 1, bias=False)
+    with pytest.raises(Diverged, match="not been finite for 26 steps or more, at step 30"):
+        fit(
+            scaled, model, settings=settings(steps=60, log_every=5, checkpoint_every=5),
+            loss=lambda m, step: iter([ThroughHalf.apply(m.weight.sum()) * float("nan")]),
+        )  # fmt: skip
+
+
 def test_stored_times_are_drawn_in_their_shares():
     uniform = torch.arange(10_000) / 10_000
     counts = torch.bincount(draw_stored_index(uniform, stored=5, t_max_share=0.4), minlength=5)
@@ -396,7 +452,7 @@ def test_processes_see_the_same_global_batches_and_reach_the_same_model(processe
         if count > 1:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
                        str(script), str(out)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append(out)
     one, many = outputs
@@ -455,7 +511,7 @@ def resume_worker(processes, *arguments):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     script = Path(__file__).parent / "resume_worker.py"
     words = [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
     assert done.returncode == 0 or len(arguments) == 1, done.stderr[-3000:]
     return done.returncode == 0
 

@@ -34,8 +34,8 @@ class StageRun:
             self._courier.put({"op": op, "time": locallog.now(), **entry})
 
     def log_row(self, row: Mapping[str, float]) -> None:
-        """One line of a curve: `step` and the values at it."""
-        values = {k: float(v) for k, v in row.items() if k != "step"}
+        """One line of a curve: `step` and the values at it. What is not finite (all steps skipped) is left out."""
+        values = {k: float(v) for k, v in row.items() if k != "step" and math.isfinite(float(v))}
         self._put("metrics", step=int(row["step"]), values=values)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:

@@ -40,6 +40,7 @@ class Diverged(UserError, FloatingPointError):
 
 
 LONGEST_STREAK = 10  # such steps are skipped, and this many of them in a row end training
+SCALE_SEARCH = 16  # as many more at the start with fp16: torch's GradScaler begins at 2^16 and halves at each of them
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,12 @@ def fit(
         if done % settings.log_every == 0 or done == settings.steps:
             row = {"step": done, "lr": learning_rate(step, settings), **seen.close(accelerator)}
             row["ema_distance"] = _distance(ema, parameters)
-            if seen.streak >= LONGEST_STREAK:
-                raise Diverged(_advice(label, row, checkpoints))
+            searching = accelerator.scaler is not None and seen.skipped == done
+            longest = LONGEST_STREAK + (SCALE_SEARCH if searching else 0)
+            if seen.streak >= longest:
+                raise Diverged(_advice(label, row, longest, checkpoints))
             result.history.append(row)
-            bar.set_postfix(loss=f"{row['loss']:.4g}")
+            bar.set_postfix(loss=f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "steps skipped")
             if on_log:
                 on_log(row)
         if checkpoints and done % settings.checkpoint_every == 0 and done < settings.steps:
@@ -202,9 +205,10 @@ def write_curve(path: Path, history: list[dict[str, float]]) -> None:
 
     step; loss and grad_norm: means over the steps since the last line; loss_max: the largest loss among them; lr;
     skipped: steps up to here whose gradient was not finite; ema_distance: |average - weights| / |weights|.
+    A figure that no step since the last line has, as all were skipped, is an empty cell.
     """
     columns = ["step", "loss", "loss_max", "grad_norm", "lr", "skipped", "ema_distance"]
-    lines = [",".join(repr(row[c]) for c in columns) for row in history]
+    lines = [",".join(repr(row[c]) if math.isfinite(row[c]) else "" for c in columns) for row in history]
     write_text(path, "\n".join([",".join(columns), *lines]) + "\n")
 
 
@@ -283,10 +287,10 @@ def _distance(average: list[Tensor], parameters: list[Tensor]) -> float:
         return float(sharded.whole(apart) / sharded.whole(size).clamp_min(1e-12))
 
 
-def _advice(label: str, row: dict[str, float], checkpoints: Checkpoints | None) -> str:
+def _advice(label: str, row: dict[str, float], streak: int, checkpoints: Checkpoints | None) -> str:
     kept = checkpoints.newest() if checkpoints else None
     return (
-        f"{label}: the gradient has not been finite for {LONGEST_STREAK} steps or more, at step {row['step']:.0f} "
+        f"{label}: the gradient has not been finite for {streak} steps or more, at step {row['step']:.0f} "
         f"(learning rate {row['lr']:.3g}, {row['skipped']:.0f} steps skipped in all); lower lr or clip_grad_norm, "
         f"raise warmup_steps, or use precision: bf16 or no; last good checkpoint: {kept or 'none yet'}"
     )
