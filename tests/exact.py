@@ -1,4 +1,4 @@
-"""Teachers without a network: closed forms to judge solver, trajectories and objectives by."""
+"""Teachers without a network: closed forms to judge solver, trajectories and objectives by, on the device of x_t."""
 
 import torch
 from torch import Tensor
@@ -15,14 +15,16 @@ class GaussianDenoiser:
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         at = self.dynamics.coefficients(t)
         a, b = expand(at.a, x_t), expand(at.b, x_t)
-        gain = a * self.s**2 / (a**2 * self.s**2 + b**2)
-        return self.mu + gain * (x_t - a * self.mu)
+        mu, s = self.mu.to(x_t.device), self.s.to(x_t.device)
+        gain = a * s**2 / (a**2 * s**2 + b**2)
+        return mu + gain * (x_t - a * mu)
 
     def flow_map(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The end point of the ODE through x_t: x_0 = mu + s (x_t - a mu) / sqrt(a^2 s^2 + b^2)."""
         at = self.dynamics.coefficients(t)
         a, b = expand(at.a, x_t), expand(at.b, x_t)
-        return self.mu + self.s * (x_t - a * self.mu) / torch.sqrt(a**2 * self.s**2 + b**2)
+        mu, s = self.mu.to(x_t.device), self.s.to(x_t.device)
+        return mu + s * (x_t - a * mu) / torch.sqrt(a**2 * s**2 + b**2)
 
 
 class PointsDenoiser:
@@ -33,11 +35,12 @@ class PointsDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         at = self.dynamics.coefficients(t)
-        distance = (x_t[:, None] - at.a[:, None, None] * self.points).square().sum(-1)  # [B, n]
+        points = self.points.to(x_t.device)
+        distance = (x_t[:, None] - at.a[:, None, None] * points).square().sum(-1)  # [B, n]
         b = at.b[:, None]
         if self.dynamics.name == "pfgmpp":
-            D, N = self.dynamics.augmented_dimensions, self.points.shape[1]
+            D, N = self.dynamics.augmented_dimensions, points.shape[1]
             log_w = -(N + D) / 2 * torch.log(distance + b**2 * D)
         else:
             log_w = -distance / (2 * b**2)
-        return log_w.softmax(dim=1) @ self.points
+        return log_w.softmax(dim=1) @ points

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cleanfid import fid as cleanfid
+from on_cpus import on_cpus
 from PIL import Image
 from torch import Tensor, nn
 
@@ -253,7 +253,7 @@ def test_two_processes_give_the_same_json(tmp_path):
     samples, real = folder_of(tmp_path / "s", noise(23, seed=0)), saved(tmp_path / "r.npy", noise(25, seed=1))
     broken = folder_of(tmp_path / "broken", noise(23, seed=0))
     (broken / "0011.png").write_bytes(b"no image")
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    env = on_cpus(PYTHONPATH=str(ROOT / "src"), OMP_NUM_THREADS="1")
     env = {key: value for key, value in env.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 

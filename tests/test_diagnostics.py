@@ -265,7 +265,9 @@ class ClosedForm(nn.Module):
 
     def __init__(self, d, mu, s, *, off=0.0):
         super().__init__()
-        self.dynamics, self.mu, self.s, self.off = d, mu, s, off
+        self.dynamics, self.off = d, off
+        self.register_buffer("mu", mu)
+        self.register_buffer("s", s)
 
     def forward(self, x_t, t, *, x_anchor):
         x_0 = gaussian_flow_map(self.dynamics, x_t, t, mu=self.mu, s=self.s)

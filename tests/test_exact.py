@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exact import GaussianDenoiser, PointsDenoiser
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ifm import config, dynamics, exact, pretrained
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
@@ -187,3 +188,18 @@ def test_the_stage_writes_the_training_images_and_their_mirror_images(flip, tmp_
     assert (description["parameters"], description["train_images"]) == (0, 0)
     assert paths.curve("teacher-rf").read_text() == "step,loss,loss_max,grad_norm,lr,skipped,ema_distance\n"
     assert stage.run.timings["train_seconds"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_oracles_follow_the_device_of_their_input(name):
+    """On tensors of a GPU that exist in name only: torch refuses to mix them with the host's, as a real one does."""
+    d, mu, s = dynamics.build(name), torch.zeros(2), torch.full((2,), 0.5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x_t, t = torch.empty(5, 2, device="cuda"), torch.ones(5, device="cuda")
+        found = [PointsDenoiser(d, POINTS.float())(x_t, t)]
+        if name != "pfgmpp":
+            gaussian = GaussianDenoiser(d, mu=mu, s=s)
+            found += [gaussian(x_t, t), gaussian.flow_map(x_t, t)]
+        assert [x.device.type for x in found] == ["cuda"] * len(found)
+        with pytest.raises(Exception, match="device"):
+            mu.view(1, 2).expand(5, 2) + x_t

@@ -1,7 +1,6 @@
 """Two hosts: torchrun with --nnodes 2 over two network namespaces gives what two processes on one host give."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import test_pipeline
 import two_hosts
+from on_cpus import on_cpus
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 HOSTS = Path(two_hosts.__file__)
@@ -41,7 +41,7 @@ def made(words: list[str], folder: Path) -> dict[str, bytes]:
     """All files of a run, by name."""
     folder.mkdir()
     words = [word.replace("OUT", str(folder)) for word in words]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=os.environ | ONE_THREAD)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=on_cpus(**ONE_THREAD))
     assert done.returncode == 0, done.stderr[-3000:]
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

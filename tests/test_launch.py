@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from on_cpus import on_cpus
 
 from ifm.errors import UserError
 from pipeline import launch
@@ -147,6 +148,6 @@ def test_processes_of_torchrun_know_each_other(tmp_path):
         f"open({str(tmp_path)!r} + f'/rank-{{a.process_index}}-of-{{a.num_processes}}', 'w').close()\n"
     )
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(p.name for p in tmp_path.glob("rank-*")) == ["rank-0-of-2", "rank-1-of-2"]

@@ -43,6 +43,7 @@ class Project:
         self.env = clean | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "true",
+            "CUDA_VISIBLE_DEVICES": "",  # bytes that must be equal, and several processes: on CPUs
             "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
             "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
         }  # fmt: skip

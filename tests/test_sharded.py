@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from on_cpus import on_cpus
 from safetensors.torch import load_file
 
 from ifm.training.engine import LaunchError, check_splitting
@@ -51,7 +52,7 @@ def work(launcher, cases, out):
     (out / "cases.json").write_text(json.dumps(cases))
     script = str(Path(__file__).parent / "split_worker.py")
     words = [sys.executable, *launcher, script, "split" if launcher else "whole", str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=on_cpus())
     assert done.returncode == 0, done.stderr[-3000:]
 
 

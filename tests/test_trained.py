@@ -47,7 +47,7 @@ def train_one_teacher(chosen, name, law, *, count):
     teacher = Teacher(network, dynamics.build(name, **chosen.ode.options(name)))
     settings = TrainSettings.from_config(chosen.teacher)
     train_teacher(accelerator, teacher, data, settings=settings, random_flip=False, seed=chosen.seed)
-    return teacher
+    return teacher.cpu()
 
 
 def policy_of(chosen):
@@ -58,6 +58,8 @@ def policy_of(chosen):
 def train_flow_on(chosen, denoiser, d, *, work):
     """What the stages trajectories and flow do; the flow starts from the denoiser's network where it has one."""
     accelerator = make_accelerator("no", seed=chosen.seed)
+    if isinstance(denoiser, Teacher):
+        denoiser.to(accelerator.device)
     solve = chosen.trajectories.model_dump(exclude={"store"})
     shards = generate(accelerator, denoiser, d, shape=SHAPE, seed=chosen.seed, work=work, **solve)
     states = np.concatenate([np.load(shard) for shard in shards])  # float16 [n, K - 1, 2]
@@ -66,7 +68,7 @@ def train_flow_on(chosen, denoiser, d, *, work):
     policy = policy_of(chosen)
     network = build_network(shape=SHAPE, takes_anchor=policy.takes_anchor, **chosen.network.model_dump())
     if isinstance(denoiser, Teacher):
-        copy_weights(denoiser.network, network)
+        copy_weights(denoiser.cpu().network, network)
     flow = build_flow(network, d, scheme=chosen.flow.scheme, takes_anchor=policy.takes_anchor)
     phase = trajectory_phase(
         accelerator,
@@ -79,7 +81,7 @@ def train_flow_on(chosen, denoiser, d, *, work):
     )
     settings = TrainSettings.from_config(chosen.flow)
     train_flow(accelerator, flow, [phase], policy=policy, settings=settings, seed=chosen.seed)
-    return flow
+    return flow.cpu()
 
 
 def draw(sampler, d):
@@ -155,7 +157,7 @@ def train_free(chosen, name, objective):
     train_flow(
         accelerator, flow, [phase], policy=policy, settings=TrainSettings.from_config(chosen.flow), seed=chosen.seed
     )
-    return flow
+    return flow.cpu()
 
 
 @functools.cache
