@@ -46,14 +46,17 @@ def edited(text: str, changes: Mapping[str, Any]) -> str:
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets a value of params.yaml by dotted name. Raises UserError for a key that does not exist."""
+    """Sets a value of params.yaml by dotted name; a list of one may stand without its brackets.
+
+    Raises UserError for a key that does not exist.
+    """
     *sections, key = dotted.split(".")
     at: Any = values
     for section in sections:
         at = at.get(section) if isinstance(at, dict) else None
     if not isinstance(at, dict) or key not in at:
         raise UserError(f"params.yaml has no {dotted}")
-    at[key] = value
+    at[key] = [value] if isinstance(at[key], list) and isinstance(value, str | int | float) else value
 
 
 def spelling(text: str, *, source: str = "params.yaml") -> dict[Path, str]:

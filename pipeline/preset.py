@@ -40,18 +40,14 @@ def apply(name: str, text: str, *, objective: str = "trajectory", data: str | No
     if objective not in objectives():
         raise UserError(f"no objective {objective!r}; there are {', '.join(objectives())}")
     values = read_mapping(text, source=str(paths.PARAMS))
-    base, chosen, trained_by = (
-        _read(FOLDER / "digits.yaml"),
-        _read(FOLDER / f"{name}.yaml"),
-        _objective(objective, name),
-    )
+    base, chosen = _read(FOLDER / "digits.yaml"), _read(FOLDER / f"{name}.yaml")
     local = chosen[0]["data"]["source"] in ("parquet", "imagefolder")
     if local and not data:
         raise UserError(f"preset {name} reads local files; say where: make preset NAME={name} DATA=path/to/folder")
     if data and not local:
         raise UserError(f"preset {name} reads no local files; leave DATA out")
     spelt: dict[params_file.Path, str] = {}
-    for overlay, words in (base, chosen, *trained_by):
+    for overlay, words in (base, chosen, *_objective(objective, name)):
         _merge(values, overlay, at="")
         spelt |= words
     if local:

@@ -1,0 +1,241 @@
+"""params.yaml in any valid form: the same values after an edit, no comment lost, and never what is no YAML."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.utils.hydra import apply_overrides
+
+from ifm.config import ConfigError, read_mapping, read_params
+from ifm.errors import UserError
+from pipeline import ablation, objectives, params_file, preset, study
+
+ROOT = Path(__file__).parents[1]
+# Of the digits' preset, whatever params.yaml holds now.
+TEXT = preset.apply("digits", (ROOT / "params.yaml").read_text(encoding="utf-8"))
+VALUES = read_mapping(TEXT, source="params.yaml")
+FOLDERS = {"cifar10-jpeg": "some/parquet", "imagefolder": "my images/set #1"}
+
+
+def applied(name: str, text: str, **options) -> str:
+    return preset.apply(name, text, data=FOLDERS.get(name), **options)
+
+
+def values(text: str) -> dict:
+    return read_mapping(text, source="params.yaml")
+
+
+def comments(text: str) -> list[str]:
+    return sorted(re.findall(r"#.*", text))
+
+
+def by_dvc(text: str, folder: Path, *changes: str) -> str:
+    """What `dvc exp run -S` makes of it: block lists, empty nulls, comments and blank lines moved."""
+    file = folder / "params.yaml"
+    file.write_text(text, encoding="utf-8")
+    apply_overrides(file, list(changes))
+    return file.read_text(encoding="utf-8")
+
+
+# --- DVC's own form ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", preset.names())
+def test_every_preset_is_the_same_on_what_dvc_has_written(name, tmp_path):
+    written = by_dvc(applied(name, TEXT), tmp_path, "flow.lr=5e-4")
+    assert "\n- ve\n" in written, "lists in block style"
+    for following in preset.names():
+        assert applied(following, written) == applied(following, TEXT)
+
+
+@pytest.mark.parametrize("objective", preset.objectives())
+def test_every_objective_is_the_same_on_what_dvc_has_written(objective, tmp_path):
+    written = by_dvc(applied("points", TEXT, objective=objective), tmp_path, "flow.steps=900", "flow.phases=[data]")
+    assert applied("points", written, objective=objective) == applied("points", TEXT, objective=objective)
+    assert applied("digits", written) == TEXT
+
+
+def test_what_dvc_writes_again_and_again_stays_whole(tmp_path):
+    text = TEXT.replace("\node:", "\n# how noise is added\n\node:")
+    now = text
+    for change in ("network.channels=[16,16]", "sample.flow_steps=[1]", "data.name=some", "dynamics=[ve,rf]"):
+        now = by_dvc(now, tmp_path, change)
+        assert comments(applied("imagenet64", now)) == comments(text)
+    back = by_dvc(now, tmp_path, "dynamics=[ve,rf,pfgmpp]", "sample.flow_steps=[1,2,4,8]")
+    assert applied("digits", back) == text
+
+
+@pytest.mark.parametrize("made", [ablation.STUDY, objectives.STUDY], ids=lambda made: made.name)
+def test_studies_are_planned_from_what_dvc_has_written(made, tmp_path):
+    written = by_dvc(TEXT, tmp_path, "seed=0")
+    plans = [study.plan(made, ["points", "digits"], [0], text=text, code="c") for text in (TEXT, written)]
+    assert [task.config for task in plans[0][0]] == [task.config for task in plans[1][0]]
+    assert len(plans[0][0]) > 4
+
+
+# --- other forms ------------------------------------------------------------------------------------------------------
+
+
+def flow_style(text: str) -> str:
+    """All of it on one line."""
+
+    def of(value) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key}: {of(one)}" for key, one in value.items()) + "}"
+        return params_file._format(value)
+
+    return of(values(text)) + "\n"
+
+
+def block_lists(text: str) -> str:
+    """A comment at the key, before, between and behind the items."""
+    return re.sub(
+        r"^( *)channels: \[32, 64\].*$",
+        "\\1channels:  # at the key\n\\1  # before\n\\1  - 32  # first\n\\1  # between\n\\1  - 64  # last",
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+FORMS = {
+    "flow style": flow_style(TEXT),
+    "block list with comments": block_lists(TEXT),
+    "block list at its key's column": TEXT.replace("  channels: [32, 64]", "  channels:  # of it\n  - 32\n  - 64"),
+    "list over lines": TEXT.replace("[32, 64]", "[32,  # one\n    64  # two\n  ]"),
+    "anchors": TEXT.replace("  lr: 2.0e-3", "  lr: &rate 2.0e-3").replace("  lr: 1.0e-3", "  lr: *rate"),
+    "anchored list": TEXT.replace("[32, 64]", "&c [32, 64]").replace("flow_steps: [1, 2, 4, 8]", "flow_steps: *c"),
+    "merge key": TEXT.replace("  ve:\n", "  ve: &ve\n").replace(
+        "    t_min: 0.002\n    t_max: 20.0\n    rho: 7.0\n    log_time_mean: -1.2\n    log_time_std: 1.2\n\nnetwork",
+        "    <<: *ve  # as ve\n\nnetwork",
+    ),
+    "quotes": TEXT.replace("source: digits", "source: 'digits'").replace("law: eight", 'law: "eight_gaussians"  # eight'),
+    "a # in quotes": TEXT.replace("image_column: image", "image_column: 'a # b'  # c"),
+    "CRLF": TEXT.replace("\n", "\r\n"),
+    "BOM": f"\ufeff{TEXT}",
+    "BOM and CRLF": f"\ufeff{TEXT}".replace("\n", "\r\n"),
+    "tabs before comments": TEXT.replace("  # ", "\t# "),
+    "tabs in comments": TEXT.replace("  # ", "  #\t"),
+    "document markers": f"%YAML 1.2\n---  # start\n{TEXT}...\n# end\n",
+    "no newline at the end": TEXT.rstrip("\n"),
+    "multi-line strings": TEXT.replace("image_column: image", "image_column: >-\n    my\n    column").replace(
+        "label_column: label", 'label_column: "two \\\n    parts # no comment"  # of it'
+    ),
+    "literal": TEXT.replace("image_column: image", "image_column: |-  # head\n    a # b\n\n    c\n"),
+    "tilde and empty": TEXT.replace("name: null", "name: ~").replace("revision: null", "revision:"),
+    "wide indents": re.sub(r"^( +)", r"\1\1", TEXT, flags=re.MULTILINE),
+    "explicit keys": TEXT.replace("seed: 0", "? seed\n: 0"),
+    "tags": TEXT.replace("seed: 0", "seed: !!int 0").replace("source: digits", "source: !!str digits"),
+    "no blank lines": TEXT.replace("\n\n", "\n"),
+    "not ASCII": TEXT.replace("# initial", "# è una 初期値 😀 initial").replace("image_column: image", "image_column: é😀"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_form_has_the_same_values_after_a_preset(form, tmp_path):
+    text = FORMS[form]
+    before = values(text)
+    for name in ("cifar10", "points", "imagefolder"):
+        after = applied(name, text)
+        wanted = values(applied(name, TEXT))
+        untouched = {key: before["data"][key] for key in ("points", "test_fraction", "on_bad_image")}
+        assert values(after) == wanted | {
+            "sample": values(after)["sample"], "data": wanted["data"] | untouched,
+        }, form  # fmt: skip
+        assert values(after)["sample"]["flow_steps"] == before["sample"]["flow_steps"]
+        lost = [one for one in re.findall(r"# ?\w.*", text) if one.rstrip("\r") not in after]
+        assert lost == ([] if "#" not in "".join(NO_COMMENT.get(form, ())) else NO_COMMENT[form])
+        assert applied(name, after) == after
+        assert values(by_dvc(after, tmp_path, "seed=0")) == values(after)
+
+
+NO_COMMENT = {  # what only looks like one
+    "a # in quotes": ["# b'  # c"],
+    "multi-line strings": ['# no comment"  # of it'],
+    "literal": ["# b"],
+}
+
+
+def test_an_alias_keeps_its_value_where_a_preset_sets_the_anchor():
+    text = TEXT.replace("  paths: 64", "  paths: &n 64").replace("  grid_images: 64", "  grid_images: *n")
+    text = params_file.edited(text, {"diagnose.paths": 16})
+    assert (values(text)["diagnose"]["paths"], values(text)["sample"]["grid_images"]) == (16, 64)
+
+
+def test_comments_stay_with_their_keys():
+    text = applied("cifar10", FORMS["block list with comments"])
+    lines = ["  # before", "  # first", "  # between", "  # last", "  channels: [256, 256, 256]  # at the key"]
+    assert "\n".join(lines) in text
+    assert "lr: 5.0e-4\n" in text, "a preset's own spelling"
+    assert applied("digits", FORMS["CRLF"]) == FORMS["CRLF"]
+    one_line = "teacher: {steps: 5,  # how long\n  lr: 1.0}  # how fast\nflow: {steps: 6}  # short\n# end\n"
+    assert params_file.edited(one_line, {"flow.steps": 7}) == (
+        "teacher:\n  steps: 5  # how long\n  lr: 1.0  # how fast\nflow:  # short\n  steps: 7\n# end\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["no", "1e-4", "null", "", " a", "a: b", "a #b", "#", "- a", "[x", "x]", "a, b", "'", '"', "\\", "\n", "\t", "é\u2028", "!x",
+     "&x", "*x", "%", "@", "`", "2001-01-01", "~", "{a}", "? a", "a:", "---", "😀\x7f", 1, 1.0, True, None, 1e-05, 1e22,
+     ["no", 1, None, "a, b"], []],
+)  # fmt: skip
+def test_any_value_is_read_as_what_was_written(value, tmp_path):
+    text = params_file.edited("a:  # of it\n- 1\nb: x\n", {"b": value})
+    assert repr(values(text)) == repr({"a": [1], "b": value})
+    assert "# of it" in text
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    from dvc.utils.serialize import load_yaml
+
+    assert repr(load_yaml(tmp_path / "params.yaml")) == repr(values(text)), "DVC's reader"
+
+
+def test_what_cannot_be_placed_costs_comments_and_no_value(monkeypatch):
+    """A comment that would end up as part of a value."""
+    monkeypatch.setattr(params_file, "_remarks", lambda text, node: params_file._Remarks(last=["seed: 5"]))
+    assert values(applied("points", TEXT)) == values(applied("points", FORMS["BOM"].replace("#", "#")))
+
+
+# --- what is no YAML --------------------------------------------------------------------------------------------------
+
+
+BROKEN = {
+    "open bracket": (b"a: [1,\n", "not valid YAML: line 2: expected the node content"),
+    "twice": (b"seed: 0\nseed: 1\n", "not valid YAML: line 2: found duplicate key"),
+    "two documents": (b"seed: 0\n---\nseed: 1\n", "not valid YAML: line 2: but found another document"),
+    "latin-1": ("seed: 0  # é\n".encode("latin-1"), "not valid YAML: 'utf-8' codec can't decode byte 0xe9"),
+    "list": (b"- 1\n", "must be a mapping of sections, got list"),
+    "nothing": (b"", "must be a mapping of sections, got NoneType"),
+    "merge conflict": (b"<<<<<<< HEAD\nseed: 0\n=======\nseed: 1\n>>>>>>> b\n", "not valid YAML: line "),
+}
+
+
+@pytest.mark.parametrize("command", ["preset", "ablation", "objectives", "sweep"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_unreadable_yaml_is_the_line_of_a_stage(case, command, tmp_path, monkeypatch, capsys):
+    content, said = BROKEN[case]
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as of_a_stage:
+        read_params(Path("params.yaml"))
+    module = __import__(f"pipeline.{command}", fromlist=["main"])
+    words = {"preset": ["points"], "sweep": ["--dry-run"]}.get(command, ["--presets", "points", "--dry-run"])
+    monkeypatch.setattr(sys, "argv", [command, *words])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    assert caught.value.code == str(of_a_stage.value)
+    assert str(caught.value.code).startswith(f"params.yaml: {said}")
+    assert Path("params.yaml").read_bytes() == content
+    assert "\n" not in str(caught.value.code)
+
+
+def test_words_of_a_command_that_are_no_yaml():
+    with pytest.raises(ConfigError, match=r"--set flow\.steps=\[1: not valid YAML: line 1"):
+        study._overrides(["flow.steps=[1"])
+    with pytest.raises(UserError, match=r"params\.yaml has no flow\.stps"):
+        params_file.edited(TEXT, {"flow.stps": 1})
+
+
+def test_one_name_is_a_list_of_one():
+    found = values(params_file.edited(TEXT, {"dynamics": "rf", "sample.flow_steps": 1, "data.name": "x"}))
+    assert (found["dynamics"], found["sample"]["flow_steps"], found["data"]["name"]) == (["rf"], [1], "x")
