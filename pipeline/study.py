@@ -28,7 +28,7 @@ from typing import Any, NoReturn, Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ifm.config import Config, ConfigError, params_text, parse, read_yaml
+from ifm.config import Config, ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.errors import UserError, in_a_line
 from ifm.files import file_sha256, read_json, write_text
 from ifm.tracking import digest, flatten
@@ -487,11 +487,13 @@ def run_study(study: Study, arguments: argparse.Namespace, runner: Runner) -> in
     for name in arguments.presets:
         if name not in preset.names():
             raise UserError(f"no preset {name!r}; there are {', '.join(preset.names())}")
+    text = params_text(paths.PARAMS)
+    read_mapping(text, source=str(paths.PARAMS))  # one clear line where it is broken
     tasks, skipped = plan(
         study,
         list(dict.fromkeys(arguments.presets)),
         list(dict.fromkeys(arguments.seeds)),
-        text=params_text(paths.PARAMS),
+        text=text,
         code=code_digest(),
         variants=study.chosen(arguments.only),
         overrides=_overrides(arguments.set),

@@ -1,11 +1,13 @@
 """params.yaml in any valid form: the same values after an edit, no comment lost, and never what is no YAML."""
 
+import functools
 import re
 import sys
 from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import load_yaml
 
 from ifm.config import ConfigError, read_mapping, read_params
 from ifm.errors import UserError
@@ -41,19 +43,23 @@ def by_dvc(text: str, folder: Path, *changes: str) -> str:
 # --- DVC's own form ---------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def plainly(name: str, objective: str = "trajectory") -> str:
+    return applied(name, TEXT, objective=objective)
+
+
 @pytest.mark.parametrize("name", preset.names())
 def test_every_preset_is_the_same_on_what_dvc_has_written(name, tmp_path):
-    written = by_dvc(applied(name, TEXT), tmp_path, "flow.lr=5e-4")
+    written = by_dvc(plainly(name), tmp_path, "flow.lr=5e-4")
     assert "\n- ve\n" in written, "lists in block style"
-    for following in preset.names():
-        assert applied(following, written) == applied(following, TEXT)
+    assert applied(name, written) == plainly(name)
+    assert applied("digits", written) == TEXT
 
 
 @pytest.mark.parametrize("objective", preset.objectives())
 def test_every_objective_is_the_same_on_what_dvc_has_written(objective, tmp_path):
-    written = by_dvc(applied("points", TEXT, objective=objective), tmp_path, "flow.steps=900", "flow.phases=[data]")
-    assert applied("points", written, objective=objective) == applied("points", TEXT, objective=objective)
-    assert applied("digits", written) == TEXT
+    written = by_dvc(plainly("points", objective), tmp_path, "flow.steps=900", "flow.phases=[data]")
+    assert applied("points", written, objective=objective) == plainly("points", objective)
 
 
 def test_what_dvc_writes_again_and_again_stays_whole(tmp_path):
@@ -109,7 +115,7 @@ FORMS = {
         "    t_min: 0.002\n    t_max: 20.0\n    rho: 7.0\n    log_time_mean: -1.2\n    log_time_std: 1.2\n\nnetwork",
         "    <<: *ve  # as ve\n\nnetwork",
     ),
-    "quotes": TEXT.replace("source: digits", "source: 'digits'").replace("law: eight", 'law: "eight_gaussians"  # eight'),
+    "quotes": TEXT.replace("source: digits", "source: 'digits'").replace("\nseed: 0", "\n'seed': 0"),
     "a # in quotes": TEXT.replace("image_column: image", "image_column: 'a # b'  # c"),
     "CRLF": TEXT.replace("\n", "\r\n"),
     "BOM": f"\ufeff{TEXT}",
@@ -121,45 +127,38 @@ FORMS = {
     "multi-line strings": TEXT.replace("image_column: image", "image_column: >-\n    my\n    column").replace(
         "label_column: label", 'label_column: "two \\\n    parts # no comment"  # of it'
     ),
-    "literal": TEXT.replace("image_column: image", "image_column: |-  # head\n    a # b\n\n    c\n"),
+    "literal": TEXT.replace("image_column: image", "image_column: |-  # head\n    a # zz\n\n    c"),
     "tilde and empty": TEXT.replace("name: null", "name: ~").replace("revision: null", "revision:"),
     "wide indents": re.sub(r"^( +)", r"\1\1", TEXT, flags=re.MULTILINE),
-    "explicit keys": TEXT.replace("seed: 0", "? seed\n: 0"),
+    "explicit keys": TEXT.replace("\nseed: 0", "\n? seed\n: 0"),
     "tags": TEXT.replace("seed: 0", "seed: !!int 0").replace("source: digits", "source: !!str digits"),
     "no blank lines": TEXT.replace("\n\n", "\n"),
-    "not ASCII": TEXT.replace("# initial", "# è una 初期値 😀 initial").replace("image_column: image", "image_column: é😀"),
+    "not ASCII": TEXT.replace("# initial", "# è una 初期値 😀").replace("column: image", "column: é😀"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_any_form_has_the_same_values_after_a_preset(form, tmp_path):
     text = FORMS[form]
-    before = values(text)
-    for name in ("cifar10", "points", "imagefolder"):
-        after = applied(name, text)
-        wanted = values(applied(name, TEXT))
-        untouched = {key: before["data"][key] for key in ("points", "test_fraction", "on_bad_image")}
-        assert values(after) == wanted | {
-            "sample": values(after)["sample"], "data": wanted["data"] | untouched,
-        }, form  # fmt: skip
-        assert values(after)["sample"]["flow_steps"] == before["sample"]["flow_steps"]
-        lost = [one for one in re.findall(r"# ?\w.*", text) if one.rstrip("\r") not in after]
-        assert lost == ([] if "#" not in "".join(NO_COMMENT.get(form, ())) else NO_COMMENT[form])
-        assert applied(name, after) == after
-        assert values(by_dvc(after, tmp_path, "seed=0")) == values(after)
+    before, after = values(text), applied("cifar10", text)
+    wanted = values(plainly("cifar10"))
+    wanted["sample"]["flow_steps"] = before["sample"]["flow_steps"]
+    assert values(after) == wanted
+    no_comments = NO_COMMENTS.get(form, 0)
+    lost = [one for one in re.findall(r"#[ \t]?\w.*", text) if one.rstrip() not in after]
+    assert len(lost) == no_comments, lost
+    (tmp_path / "params.yaml").write_text(after, encoding="utf-8")
+    assert load_yaml(tmp_path / "params.yaml") == wanted, "DVC's reader"
+    assert applied("cifar10", after) == after
 
 
-NO_COMMENT = {  # what only looks like one
-    "a # in quotes": ["# b'  # c"],
-    "multi-line strings": ['# no comment"  # of it'],
-    "literal": ["# b"],
-}
+NO_COMMENTS = {"a # in quotes": 1, "multi-line strings": 1, "literal": 1}  # what only looks like one
 
 
 def test_an_alias_keeps_its_value_where_a_preset_sets_the_anchor():
-    text = TEXT.replace("  paths: 64", "  paths: &n 64").replace("  grid_images: 64", "  grid_images: *n")
-    text = params_file.edited(text, {"diagnose.paths": 16})
-    assert (values(text)["diagnose"]["paths"], values(text)["sample"]["grid_images"]) == (16, 64)
+    text = TEXT.replace("  grid_images: 64", "  grid_images: &n 64").replace("  paths: 64", "  paths: *n")
+    found = values(params_file.edited(text, {"sample.grid_images": 16}))
+    assert (found["sample"]["grid_images"], found["diagnose"]["paths"]) == (16, 64)
 
 
 def test_comments_stay_with_their_keys():
@@ -174,26 +173,42 @@ def test_comments_stay_with_their_keys():
     )
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["no", "1e-4", "null", "", " a", "a: b", "a #b", "#", "- a", "[x", "x]", "a, b", "'", '"', "\\", "\n", "\t", "é\u2028", "!x",
-     "&x", "*x", "%", "@", "`", "2001-01-01", "~", "{a}", "? a", "a:", "---", "😀\x7f", 1, 1.0, True, None, 1e-05, 1e22,
-     ["no", 1, None, "a, b"], []],
-)  # fmt: skip
+TEXTS = [
+    "no",
+    "1e-4",
+    "null",
+    "",
+    " a",
+    "a: b",
+    "a #b",
+    "#",
+    "- a",
+    "[x",
+    "x]",
+    "a, b",
+    "'",
+    '"',
+    "\\",
+    "\n",
+    "\t",
+    "!x",
+]
+TEXTS += ["&x", "*x", "%", "@", "`", "2001-01-01", "~", "{a}", "? a", "a:", "---", "é\u2028", "😀\x7f"]
+
+
+@pytest.mark.parametrize("value", [*TEXTS, 1, 1.0, True, None, 1e-05, 1e22, ["no", 1, None, "a, b"], []])
 def test_any_value_is_read_as_what_was_written(value, tmp_path):
     text = params_file.edited("a:  # of it\n- 1\nb: x\n", {"b": value})
     assert repr(values(text)) == repr({"a": [1], "b": value})
     assert "# of it" in text
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    from dvc.utils.serialize import load_yaml
-
     assert repr(load_yaml(tmp_path / "params.yaml")) == repr(values(text)), "DVC's reader"
 
 
 def test_what_cannot_be_placed_costs_comments_and_no_value(monkeypatch):
-    """A comment that would end up as part of a value."""
+    wanted = values(plainly("points"))
     monkeypatch.setattr(params_file, "_remarks", lambda text, node: params_file._Remarks(last=["seed: 5"]))
-    assert values(applied("points", TEXT)) == values(applied("points", FORMS["BOM"].replace("#", "#")))
+    assert values(applied("points", TEXT)) == wanted
 
 
 # --- what is no YAML --------------------------------------------------------------------------------------------------
