@@ -1,5 +1,6 @@
 """`make preset`: every preset is a valid configuration, keeps comments, and leaves nothing behind."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ TEXT = preset.apply("digits", (ROOT / "params.yaml").read_text())  # whatever it
 LOCAL = {"cifar10-jpeg", "imagefolder"}
 
 
+@functools.cache
 def applied(name, text=TEXT, **objective):
     return preset.apply(name, text, data="images/mine" if name in LOCAL else None, **objective)
 
