@@ -254,3 +254,21 @@ def test_words_of_a_command_that_are_no_yaml():
 def test_one_name_is_a_list_of_one():
     found = values(params_file.edited(TEXT, {"dynamics": "rf", "sample.flow_steps": 1, "data.name": "x"}))
     assert (found["dynamics"], found["sample"]["flow_steps"], found["data"]["name"]) == (["rf"], [1], "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("dynamics: [ve, rf, pfgmpp]", "dynamics: rf"), "dynamics = 'rf' must be a list: [rf]"),
+        (("channels: [32, 64]", "channels: 32"), "network.channels = 32 must be a list: [32]"),
+        (("phases: null", "phases: data"), "flow.phases = 'data' must be a list: [data]"),
+    ],
+)
+def test_a_name_where_a_list_has_to_be_is_said_before_dvc_is_asked(change, said, tmp_path, monkeypatch):
+    """DVC says that a 'Value' object is not iterable. `make repro` asks this before."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(TEXT.replace(*change))
+    with pytest.raises(SystemExit) as caught:
+        params_file.main()
+    assert caught.value.code == f"params.yaml: {said}"
+    assert "-m pipeline.params_file\n\t$(BIN)/dvc repro\n" in (ROOT / "Makefile").read_text()
