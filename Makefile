@@ -29,6 +29,7 @@ doctor: setup ## what of this machine and this folder stands in the way of a run
 
 repro: setup ## run the pipeline (dvc repro) and say where the report is
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
+	@$(BIN)/python -m pipeline.params_file
 	$(BIN)/dvc repro
 	@# On a clone with pulled results nothing runs: the empty MLflow store gets its rows all the same.
 	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/dvc repro --quiet --force --single-item track

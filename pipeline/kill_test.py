@@ -26,10 +26,10 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from ifm.config import read_params
+from ifm.config import params_text
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_json, write_text
-from pipeline.study import set_value
+from pipeline import params_file
 
 TINY = {
     "dynamics": ["rf"],
@@ -54,7 +54,15 @@ SIGNALS = ("SIGKILL", "SIGTERM")
 VICTIMS = ("stage", "stage", "all", "dvc")  # the stage's process, DVC and all below it, DVC alone
 MODES = ("workspace", "experiment", "two processes")
 SHARES = (0.5, 0.3, 0.2)  # of the kills, by mode
-COMPARED = ("models", "data", "reports/metrics", "reports/diagnostics", "reports/curves", "reports/summary.csv")
+COMPARED = (
+    "models",
+    "data",
+    "reports/metrics",
+    "reports/headline",
+    "reports/diagnostics",
+    "reports/curves",
+    "reports/summary.csv",
+)
 MEASURED = ("seconds", "memory", "mb")  # in a column's name: measured, so never the same twice
 STEPS = {"teacher": 300, "trajectories": 16, "flow": 300}  # what there is to save: optimizer steps, shards
 STARTING = 0.2  # moments below it are in a stage's start, those above at a share of STEPS
@@ -254,8 +262,6 @@ class Project:
 
 def make_project(source: Path, folder: Path, mode: str) -> Project:
     """Copies what Git knows, without results, sets tiny params, and commits."""
-    from ruamel.yaml import YAML
-
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=source, capture_output=True, text=True, check=False
     )
@@ -265,11 +271,8 @@ def make_project(source: Path, folder: Path, mode: str) -> Project:
         if (source / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / name, folder / name)
-    values = read_params(folder / "params.yaml")
-    for name, value in TINY.items():
-        set_value(values, name, value)
-    with open(folder / "params.yaml", "w", encoding="utf-8") as file:
-        YAML(pure=True).dump(values, file)
+    params = folder / "params.yaml"
+    write_text(params, params_file.edited(params_text(params), TINY))
     project = Project(folder, mode)
     project.run("git", "init", "-q")
     for key, value in (("user.name", "kill test"), ("user.email", "kill-test@example.org")):

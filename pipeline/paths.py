@@ -37,6 +37,11 @@ def diagnostics(dynamics: str) -> Path:
     return REPORTS / "diagnostics" / f"{dynamics}.json"
 
 
+def headline(dynamics: str) -> Path:
+    """What DVC shows of a dynamics."""
+    return REPORTS / "headline" / f"{dynamics}.json"
+
+
 def curve(stage: str) -> Path:
     """The training curve of a stage called e.g. teacher-ve."""
     return CURVES / f"{stage}.csv"

@@ -1,20 +1,18 @@
 """`make preset NAME=... [OBJECTIVE=...]`: edits params.yaml to named sets of values; comments and other values stay."""
 
 import argparse
-import io
-import re
+import copy
+import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-
-from ifm.config import ConfigError, parse
+from ifm.config import ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.tracking import flatten
-from pipeline import paths
+from pipeline import params_file, paths
 
 FOLDER = Path(__file__).parent / "presets"
 OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
@@ -31,64 +29,72 @@ def objectives() -> list[str]:
 def apply(name: str, text: str, *, objective: str = "trajectory", data: str | None = None) -> str:
     """params.yaml's text under a preset and what its flow is trained by, with the budget and values that go with both.
 
-    data: the folder for the presets that read local files.
+    text: any valid form of the file, e.g. DVC's own; data: the folder for the presets that read local files.
     Every preset starts from the values of `digits`, which sets each key that any other or an objective sets: going from
     one to another leaves nothing behind.
-    Raises UserError for an unknown preset or objective, a missing folder, or a result that is no valid configuration.
+    Raises UserError for an unknown preset or objective, or a missing folder; ConfigError for a text that is no YAML, or
+    a result that is no valid configuration.
     """
     if name not in names():
         raise UserError(f"no preset {name!r}; there are {', '.join(names())}")
     if objective not in objectives():
         raise UserError(f"no objective {objective!r}; there are {', '.join(objectives())}")
-    yaml = _yaml()
-    params, overlay = yaml.load(text), yaml.load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    local = overlay["data"]["source"] in ("parquet", "imagefolder")
-    if local:
-        if not data:
-            raise UserError(f"preset {name} reads local files; say where: make preset NAME={name} DATA=path/to/folder")
-        overlay["data"]["path"] = data
-    elif data:
+    values = read_mapping(text, source=str(paths.PARAMS))
+    base, chosen = _read(FOLDER / "digits.yaml"), _read(FOLDER / f"{name}.yaml")
+    local = chosen[0]["data"]["source"] in ("parquet", "imagefolder")
+    if local and not data:
+        raise UserError(f"preset {name} reads local files; say where: make preset NAME={name} DATA=path/to/folder")
+    if data and not local:
         raise UserError(f"preset {name} reads no local files; leave DATA out")
-    _merge(params, yaml.load((FOLDER / "digits.yaml").read_text(encoding="utf-8")), at="")
-    _merge(params, overlay, at="")
-    chosen = yaml.load((OBJECTIVES / f"{objective}.yaml").read_text(encoding="utf-8"))
-    for part in ("all", name):
-        _merge(params, chosen.get(part, {}), at="")
-    out = io.StringIO()
-    yaml.dump(params, out)
-    parse(parse_yaml(out.getvalue()), source=f"preset {name}")
-    # ruamel keeps a comment in its column, which a longer value pushes to the right for good: back to two spaces.
-    return re.sub(r"""^([^#'"\n]*\S) +# """, r"\1  # ", out.getvalue(), flags=re.MULTILINE)
+    spelt: dict[params_file.Path, str] = {}
+    for overlay, words in (base, chosen, *_objective(objective, name)):
+        _merge(values, overlay, at="")
+        spelt |= words
+    if local:
+        values["data"]["path"] = data
+    parse(values, source=f"preset {name}")
+    return params_file.rewritten(text, values, spelt=spelt)
 
 
 def objective_values(objective: str, name: str) -> dict[str, Any]:
     """What an objective sets under a preset, by dotted name."""
-    chosen = parse_yaml((OBJECTIVES / f"{objective}.yaml").read_text(encoding="utf-8"))
-    return flatten(chosen.get("all", {})) | flatten(chosen.get(name, {}))
+    (for_all, _), (for_one, _) = _objective(objective, name)
+    return flatten(for_all) | flatten(for_one)
+
+
+Overlay = tuple[dict[str, Any], dict[params_file.Path, str]]  # values, and how they are written
+
+
+def _objective(objective: str, name: str) -> tuple[Overlay, Overlay]:
+    """What an objective sets for all presets, and for one."""
+    values, words = _read(OBJECTIVES / f"{objective}.yaml")
+    for_all, for_one = (
+        (values.get(part, {}), {path[1:]: word for path, word in words.items() if path[0] == part})
+        for part in ("all", name)
+    )
+    return for_all, for_one
+
+
+@functools.cache
+def _read(file: Path) -> Overlay:
+    text = file.read_text(encoding="utf-8")
+    return read_mapping(text, source=str(file)), params_file.spelling(text, source=str(file))
 
 
 def parse_yaml(text: str) -> Any:
-    """The text of params.yaml as plain values."""
-    return _yaml(typ="safe").load(text)
+    """The text of params.yaml, or a value of it, as plain values. Raises ConfigError."""
+    return read_yaml(text, source=str(paths.PARAMS))
 
 
-def _yaml(typ: str = "rt") -> YAML:
-    yaml = YAML(typ=typ, pure=True)
-    yaml.width = 1000
-    yaml.preserve_quotes = True
-    # `path: null` stays as it is written, not `path:`.
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml
-
-
-def _merge(params: CommentedMap, overlay: dict[str, Any], *, at: str) -> None:
+def _merge(values: dict[str, Any], overlay: Mapping[str, Any], *, at: str) -> None:
     for key, value in overlay.items():
-        if key not in params:
+        inner = values.get(key)
+        if key not in values or isinstance(inner, dict) != isinstance(value, dict):
             raise UserError(f"params.yaml has no {at}{key}, which the preset sets; restore it with `git checkout`")
         if isinstance(value, dict):
-            _merge(params[key], value, at=f"{at}{key}.")
+            _merge(inner, value, at=f"{at}{key}.")
         else:
-            params[key] = value
+            values[key] = copy.deepcopy(value)
 
 
 def main() -> None:
@@ -101,7 +107,7 @@ def main() -> None:
     if not arguments.name:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")
     try:
-        text, objective = paths.PARAMS.read_text("utf-8"), arguments.objective or "trajectory"
+        text, objective = params_text(paths.PARAMS), arguments.objective or "trajectory"
         write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, data=arguments.data or None))
     except (UserError, ConfigError) as error:
         sys.exit(str(error))

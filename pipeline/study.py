@@ -28,11 +28,11 @@ from typing import Any, NoReturn, Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ifm.config import Config, ConfigError, parse, read_params
-from ifm.errors import UserError
+from ifm.config import Config, ConfigError, params_text, parse, read_mapping, read_yaml
+from ifm.errors import UserError, in_a_line
 from ifm.files import file_sha256, read_json, write_text
 from ifm.tracking import digest, flatten
-from pipeline import paths, preset
+from pipeline import params_file, paths, preset
 from pipeline.stage import data_name, declared_code, of_dvc, outputs, terminate
 
 STAGES = ("fetch", "preprocess", "reference", "teacher", "trajectories", "flow", "sample", "evaluate")
@@ -139,7 +139,7 @@ def plan(
     for name, seed, variant in itertools.product(presets, seeds, study.variants if variants is None else variants):
         values = copy.deepcopy(applied[name])
         for dotted, value in {"seed": seed, **variant.params(name), **(overrides or {})}.items():
-            set_value(values, dotted, value)
+            params_file.set_value(values, dotted, value)
         label = f"{name} {variant.name} seed {seed}"
         try:
             config = parse(values, source=label)
@@ -163,17 +163,6 @@ def code_digest() -> str:
     """A hash of the Python files that dvc.yaml names as deps of STAGES."""
     files = {file for stage in STAGES for file in declared_code(stage)}
     return digest({str(file): file_sha256(file) for file in sorted(files)})
-
-
-def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets a value of params.yaml by dotted name. Raises UserError for a key that does not exist."""
-    *sections, key = dotted.split(".")
-    at: Any = values
-    for section in sections:
-        at = at.get(section) if isinstance(at, dict) else None
-    if not isinstance(at, dict) or key not in at:
-        raise UserError(f"params.yaml has no {dotted}")
-    at[key] = value
 
 
 def override_text(value: Any) -> str:
@@ -402,18 +391,25 @@ def collect(study: Study, tasks: Sequence[Task], runner: Runner) -> tuple[pd.Dat
     return pd.DataFrame(found, columns=list(study.columns)), without
 
 
+def earlier(study: Study) -> pd.DataFrame | None:
+    """The rows of the study's file; None where there is none. Raises UserError where it cannot be read."""
+    if not study.csv.is_file():
+        return None
+    try:
+        return pd.read_csv(study.csv).reindex(columns=list(study.columns))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{study.csv}: cannot be read ({in_a_line(error)}); delete it and run again") from error
+
+
 def merged(study: Study, new: pd.DataFrame) -> pd.DataFrame:
     """The new rows, and those of the file that stand beside them.
 
     A variant's rows give way to new ones of the same data and seed, and on a data set with new rows only those stay
     that have the new ones' budget: other budgets are not compared.
     """
-    if not study.csv.is_file():
+    old = earlier(study)
+    if old is None:
         return new
-    try:
-        old = pd.read_csv(study.csv).reindex(columns=list(study.columns))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{study.csv}: cannot be read ({error}); delete it and run again") from error
     budget, run = ["data", *study.budget], ["data", "dynamics", study.variant_column, "seed"]
     comparable = ~old["data"].isin(new["data"]) | _rows(old, budget).isin(_rows(new, budget))
     old = old[comparable & ~_rows(old, run).isin(_rows(new, run))]
@@ -470,7 +466,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     bad = [word for word in words if "=" not in word]
     if bad:
         raise UserError(f"--set {bad[0]}: must be key=value, e.g. flow.steps=500")
-    return {key: preset.parse_yaml(value) for key, _, value in (word.partition("=") for word in words)}
+    return {key: read_yaml(value, source=f"--set {key}={value}") for key, _, value in (w.partition("=") for w in words)}
 
 
 def describe(tasks: Sequence[Task], skipped: Sequence[Left], finished: set[str]) -> str:
@@ -491,12 +487,13 @@ def run_study(study: Study, arguments: argparse.Namespace, runner: Runner) -> in
     for name in arguments.presets:
         if name not in preset.names():
             raise UserError(f"no preset {name!r}; there are {', '.join(preset.names())}")
-    read_params(paths.PARAMS)  # one clear line where it is missing or broken
+    text = params_text(paths.PARAMS)
+    read_mapping(text, source=str(paths.PARAMS))  # one clear line where it is broken
     tasks, skipped = plan(
         study,
         list(dict.fromkeys(arguments.presets)),
         list(dict.fromkeys(arguments.seeds)),
-        text=paths.PARAMS.read_text(encoding="utf-8"),
+        text=text,
         code=code_digest(),
         variants=study.chosen(arguments.only),
         overrides=_overrides(arguments.set),
@@ -505,6 +502,7 @@ def run_study(study: Study, arguments: argparse.Namespace, runner: Runner) -> in
         print(describe(tasks, skipped, runner.finished()))
         return 0
     commit = check_checkout()
+    earlier(study)  # a file that cannot be added to is told before the work
     for one in skipped:
         print(f"skipped: {one.label}: {one.reason}", flush=True)
     failed: list[Left] = []

@@ -22,18 +22,19 @@ import pandas as pd
 from tqdm import tqdm
 
 from ifm.cli import Parser
-from ifm.config import Config, parse, read_params
+from ifm.config import Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_text
 from ifm.report import significant
 from ifm.tracking import digest, flatten
-from pipeline import paths, preset, shared, study, sweep_page
+from pipeline import params_file, paths, preset, shared, study, sweep_page
 from pipeline.shared import Node
 from pipeline.stage import data_name
 from pipeline.study import Left
 from pipeline.workers import DvcExperiments, Experiments, Job, Pool, slots
 
 NAME = "sweep"
+ROWS = paths.REPORTS / "sweep-rows.csv"  # what is ranked: a row for each experiment and dynamics
 CSV, PAGE = paths.REPORTS / "sweep.csv", paths.REPORTS / "sweep.html"
 LOGS = Path(".ifm") / NAME
 HIGHER_IS_BETTER = {  # what can be ranked by
@@ -109,7 +110,7 @@ def _range(word: str, text: str) -> Range | None:
 def _values(word: str, text: str) -> tuple[Any, ...]:
     try:
         found = [preset.parse_yaml(part) for part in _parts(text)]
-    except Exception as error:  # whatever ruamel raises
+    except ConfigError as error:
         raise UserError(f"-S {word}: {text!r} is no YAML") from error
     if len({repr(value) for value in found}) < len(found):
         raise UserError(f"-S {word}: a value is there twice")
@@ -209,7 +210,7 @@ class Plan:
         whole = copy.deepcopy(dict(self.base))
         for key, value in {"seed": seed, **values}.items():
             try:
-                study.set_value(whole, key, value)
+                params_file.set_value(whole, key, value)
             except UserError as error:
                 raise UserError(f"-S {key}: {error}") from None
         said = words(values)
@@ -362,29 +363,42 @@ def corners(axes: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
 # --- reading it back ------------------------------------------------------------------------------------------------
 
 
-def read_rows(trial: Trial, measure: Measure) -> list[dict[str, Any]]:
-    """A row for each finished experiment and dynamics: what is varied, seed, and the sampler's figures."""
-    refs, found = study.experiments(f"{NAME}-"), []
+def read_rows(trial: Trial, measure: Measure) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A row for each finished experiment and dynamics: what is varied, seed, and the sampler's figures.
+
+    And why an experiment that is finished has no figure to rank by, by its name.
+    """
+    refs, found, without = study.experiments(f"{NAME}-"), [], {}
     for run in trial.runs:
-        if run.job.name not in refs:
+        name = run.job.name
+        if name not in refs:
             continue
-        names = run.config.dynamics
-        results = study.read_metrics(run.job.name, refs[run.job.name], names)
-        for d in names:
-            row = measure.row(results[d], run.config) or {}
-            found.append(
-                {
-                    **{key: study.override_text(value) for key, value in trial.values.items()},
-                    "data": data_name(run.config),
-                    "dynamics": d,
-                    "sampler": measure.sampler,
-                    "nfe": measure.steps(run.config),
-                    "seed": run.seed,
-                    **{metric: row.get(metric) for metric in HIGHER_IS_BETTER},
-                    "experiment": run.job.name,
-                }
-            )
-    return found
+        try:
+            rows = _rows(trial, run, measure, study.read_metrics(name, refs[name], run.config.dynamics))
+        except UserError as error:  # one that cannot be read does not cost the others
+            without[name] = str(error)
+            continue
+        lacking = [row["dynamics"] for row in rows if row[measure.metric] is None]
+        if lacking:
+            without[name] = f"finished, but {', '.join(lacking)} has no {measure.metric} of {measure.sampler}"
+        found += rows
+    return found, without
+
+
+def _rows(trial: Trial, run: Run, measure: Measure, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    varied = {column(key): study.override_text(value) for key, value in trial.values.items()}
+    common = {"data": data_name(run.config), "sampler": measure.sampler, "nfe": measure.steps(run.config)}
+    rows = []
+    for d in run.config.dynamics:
+        row = measure.row(results[d], run.config) or {}
+        figures = {metric: row.get(metric) for metric in HIGHER_IS_BETTER}
+        rows.append(varied | common | {"dynamics": d, "seed": run.seed, **figures, "experiment": run.job.name})
+    return rows
+
+
+def column(axis: str) -> str:
+    """What an axis is called in the tables, where `dynamics` is each row's own."""
+    return axis if "." in axis else f"params.{axis}"
 
 
 def score(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
@@ -418,15 +432,20 @@ def ranked(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: Meas
     return found[[*before, *figures, "experiments"]]
 
 
-def write(table: pd.DataFrame, axes: Sequence[str], measure: Measure, *, left: Sequence[Left], commit: str) -> None:
-    """Writes reports/sweep.csv and sweep.html."""
-    write_text(CSV, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+def write_page(
+    table: pd.DataFrame, axes: Sequence[str], measure: Measure, *, left: Sequence[Left], commit: str
+) -> None:
+    """Writes reports/sweep.html."""
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     missing = [(one.label, one.reason) for one in left]
     page = sweep_page.render(
         table, axes=axes, metric=measure.metric, higher=measure.higher, missing=missing, commit=commit, created=created
     )
     write_text(PAGE, page)
+
+
+def write_table(file: Path, table: pd.DataFrame) -> None:
+    write_text(file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def terminal(table: pd.DataFrame, axes: Sequence[str], metric: str) -> str:
@@ -484,10 +503,10 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
                 trials += [trial for said, trial in new.items() if said not in {words(t.values) for t in trials}]
                 without |= run_trials(list(new.values()), pool, **options)
                 for asked, trial in batch:
-                    found.tell(asked, score(read_rows(trial, plan.measure), metric))
+                    found.tell(asked, score(read_rows(trial, plan.measure)[0], metric))
     finally:  # after a Ctrl-C too: what is finished is shown
-        _forget_shared()
         left = _finish(trials, plan.measure, without, commit=commit)
+        _forget_shared()
     for one in left:
         print(f"failed: {one.label}: {one.reason}", file=sys.stderr)
     if left:
@@ -503,16 +522,19 @@ def _say(line: str) -> None:
 
 def _finish(trials: Sequence[Trial], measure: Measure, why: Mapping[str, str], *, commit: str) -> list[Left]:
     """Writes and prints what is finished; what has no result, and why."""
-    rows = [row for trial in trials for row in read_rows(trial, measure)]
-    done = {row["experiment"] for row in rows if row[measure.metric] is not None}
+    read = [read_rows(trial, measure) for trial in trials]
+    why = {**why, **{name: reason for _, without in read for name, reason in without.items()}}
+    rows = [row for found, _ in read for row in found if row[measure.metric] is not None]
+    done = {row["experiment"] for row in rows}
     missing = [run for trial in trials for run in trial.runs if run.job.name not in done]
     left = [Left(run.job.label, why.get(run.job.name, "not finished")) for run in missing]
-    rows = [row for row in rows if row[measure.metric] is not None]
     if rows:
-        axes = list(trials[0].values)
+        axes = [column(key) for key in trials[0].values]
+        write_table(ROWS, pd.DataFrame(rows))
         table = ranked(rows, axes, measure)
-        write(table, axes, measure, left=left, commit=commit)
+        write_table(CSV, table)
         print(f"\n{terminal(table, axes, measure.metric)}\n")
+        write_page(table, axes, measure, left=left, commit=commit)
         best = table.iloc[0]["experiments"].split()[0]
         print(f"table: {CSV}; page: {PAGE}; the first: dvc exp apply {best}", flush=True)
     return left

@@ -17,7 +17,7 @@ from test_pipeline import clone_of_this
 
 from ifm.config import DYNAMICS_NAMES
 from ifm.errors import UserError
-from pipeline import ablation, ablation_page, preset, study
+from pipeline import ablation, ablation_page, params_file, preset, study
 from pipeline.ablation import STUDY, VARIANTS, Variant
 from pipeline.ablation_page import CONTRADICTED, HOLDS, UNDECIDED, UNMEASURED, Estimate
 from pipeline.study import Left, Task, plan
@@ -76,7 +76,7 @@ def test_settings_are_what_differs_from_params_yaml_and_reach_the_same_values():
     assert not [key for key in task.settings if key.startswith("evaluate.classifier")]
     values = preset.parse_yaml(TEXT)
     for key, value in task.settings.items():
-        study.set_value(values, key, value)
+        params_file.set_value(values, key, value)
     assert study.parse(values) == task.config
 
 

@@ -116,7 +116,8 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
     [
         (
             {"network.channels": [8] * 5, "network.attention": [False] * 5},
-            "data.image_size = 8 cannot be halved 4 times, as network.channels asks; use a multiple of 16",
+            "data.image_size = 8 cannot be halved 4 times, as network.channels asks; use a multiple of 16, "
+            "or take an entry from network.channels and network.attention",
         ),
         ({"network.attention": [True]}, "network: attention needs 2 entries, one for each of channels"),
         ({"network.channels": [32, 60]}, "network: channels must be multiples of norm_groups = 8, got [60]"),

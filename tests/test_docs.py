@@ -83,7 +83,7 @@ def test_dvc_knows_what_it_is_asked(page, command):
         for part in key.split(".")[:-1]:
             holder = holder[part]
         assert key.split(".")[-1] in holder, f"params.yaml has no {key}"
-        holder[key.split(".")[-1]] = preset._yaml().load(value if value.startswith("[") else value.split(",")[0])
+        holder[key.split(".")[-1]] = preset.parse_yaml(value if value.startswith("[") else value.split(",")[0])
     parse(values)
 
 
@@ -146,7 +146,7 @@ def test_every_page_is_in_the_table_of_contents():
 def test_the_table_of_parameters_is_the_schemas():
     """Of the digits' preset, whatever params.yaml holds now."""
     text = preset.apply("digits", (ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values = preset._yaml().load(text)
+    values = preset.parse_yaml(text)
     assert (ROOT / "docs/params.md").read_text(encoding="utf-8") == params_reference.page(text, values)
 
 

@@ -22,7 +22,7 @@ from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
 from ifm.training.phases import consistency_phase, data_phase, interval_phase, trajectory_phase
 from ifm.trajectories import StoredTrajectories
-from pipeline import objectives, objectives_page, preset, study
+from pipeline import objectives, objectives_page, params_file, preset, study
 from pipeline.objectives import STUDY
 from pipeline.study import plan
 
@@ -34,7 +34,7 @@ NAMES = [variant.name for variant in STUDY.variants]
 def config_of(name, objective, **changes):
     values = preset.parse_yaml(preset.apply(name, TEXT, objective=objective))
     for dotted, value in changes.items():
-        study.set_value(values, dotted.replace("__", "."), value)
+        params_file.set_value(values, dotted.replace("__", "."), value)
     return parse(values)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
+
+from pipeline import params_file
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -75,16 +76,7 @@ class Project:
 
 
 def edit(path: Path, values: dict) -> None:
-    yaml = YAML(pure=True)
-    params = yaml.load(path.read_text())
-    for dotted, value in values.items():
-        *sections, key = dotted.split(".")
-        at = params
-        for section in sections:
-            at = at[section]
-        at[key] = value
-    with open(path, "w") as file:
-        yaml.dump(params, file)
+    path.write_text(params_file.edited(path.read_text(), values))
 
 
 def clone_of_this(folder: Path) -> Project:

@@ -3,16 +3,19 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_ablation import Page
 
 from ifm.config import ConfigError, read_params
 from ifm.errors import UserError
-from pipeline import shared, sweep, sweep_page, workers
+from pipeline import preset, shared, sweep, sweep_page, workers
 from pipeline.sweep import Failures, Measure, Plan, Range
 from pipeline.workers import Job, Pool
 
@@ -422,6 +425,134 @@ def test_the_page_is_whole_offline_and_the_same_for_the_same_table(axes):
     assert '<meta name="color-scheme" content="light dark">' in page
     assert page.count("<svg") == 1
     assert ("0.0015 ± 0.00071" in page) or ("0.00150 ± 0.00071" in page)
+
+
+# --- whole sweeps, of experiments that take no time -------------------------------------------------------------------
+
+
+def figures_of(config, value) -> dict:
+    """What evaluate would write of one dynamics: every sampler of the configuration."""
+    samplers = [("flow", "one_step", 1), *(("teacher", "heun", n) for n in config.evaluate.teacher_nfe)]
+    samplers += [("flow", s, n) for s in config.sample.flow_samplers for n in config.sample.flow_steps if n > 1]
+    measures = dict.fromkeys(sweep.HIGHER_IS_BETTER, value)
+    return {f"{m}-{s}-{n}": {"model": m, "sampler": s, "nfe": n} | measures for m, s, n in samplers}
+
+
+@pytest.fixture
+def swept(tmp_path, monkeypatch):
+    """Runs `ifm sweep` in a folder of its own, on DVC experiments that end at once with figures that differ."""
+    (tmp_path / "params.yaml").write_text(preset.apply("digits", (ROOT / "params.yaml").read_text()))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    runner = FakeExperiments(polls=1)
+    configs, seen = {}, Plan._run
+
+    def planned(self, values, seed):
+        run = seen(self, values, seed)
+        configs[run.job.name] = run.config
+        return run
+
+    def read(name, ref, names):
+        if name in runner.unreadable:
+            raise UserError(f"experiment {name}: rf.json is no JSON")
+        values = {d: None if d in runner.null else 0.5 + len(name) / 100 + i for i, d in enumerate(names)}
+        return {d: figures_of(configs[name], value) for d, value in values.items()}
+
+    runner.unreadable, runner.null = set(), set()
+    monkeypatch.setattr(Plan, "_run", planned)
+    monkeypatch.setattr(sweep.study, "experiments", lambda prefix: {n: n for n in runner.done if n.startswith(prefix)})
+    monkeypatch.setattr(sweep.study, "read_metrics", read)
+    monkeypatch.setattr(sweep.study, "check_checkout", lambda: "0123456789abcdef")
+    monkeypatch.setattr(sweep.study, "git", lambda *words: "")
+    monkeypatch.setattr(sweep, "code_digest", lambda graph: "c0de")
+    monkeypatch.setattr(workers, "POLL", 0)
+
+    def run(*words, status=0):
+        assert sweep.run_sweep(sweep.parser().parse_args(words), runner) == status
+        return pd.read_csv(sweep.CSV)
+
+    run.runner = runner
+    return run
+
+
+def documented():
+    """The commands of docs/sweeps.md, and its axis of lists."""
+    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    commands = [line.partition("#")[0].split()[2:] for line in page.splitlines() if line.startswith("ifm sweep")]
+    axes = [match.split() for match in re.findall(r"`(-S [a-z_.]+=[^`A-Z]+)`", page)]
+    assert len(commands) >= 3
+    assert ["-S", "dynamics=[rf],[ve,rf]"] in axes
+    return [*commands, *axes]
+
+
+@pytest.mark.parametrize("words", documented(), ids=" ".join)
+def test_every_documented_sweep_ends_in_a_table(words, swept):
+    if "--search" in words:
+        pytest.importorskip("optuna", reason="needs the extra .[optuna]")
+    if "--dry-run" in words:
+        words = [word for word in words if word != "--dry-run"]
+    table = swept(*words)
+    axes = [sweep.column(word.partition("=")[0]) for before, word in pairwise(words) if before == "-S"]
+    assert list(table.columns[1 : 1 + len(axes)]) == axes
+    assert table["rank"].tolist() == sorted(table["rank"])
+    assert {"data", "dynamics", "score", "seeds", "experiments"} <= set(table)
+    assert sweep.PAGE.stat().st_size > 1000
+
+
+AXES = (
+    "dynamics=[ve],[rf],[ve,rf]", "dynamics=ve,rf", "network.channels=[32,64],[16,64]", "flow.huber_c=null,0.1",
+    "data.random_flip=true,false", "trajectories.rho=null,7.0", "data.image_column=a,'b,c'", "flow.precision=no,bf16",
+    "sample.flow_steps=[1],[1,2]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_axes_of_every_kind_are_ranked(axis, swept):
+    """Lists, the name of a column, nothing, words, quotes: beside another axis and under two seeds."""
+    key = axis.partition("=")[0]
+    table = swept("-S", "flow.lr=1e-3,4e-3", "-S", axis, "--seeds", "0,1")
+    count = len(sweep.read_axes([axis])[key])
+    assert table["rank"].max() == 2 * count
+    assert table[sweep.column(key)].nunique(dropna=False) == count
+    assert (table["seeds"] == 2).all()
+    rows = pd.read_csv(sweep.ROWS)
+    assert len(rows) == 2 * len(table)
+    assert set(rows["dynamics"]) <= {"ve", "rf", "pfgmpp"}
+
+
+def test_the_axis_dynamics_stands_beside_each_rows_own(swept, capsys):
+    table = swept("-S", "flow.lr=1e-3,4e-3", "-S", "dynamics=[ve],[ve,rf]")
+    assert table.groupby("params.dynamics")["dynamics"].agg(list).to_dict() == {
+        "[ve]": ["ve"] * 2, "[ve,rf]": ["ve", "rf"] * 2,
+    }  # fmt: skip
+    assert "params.dynamics" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", ["ranked", "terminal", "write_page"])
+def test_rows_are_on_disk_before_they_are_ranked(broken, swept, monkeypatch):
+    def fails(*given, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sweep, broken, fails)
+    with pytest.raises(ZeroDivisionError):
+        swept("-S", "flow.lr=1e-3,4e-3")
+    rows = pd.read_csv(sweep.ROWS)
+    assert rows["flow.lr"].tolist() == [0.001] * 3 + [0.004] * 3
+    assert rows["fid"].notna().all()
+    assert sweep.CSV.is_file() == (broken != "ranked")
+
+
+def test_an_experiment_that_cannot_be_read_does_not_cost_the_others(swept, capsys):
+    swept("-S", "flow.lr=1e-3,4e-3,5e-3")
+    runner = swept.runner
+    runner.unreadable = {sorted(runner.done)[0]}
+    table = swept("-S", "flow.lr=1e-3,4e-3,5e-3", status=1)
+    assert table["rank"].max() == 2
+    assert f"experiment {sorted(runner.done)[0]}: rf.json is no JSON" in capsys.readouterr().err
+    runner.unreadable, runner.null = set(), {"ve", "rf", "pfgmpp"}
+    swept("-S", "flow.lr=1e-3,4e-3,5e-3", status=1)
+    said = capsys.readouterr().err
+    assert said.count("finished, but ve, rf, pfgmpp has no fid of one_step") == 3
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

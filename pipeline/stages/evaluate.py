@@ -11,6 +11,7 @@ from ifm.pictures import save_grid
 from ifm.progress import progress
 from ifm.training.engine import make_accelerator
 from pipeline import paths
+from pipeline.headline import headline
 from pipeline.stage import Stage, main
 
 
@@ -44,6 +45,7 @@ def work(stage: Stage) -> None:
     if not accelerator.is_main_process:
         return
     write_json(paths.METRICS / f"{d}.json", found.figures)
+    write_json(paths.headline(d), {d: headline(found.figures)})  # by name: DVC shows ve.fid, whatever the file
     picture_pairs(stage, found)
     stage.run.log_metrics(
         {

@@ -3,14 +3,14 @@
 import csv
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from ifm.config import read_mapping
 from ifm.files import read_json, write_json
 from ifm.tracking import ModelRecord, PipelineState, digest, flatten, track_state
 from pipeline import paths
+from pipeline.headline import headline
 from pipeline.records import read_record
 from pipeline.stage import Stage, data_inputs, data_name, locked_outputs, main
 
@@ -37,7 +37,7 @@ def work(stage: Stage) -> None:
     protocol = f"{reference['extractor']} {reference['checksum'][:12]}, {reference['split']} split"
     state = PipelineState(
         key=digest({"params": stage.values, "results": results}),
-        name=_changes() + title + (f" [{experiment}]" if experiment else ""),
+        name=_changes(stage.values) + title + (f" [{experiment}]" if experiment else ""),
         params=stage.values,
         metrics=figures,
         records=list(records.values()),
@@ -58,7 +58,29 @@ def work(stage: Stage) -> None:
             for d in config.dynamics
         ],
     )
-    write_json(paths.REPORTS / "track.json", track_state(state))
+    tracked = track_state(state)
+    # The same for the same state, whichever store: `make track` leaves dvc.lock as it is.
+    write_json(paths.REPORTS / "track.json", {"state": state.key})
+    if tracked["run_id"]:
+        print(f"MLflow: run {tracked['run_id']} in {tracked['tracking_uri']}")
+    print("\n".join(closing(results, config.dynamics)), flush=True)
+
+
+def closing(results: Mapping[str, Any], dynamics: Sequence[str]) -> list[str]:
+    """What `dvc repro` ends with: the figures that decide, and where the page is."""
+    found = {d: headline(results[d]) for d in dynamics}
+    measure = next(iter(next(iter(found.values()))))
+    nfe = max((one["teacher_nfe"] for one in found.values() if one["teacher_nfe"]), default=None)
+    teacher = f"teacher, {nfe} NFE" if nfe else "teacher"
+    lines = [("", f"{measure}: flow, 1 NFE", teacher, "ratio")]
+    lines += [(d, *(_shown(one[key]) for key in (measure, f"teacher_{measure}", "ratio"))) for d, one in found.items()]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return [*table, f"page: {paths.REPORTS / 'index.html'}"]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, float]:
@@ -117,11 +139,14 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _changes() -> str:
+def _changes(values: Mapping[str, Any]) -> str:
     """What tells this state from the commit it started from, to begin its name with: tables cut names short."""
-    done = subprocess.run(["git", "show", f"HEAD:./{paths.PARAMS}"], capture_output=True, text=True, check=False)
-    before = flatten(yaml.safe_load(done.stdout) or {}) if done.returncode == 0 else {}
-    now = flatten(yaml.safe_load(paths.PARAMS.read_text(encoding="utf-8")))
+    done = subprocess.run(["git", "show", f"HEAD:./{paths.PARAMS}"], capture_output=True, check=False)
+    try:
+        before = flatten(read_mapping(done.stdout.decode("utf-8"), source=f"HEAD:{paths.PARAMS}"))
+    except ValueError:  # none is committed, or it cannot be read: nothing to tell from
+        return ""
+    now = flatten(values)
     shown = [k for k in now if k in before and now[k] != before[k] and k not in ("seed", "dynamics")]
     changed = ", ".join(f"{k}={now[k]}" for k in shown[:CHANGES_NAMED])
     more = f" and {len(shown) - CHANGES_NAMED} more" if len(shown) > CHANGES_NAMED else ""

@@ -4,6 +4,7 @@ This module only checks: what a stage does with the values is in the stage, and 
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -398,7 +399,7 @@ class Config(Section):
         if not points and self.data.image_size % 2**halvings:
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
-                f"asks; use a multiple of {2**halvings}"
+                f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
             )
         if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
             raise ValueError(
@@ -469,21 +470,54 @@ class Config(Section):
 
 def read_params(path: Path) -> dict[str, Any]:
     """params.yaml as plain values. Raises ConfigError where it is missing or no YAML mapping."""
+    return read_mapping(params_text(path), source=str(path))
+
+
+def params_text(path: Path) -> str:
+    """The text of params.yaml. Raises ConfigError where it is missing or no UTF-8."""
     try:
-        # ruamel in safe mode reads YAML 1.2 as DVC does: 1e-4 is a number, no is a word, a repeated key an error.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: not found; run from the project's folder, or `git checkout {path}`") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: {in_a_line(error)}") from error
+
+
+def read_mapping(text: str, *, source: str) -> dict[str, Any]:
+    """The text of params.yaml as plain values. Raises ConfigError where it is no YAML mapping."""
+    values = read_yaml(text, source=source)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: must be a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def read_yaml(text: str, *, source: str) -> Any:
+    """YAML 1.2 as plain values: 1e-4 is a number, no is a word, a repeated key an error. Raises ConfigError."""
+    return _with_yaml(lambda yaml: yaml.load(text), source)
+
+
+def yaml_node(text: str, *, source: str) -> Any:
+    """YAML as ruamel's node, which says where in the text each value stands; None if empty. Raises ConfigError."""
+    return _with_yaml(lambda yaml: yaml.compose(text), source)
+
+
+def _with_yaml(read: Callable[[YAML], Any], source: str) -> Any:
+    try:
+        try:
+            return read(YAML(typ="safe", pure=True))
+        except MarkedYAMLError as error:
+            # ruamel's own scanner refuses some tabs that YAML allows; libyaml, by which DVC reads, takes them.
+            try:
+                return read(YAML(typ="safe"))
+            except Exception:
+                raise error from None
     except MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{path}: not valid YAML: {where}{error.problem}") from error
+        raise ConfigError(f"{source}: not valid YAML: {where}{error.problem}") from error
     except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {in_a_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections, got {type(values).__name__}")
-    return values
+        raise ConfigError(f"{source}: not valid YAML: {in_a_line(error)}") from error
 
 
 def load(path: Path = Path("params.yaml")) -> Config:
@@ -502,7 +536,7 @@ def parse(values: dict[str, Any], *, source: str = "params.yaml") -> Config:
 
 def _explain(error: Any) -> str:
     """One line: key, value, what is allowed."""
-    key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in error["loc"]) or "(whole file)"
+    key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in error["loc"])
     kind, context, given = error["type"], error.get("ctx", {}), error["input"]
     if kind == "missing":
         return f"{key} is missing"
@@ -512,7 +546,12 @@ def _explain(error: Any) -> str:
         return f"{key} = {given!r} is not allowed; allowed: {context['expected'].replace(' or ', ', ')}"
     if kind == "model_type":
         return f"{key} = {given!r} must be a mapping"
+    if kind == "list_type":
+        one = given if isinstance(given, str | int | float) else "..."
+        return f"{key} = {given!r} must be a list: [{one}]"
     message = error["msg"].removeprefix("Value error, ")
+    if not key:  # a check across sections, which names its keys
+        return message
     if kind == "value_error" and isinstance(given, dict | BaseModel):  # a check across a section's keys, named by it
         return f"{key}: {message}"
     return f"{key} = {given!r}: {message[0].lower()}{message[1:]}"
