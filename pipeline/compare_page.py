@@ -13,7 +13,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
-from ifm.report import MISSING, significant
+from ifm.report import over_teacher
+from ifm.rounding import MISSING, mean_and_deviation, significant
 from pipeline import comparison
 from pipeline.ablation_page import filled
 from pipeline.comparison import BEYOND, EQUAL, Row, Side, Value, change, difference, ratio, value_of
@@ -86,7 +87,7 @@ def _apart(value: Value | None) -> tuple[str, str]:
     """A figure and its spread as text; "" where it has none."""
     if value is None:
         return MISSING, ""
-    return significant(value.mean, 4), "" if value.deviation is None else f"± {significant(value.deviation, 2)}"
+    return mean_and_deviation(value.mean, value.deviation, digits=4)
 
 
 def _figure(value: Value | None) -> str:
@@ -149,9 +150,8 @@ def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) ->
         comparison.over_rows([getattr(row, side) for row in teacher if row.key["nfe"] == n], metric)
         for side, n in zip("ab", most, strict=True)
     ]
-    over = [
-        None if (r := ratio(under, value)) is None else Value(r) for under, value in zip(teachers, flows, strict=True)
-    ]
+    over = [_over_teacher(flow, teacher, side, n, metric) for side, n in zip("ab", most, strict=True)]
+    over = [r if x and y else None for r, x, y in zip(over, flows, teachers, strict=True)]
     found = [("Flow, 1 step", flows), (f"Teacher, {nfe} NFE", teachers), ("Flow / teacher", over)]
     return [
         {
@@ -163,6 +163,14 @@ def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) ->
         for title, (x, y) in found
         if x or y
     ]
+
+
+def _over_teacher(flow: Sequence[Row], teacher: Sequence[Row], side: str, nfe: int | None, metric: str) -> Value | None:
+    """The report's ratio of one side: the mean over seeds of the flow's figure over the teacher's."""
+    rows = [[record for row in rows if (record := getattr(row, side))] for rows in (flow, teacher)]
+    flows, teachers = (pd.DataFrame(records) for records in (rows[0], [r for r in rows[1] if r["nfe"] == nfe]))
+    found = None if flows.empty or teachers.empty else over_teacher(flows, teachers, metric)
+    return found and Value(found.mean, found.deviation)
 
 
 # --- every metric ---------------------------------------------------------------------------------------------------
@@ -279,12 +287,14 @@ def _curve_panel(stage: str, curves: Mapping[tuple[str, str], pd.DataFrame]) -> 
     def draw(figure: Any) -> None:
         ax = figure.add_subplot()
         dynamics = plots.ordered([d for d, _ in curves])
+        widths = plots.widths(dynamics)
         for d in dynamics:
             for side, style in styles.items():
                 if (d, side) in curves:
                     curve = curves[d, side]
-                    ax.plot(curve["step"], curve["loss"], color=plots.colour(d), **style)
-        handles = [ax.plot([], [], color=plots.colour(d), linewidth=4)[0] for d in dynamics]
+                    thick = {"linewidth": style["linewidth"] * widths[d]}
+                    ax.plot(curve["step"], curve["loss"], color=plots.colour(d), **style | thick)
+        handles = [plots.swatch(d, dynamics) for d in dynamics]
         handles += [ax.plot([], [], color=plots.INK, **style)[0] for style in styles.values()]
         ax.set_yscale("log")
         plots.log_y(ax)

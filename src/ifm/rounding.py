@@ -17,7 +17,7 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     if not PLAIN[0] <= abs(value) < PLAIN[1]:
         return power_of_ten(value, digits)
-    return _signed(f"{value:,.{_decimals(value, digits)}f}")
+    return _signed(f"{value:,.{decimals_of(value, digits)}f}")
 
 
 def power_of_ten(value: float, digits: int = 2) -> str:
@@ -32,7 +32,7 @@ def fixed(value: float, decimals: int) -> str:
         return f"{0:.{decimals}f}"
     if not PLAIN[0] <= abs(value) < PLAIN[1]:
         return significant(value, 2)
-    text = f"{value:,.{min(decimals, _decimals(value, MOST_DIGITS))}f}"
+    text = f"{value:,.{min(decimals, decimals_of(value, MOST_DIGITS))}f}"
     return _signed(text) if text.strip("-0.") else significant(value, 2)
 
 
@@ -51,7 +51,7 @@ def measured(mean: float, deviation: float | None, *, decimals: int) -> str:
         inside = measured(mean / 10.0**power, deviation / 10.0**power, decimals=1)
         return f"({inside})·10{str(power).translate(SUPERSCRIPTS)}"
     decimals = max(decimals, spread_decimals(deviation))
-    decimals = min(decimals, _decimals(size, MOST_DIGITS)) if size else decimals
+    decimals = min(decimals, decimals_of(size, MOST_DIGITS)) if size else decimals
     text, spread = f"{mean:,.{decimals}f}", f"{deviation:,.{decimals}f}"
     if not text.strip("-0."):
         text = text.lstrip("-")
@@ -60,15 +60,27 @@ def measured(mean: float, deviation: float | None, *, decimals: int) -> str:
     return f"{_signed(text)} ± {spread}"
 
 
+def mean_and_deviation(mean: float, deviation: float | None, *, digits: int = 3) -> tuple[str, str]:
+    """A mean with `digits` significant digits, more where its deviation is small; "± " and the deviation with two.
+
+    The second is "" where there is no deviation: None or NaN.
+    """
+    if not math.isfinite(mean) or deviation is None or not math.isfinite(deviation):
+        return significant(mean, digits), ""
+    known = math.floor(math.log10(abs(mean))) + 1 + spread_decimals(deviation) if mean else 0
+    return significant(mean, max(digits, min(known, MOST_DIGITS))), f"± {significant(deviation, 2)}"
+
+
 def spread_decimals(deviation: float | None) -> int:
     """The decimals that show a deviation's first digit, and its second where the first is 1; 0 for no deviation."""
     if not deviation or not math.isfinite(deviation):
         return 0
-    return _decimals(deviation, 2 if f"{deviation:.0e}".startswith("1") else 1)
+    return decimals_of(deviation, 2 if f"{deviation:.0e}".startswith("1") else 1)
 
 
-def _decimals(value: float, digits: int) -> int:
-    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
+def decimals_of(value: float, digits: int) -> int:
+    """The decimals that show `digits` significant digits of a finite number."""
+    return max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
 
 
 def _signed(text: str) -> str:
