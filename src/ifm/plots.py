@@ -568,6 +568,7 @@ def _quality(
 def _symmetric_log_y(ax: "Axes", within: float) -> None:
     """Logarithmic away from zero on both sides; ticks at the powers of ten that the values reach, and at zero."""
     low, high = min(ax.dataLim.y0, -within / 2), ax.get_ylim()[1]
+    high *= 1.25 if high > within else 1.0  # room for a marker on the logarithmic part
     ax.set_yscale("symlog", linthresh=within)
     powers = [within * 10**k for k in range(12)]
     ticks = [-p for p in reversed(powers) if -p > low] + [0.0] + [p for p in powers if p < high]

@@ -471,7 +471,7 @@ def _pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str,
     """Grids of real images, then of each dynamics, as data URIs; all made smaller by tenths to fit PICTURE_BYTES."""
     named = {key: list(grids[key]) for key in plots.ordered(grids) if grids[key]}
     if real and len(named) > 1:
-        named = {REAL: [real], **named}
+        named = {REAL: [(real[0].capitalize(), real[1])], **named}
     elif real and named:  # one dynamics: all in one line
         named = {key: [(f"{REAL}, {real[0]}", real[1]), *pictures] for key, pictures in named.items()}
     for key, pictures in named.items():
