@@ -20,7 +20,8 @@ from pipeline.ablation_page import filled
 from pipeline.comparison import BEYOND, EQUAL, Row, Side, Value, change, difference, ratio, value_of
 
 TEMPLATE = Path(__file__).with_name("compare.html")
-CAPITALS = {"fid", "kid", "rms", "nfe"}
+CAPITALS = {"fid", "kid", "rms", "nfe", "auc", "mb"}
+UNBROKEN = 24  # characters of a word, from which it may be broken anywhere
 KEY_TITLES = {"data": "Data", "extractor": "Extractor", "objective": "Objective", "anchor": "Anchor", "seed": "Seed"}
 SAMPLERS = {"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"}
 FEW = 3  # names in a cell
@@ -35,6 +36,7 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
     return filled(
         TEMPLATE,
         facts={},
+        breakable=breakable,
         commit=f"{a.commit[:10]} and {b.commit[:10]}",
         created=created,
         script=Markup(re.search(r"<script>(.*?)</script>", report, flags=re.DOTALL).group(1)),  # sorts #rows
@@ -61,12 +63,24 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
 # --- words and numbers ----------------------------------------------------------------------------------------------
 
 
-def _title(column: str) -> str:
-    """A column of summary.csv in words: those of `plots.QUALITY`, else its own."""
+def _title(column: str, sample: str = "image") -> str:
+    """A column of summary.csv in words: those of `plots.QUALITY`, else its own. sample: what an image is called."""
     if column in plots.QUALITY:
         return plots.QUALITY[column]
-    words = " ".join(word.upper() if word in CAPITALS else word for word in column.split("_"))
+    named = column.replace("image", sample)
+    words = " ".join(word.upper() if word in CAPITALS else word for word in named.split("_"))
     return words[:1].upper() + words[1:]
+
+
+def _sample(rows: Sequence[Row]) -> str:
+    """What one sample is called, of both sides."""
+    return plots.unit(pd.DataFrame({"extractor": [row.key["extractor"] for row in rows]}))
+
+
+def breakable(text: Any) -> Markup:
+    """Text that a narrow column may break behind its separators, and an endless word anywhere, but no other word."""
+    parts = re.findall(rf"\s*[^\s/._,=@:]{{1,{UNBROKEN}}}[/._,=@:]*|\s*[/._,=@:]+|\s+", str(text))
+    return Markup("<wbr>").join(parts).replace("<wbr> ", " ")
 
 
 def _word(value: Any) -> str:
@@ -178,7 +192,7 @@ def _over_teacher(flow: Sequence[Row], teacher: Sequence[Row], side: str, nfe: i
 
 def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str, Any]:
     """A line for each metric of each row, and for each metric how many rows are equal, within the spread, ..."""
-    shown = [key for key in KEY_TITLES if _distinct(rows, key) > 1]
+    shown, sample = [key for key in KEY_TITLES if _distinct(rows, key) > 1], _sample(rows)
     lines, glance = [], []
     for metric in metrics:
         mine = [(row, value_of(row.a, metric), value_of(row.b, metric)) for row in rows]
@@ -187,13 +201,13 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str
         ratios = [r for _, x, y in mine if (r := ratio(x, y)) is not None]
         glance.append(
             {
-                "title": _title(metric),
+                "title": _title(metric, sample),
                 "rows": len(mine),
                 "counts": verdicts,
                 "ratio": median(ratios) if ratios else None,
             }
         )
-        lines += [_line(row, x, y, metric=metric, keys=shown) for row, x, y in mine]
+        lines += [_line(row, x, y, metric=metric, title=_title(metric, sample), keys=shown) for row, x, y in mine]
     kinds = [kind for kind in _KINDS if any(one["counts"][kind] for one in glance)]
     return {
         "keys": [KEY_TITLES[key] for key in shown],
@@ -203,7 +217,7 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str
             {**one, "counts": [one["counts"][kind] or "" for kind in kinds], "ratio": _ratio(one["ratio"])}
             for one in glance
         ],
-        "metrics": [(metric, _title(metric)) for metric in metrics],
+        "metrics": [(metric, _title(metric, sample)) for metric in metrics],
         "first": judged if judged in metrics else "",
         "constants": [
             ("flow’s " * (key in comparison.OF_THE_FLOW) + KEY_TITLES[key].lower(), value)
@@ -217,10 +231,12 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str
 _KINDS = (EQUAL, comparison.WITHIN, BEYOND, comparison.DIFFERS, comparison.ONLY_A, comparison.ONLY_B)
 
 
-def _line(row: Row, x: Value | None, y: Value | None, *, metric: str, keys: Sequence[str]) -> dict[str, Any]:
+def _line(
+    row: Row, x: Value | None, y: Value | None, *, metric: str, title: str, keys: Sequence[str]
+) -> dict[str, Any]:
     d, r = difference(x, y), ratio(x, y)
     key = row.key
-    words = [_title(metric), plots.DYNAMICS.get(key["dynamics"], key["dynamics"]), key["model"]]
+    words = [title, plots.DYNAMICS.get(key["dynamics"], key["dynamics"]), key["model"]]
     words += [str(key[name]) if key[name] != "" else MISSING for name in keys]
     words.append(SAMPLERS.get(key["sampler"], key["sampler"]))
     return {

@@ -83,6 +83,8 @@ def draw_all(
             file = np.lib.format.open_memmap(
                 out / f"{sampler.name}.npy", "w+", dtype=sample_dtype(shape), shape=(total, *shape)
             )
+        if out is not None:  # before its memory is measured: a first call makes what all others use
+            stage.run.timings[f"seconds_batch_1.{sampler.name}"] = seconds_per_image(sampler, **common, batch_size=1)
         with peak_memory(device) as peak:
             drawn = draw_samples(
                 sampler,
@@ -98,7 +100,6 @@ def draw_all(
         file.flush()
         timings = stage.run.timings
         timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
-        timings[f"seconds_batch_1.{sampler.name}"] = seconds_per_image(sampler, **common, batch_size=1)
         if peak.megabytes is not None:
             timings[f"peak_memory_mb.{sampler.name}"] = peak.megabytes
 

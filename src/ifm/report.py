@@ -275,7 +275,7 @@ COLUMNS = {
     "train_images": Column("Training {sample}s", True, _counts),
     "train_seconds": Column("Training time, s", True, _sized()),
     "endpoint_rms": Column("End-point RMS", True, _aligned(digits=3)),
-    "sliced_wasserstein": Column("Sliced Wasserstein", True, _aligned(digits=3)),
+    "sliced_wasserstein": Column("Sliced 2-Wasserstein", True, _aligned(digits=3)),
     "energy_distance": Column("Energy distance", True, _aligned(digits=3)),
     "min_class_share": Column("Rarest class, %", True, _aligned(scale=100, least=1)),
 }
@@ -384,6 +384,7 @@ def _headline_cells(lines: Sequence[Headline]) -> list[dict[str, Any]]:
     """Headlines as text. The flow's FIDs and the teacher's share their decimals, for the eye to compare."""
     decimals = _fid_decimals([e for line in lines for e in (line.flow_fid, line.teacher_fid) if e])
     single = _fid_decimals([line.single_fid for line in lines if line.single_fid])
+    ratio = _fid_decimals([line.ratio for line in lines if line.ratio], least=2)
     return [
         {
             "name": plots.DYNAMICS.get(line.dynamics, line.dynamics),
@@ -393,18 +394,18 @@ def _headline_cells(lines: Sequence[Headline]) -> list[dict[str, Any]]:
             "flow": _fid(line.flow_fid, decimals),
             "teacher": _fid(line.teacher_fid, decimals),
             "single": _fid(line.single_fid, single),
-            "ratio": _fid(line.ratio, 2),
+            "ratio": _fid(line.ratio, ratio),
             "speed_up": MISSING if line.speed_up is None else f"{significant(line.speed_up)}×",
         }
         for line in lines
     ]
 
 
-def _fid_decimals(estimates: Sequence[Estimate]) -> int:
+def _fid_decimals(estimates: Sequence[Estimate], *, least: int | None = None) -> int:
     """Two decimals; fewer beyond four digits, more where the smallest or its deviation would show too little."""
     positive = [estimate.mean for estimate in estimates if estimate.mean > 0]
     power = math.floor(math.log10(min(positive))) if positive else 0
-    least = min(max(min(2, 3 - power), 1 - power, 0), 5)
+    least = min(max(min(2, 3 - power), 1 - power, 0), 5) if least is None else least
     return min(max([least, *(spread_decimals(estimate.deviation) for estimate in estimates)]), least + 2)
 
 
@@ -664,7 +665,7 @@ def _how(reference: Mapping[str, Any], summary: pd.DataFrame) -> str:
     """The protocol in a line, to stand beside figures."""
     parts = [f"{extractor} features" for extractor in summary["extractor"].unique() if extractor != "coordinates"]
     parts += [f"weights {c}" for c in summary["checksum"].dropna().unique() if c != "identity"]
-    if reference.get("resize"):
+    if reference.get("resize") and plots.unit(summary) != "point":
         parts.append(f"resize: {reference['resize']}")
     sets = summary["seeds"].max()
     times = f"{int(sets)} × " if pd.notna(sets) and sets > 1 else ""
@@ -750,6 +751,7 @@ def _range(values: pd.Series) -> str:
 def _protocol(report: Report) -> list[tuple[str, str]]:
     """How the figures were obtained: (what, how)."""
     reference, summary = report.reference, report.summary
+    what = f"{plots.unit(summary)}s"
     extractor = str(reference.get("extractor") or ", ".join(map(str, summary["extractor"].unique())))
     if reference.get("dimension") is not None:
         extractor += f", {int(reference['dimension']):,} features"
@@ -763,10 +765,10 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
     lines = [("Extractor", extractor)]
     if reference.get("checksum") not in (None, "identity"):
         lines.append(("Its weights", f"sha256 {reference['checksum']}"))
-    lines += [(title, reference[key]) for key, title in PROTOCOL.items() if reference.get(key)]
+    kept = [key for key in PROTOCOL if reference.get(key) and (key != "resize" or what != "points")]
+    lines += [(PROTOCOL[key], reference[key]) for key in kept]
     lines.append(("Samples", count))
     split = reference.get("split")
-    what = f"{plots.unit(summary)}s"
     if split is not None:
         count = reference.get(f"n_{split}")
         lines.append(("Reference", f"{split} split" + (f", {int(count):,} {what}" if count is not None else "")))
