@@ -21,7 +21,8 @@ from pipeline.comparison import BEYOND, EQUAL, Row, Side, Value, change, differe
 
 TEMPLATE = Path(__file__).with_name("compare.html")
 CAPITALS = {"fid", "kid", "rms", "nfe", "auc", "mb"}
-UNBROKEN = 24  # characters of a word, from which it may be broken anywhere
+# Behind a separator, and every 24 characters of an endless word; behind a hyphen browsers break of themselves.
+BREAKS = re.compile(r"(?<=[/._,=@:])(?=[^\s/._,=@:])|(?<=[^\s/._,=@:-]{24})(?=[^\s/._,=@:-])")
 KEY_TITLES = {"data": "Data", "extractor": "Extractor", "objective": "Objective", "anchor": "Anchor", "seed": "Seed"}
 SAMPLERS = {"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"}
 FEW = 3  # names in a cell
@@ -79,8 +80,8 @@ def _sample(rows: Sequence[Row]) -> str:
 
 def breakable(text: Any) -> Markup:
     """Text that a narrow column may break behind its separators, and an endless word anywhere, but no other word."""
-    parts = re.findall(rf"\s*[^\s/._,=@:]{{1,{UNBROKEN}}}[/._,=@:]*|\s*[/._,=@:]+|\s+", str(text))
-    return Markup("<wbr>").join(parts).replace("<wbr> ", " ")
+    parts = BREAKS.split(str(text))
+    return Markup("<wbr>").join(parts)
 
 
 def _word(value: Any) -> str:

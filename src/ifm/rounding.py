@@ -75,7 +75,8 @@ def spread_decimals(deviation: float | None) -> int:
     """The decimals that show a deviation's first digit, and its second where the first is 1; 0 for no deviation."""
     if not deviation or not math.isfinite(deviation):
         return 0
-    return decimals_of(deviation, 2 if f"{deviation:.0e}".startswith("1") else 1)
+    leading, power = f"{deviation:.0e}".split("e")
+    return max(0, (1 if leading == "1" else 0) - int(power))
 
 
 def decimals_of(value: float, digits: int) -> int:
