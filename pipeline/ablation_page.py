@@ -6,8 +6,8 @@ Every sentence about a result is computed from the table: means and standard dev
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -19,7 +19,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
-from ifm.report import MISSING, significant
+from ifm.report import short_commit
+from ifm.rounding import MISSING, mean_and_deviation, significant
 
 ONE_STEP = "One evaluation, mean ± sd"
 TEMPLATE = Path(__file__).with_name("ablation.html")
@@ -149,26 +150,33 @@ class Estimate:
     mean: float
     deviation: float | None  # None with one seed
     seeds: int
+    by_seed: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
-        if self.deviation is None:
-            return significant(self.mean)
-        return f"{significant(self.mean)} ± {significant(self.deviation, 2)}"
+        return " ".join(mean_and_deviation(self.mean, self.deviation)).rstrip()
 
 
 def estimate(table: pd.DataFrame, setting: Setting, *, metric: str, dynamics: str | None) -> Estimate | None:
     """One setting's figure over its seeds, from the one-step rows of one data set; None where not measured."""
     of = setting.dynamics or dynamics
     mine = table[(table["variant"] == setting.variant) & (table["dynamics"] == of) & (table["sampler"] == "one_step")]
-    return summarised(mine[f"{setting.prefix}{metric}"])
+    return summarised(mine.set_index("seed")[f"{setting.prefix}{metric}"])
 
 
 def summarised(values: pd.Series) -> Estimate | None:
+    """Of figures with their seeds as index."""
     finite = values.astype(float)
     finite = finite[np.isfinite(finite)]
     if finite.empty:
         return None
-    return Estimate(float(finite.mean()), float(finite.std()) if len(finite) > 1 else None, len(finite))
+    deviation = float(finite.std()) if len(finite) > 1 else None
+    return Estimate(float(finite.mean()), deviation, len(finite), by_seed=dict(finite.items()))
+
+
+def mean_ratio(first: Estimate, second: Estimate) -> float | None:
+    """The mean of first / second over the seeds that both have, not the ratio of their means; None without a seed."""
+    both = [seed for seed in first.by_seed if second.by_seed.get(seed, 0) > 0]
+    return sum(first.by_seed[seed] / second.by_seed[seed] for seed in both) / len(both) if both else None
 
 
 def verdict(first: Estimate, second: Estimate) -> str:
@@ -183,17 +191,15 @@ def verdict(first: Estimate, second: Estimate) -> str:
 
 
 def sentence(contrast: Contrast, first: Estimate, second: Estimate) -> str:
-    """Both figures and how they differ, in words."""
-    said = verdict(first, second)
-    change = 100 * (first.mean / second.mean - 1) if second.mean else math.nan
+    """Both figures and how they differ, in words: by `mean_ratio` where it says the same as the means."""
+    said, ratio = verdict(first, second), mean_ratio(first, second)
+    how = "equal" if first.mean == second.mean else "lower" if first.mean < second.mean else "higher"
     if said == UNDECIDED:
         how = "not told apart"
-    elif not math.isfinite(change) or change == 0:
-        how = "equal" if first.mean == second.mean else "lower" if first.mean < second.mean else "higher"
-    elif change > 200:
-        how = f"{significant(first.mean / second.mean, 2)} times as high"
-    else:
-        how = f"{significant(abs(change), 2)} % {'lower' if change < 0 else 'higher'}"
+    elif ratio is not None and ratio > 3 and how == "higher":
+        how = f"{significant(ratio, 2)} times as high"
+    elif ratio is not None and (ratio < 1 if how == "lower" else ratio > 1) and how != "equal":
+        how = f"{significant(100 * abs(ratio - 1), 2)} % {how}"
     if said == UNMEASURED:
         how += ", one seed"
     return f"{contrast.first} {first} against {contrast.second} {second}: {how}"
@@ -381,11 +387,9 @@ def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, 
         lstrip_blocks=True,
     )
     page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.get_template(
-        template.name
-    ).render(
+    return environment.get_template(template.name).render(
         style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
-        facts=facts | {"Commit": commit[:10] if len(commit) == 40 else commit, "Created": created},
+        facts=facts | {"Commit": short_commit(commit), "Created": created},
         **values,
     )
 

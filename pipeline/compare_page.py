@@ -13,13 +13,16 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
-from ifm.report import MISSING, significant
+from ifm.report import over_teacher
+from ifm.rounding import MISSING, mean_and_deviation, significant
 from pipeline import comparison
 from pipeline.ablation_page import filled
 from pipeline.comparison import BEYOND, EQUAL, Row, Side, Value, change, difference, ratio, value_of
 
 TEMPLATE = Path(__file__).with_name("compare.html")
-CAPITALS = {"fid", "kid", "rms", "nfe"}
+CAPITALS = {"fid", "kid", "rms", "nfe", "auc", "mb"}
+# Behind a separator, and every 24 characters of an endless word; behind a hyphen browsers break of themselves.
+BREAKS = re.compile(r"(?<=[/._,=@:])(?=[^\s/._,=@:])|(?<=[^\s/._,=@:-]{24})(?=[^\s/._,=@:-])")
 KEY_TITLES = {"data": "Data", "extractor": "Extractor", "objective": "Objective", "anchor": "Anchor", "seed": "Seed"}
 SAMPLERS = {"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"}
 FEW = 3  # names in a cell
@@ -34,6 +37,7 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
     return filled(
         TEMPLATE,
         facts={},
+        breakable=breakable,
         commit=f"{a.commit[:10]} and {b.commit[:10]}",
         created=created,
         script=Markup(re.search(r"<script>(.*?)</script>", report, flags=re.DOTALL).group(1)),  # sorts #rows
@@ -60,12 +64,24 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
 # --- words and numbers ----------------------------------------------------------------------------------------------
 
 
-def _title(column: str) -> str:
-    """A column of summary.csv in words: those of `plots.QUALITY`, else its own."""
+def _title(column: str, sample: str = "image") -> str:
+    """A column of summary.csv in words: those of `plots.QUALITY`, else its own. sample: what an image is called."""
     if column in plots.QUALITY:
         return plots.QUALITY[column]
-    words = " ".join(word.upper() if word in CAPITALS else word for word in column.split("_"))
+    named = column.replace("image", sample)
+    words = " ".join(word.upper() if word in CAPITALS else word for word in named.split("_"))
     return words[:1].upper() + words[1:]
+
+
+def _sample(rows: Sequence[Row]) -> str:
+    """What one sample is called, of both sides."""
+    return plots.unit(pd.DataFrame({"extractor": [row.key["extractor"] for row in rows]}))
+
+
+def breakable(text: Any) -> Markup:
+    """Text that a narrow column may break behind its separators, and an endless word anywhere, but no other word."""
+    parts = BREAKS.split(str(text))
+    return Markup("<wbr>").join(parts)
 
 
 def _word(value: Any) -> str:
@@ -86,7 +102,7 @@ def _apart(value: Value | None) -> tuple[str, str]:
     """A figure and its spread as text; "" where it has none."""
     if value is None:
         return MISSING, ""
-    return significant(value.mean, 4), "" if value.deviation is None else f"± {significant(value.deviation, 2)}"
+    return mean_and_deviation(value.mean, value.deviation, digits=4)
 
 
 def _figure(value: Value | None) -> str:
@@ -149,9 +165,8 @@ def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) ->
         comparison.over_rows([getattr(row, side) for row in teacher if row.key["nfe"] == n], metric)
         for side, n in zip("ab", most, strict=True)
     ]
-    over = [
-        None if (r := ratio(under, value)) is None else Value(r) for under, value in zip(teachers, flows, strict=True)
-    ]
+    over = [_over_teacher(flow, teacher, side, n, metric) for side, n in zip("ab", most, strict=True)]
+    over = [r if x and y else None for r, x, y in zip(over, flows, teachers, strict=True)]
     found = [("Flow, 1 step", flows), (f"Teacher, {nfe} NFE", teachers), ("Flow / teacher", over)]
     return [
         {
@@ -165,12 +180,20 @@ def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) ->
     ]
 
 
+def _over_teacher(flow: Sequence[Row], teacher: Sequence[Row], side: str, nfe: int | None, metric: str) -> Value | None:
+    """The report's ratio of one side: the mean over seeds of the flow's figure over the teacher's."""
+    rows = [[record for row in rows if (record := getattr(row, side))] for rows in (flow, teacher)]
+    flows, teachers = (pd.DataFrame(records) for records in (rows[0], [r for r in rows[1] if r["nfe"] == nfe]))
+    found = None if flows.empty or teachers.empty else over_teacher(flows, teachers, metric)
+    return found and Value(found.mean, found.deviation)
+
+
 # --- every metric ---------------------------------------------------------------------------------------------------
 
 
 def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str, Any]:
     """A line for each metric of each row, and for each metric how many rows are equal, within the spread, ..."""
-    shown = [key for key in KEY_TITLES if _distinct(rows, key) > 1]
+    shown, sample = [key for key in KEY_TITLES if _distinct(rows, key) > 1], _sample(rows)
     lines, glance = [], []
     for metric in metrics:
         mine = [(row, value_of(row.a, metric), value_of(row.b, metric)) for row in rows]
@@ -179,13 +202,13 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str
         ratios = [r for _, x, y in mine if (r := ratio(x, y)) is not None]
         glance.append(
             {
-                "title": _title(metric),
+                "title": _title(metric, sample),
                 "rows": len(mine),
                 "counts": verdicts,
                 "ratio": median(ratios) if ratios else None,
             }
         )
-        lines += [_line(row, x, y, metric=metric, keys=shown) for row, x, y in mine]
+        lines += [_line(row, x, y, metric=metric, title=_title(metric, sample), keys=shown) for row, x, y in mine]
     kinds = [kind for kind in _KINDS if any(one["counts"][kind] for one in glance)]
     return {
         "keys": [KEY_TITLES[key] for key in shown],
@@ -195,7 +218,7 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str
             {**one, "counts": [one["counts"][kind] or "" for kind in kinds], "ratio": _ratio(one["ratio"])}
             for one in glance
         ],
-        "metrics": [(metric, _title(metric)) for metric in metrics],
+        "metrics": [(metric, _title(metric, sample)) for metric in metrics],
         "first": judged if judged in metrics else "",
         "constants": [
             ("flow’s " * (key in comparison.OF_THE_FLOW) + KEY_TITLES[key].lower(), value)
@@ -209,10 +232,12 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str
 _KINDS = (EQUAL, comparison.WITHIN, BEYOND, comparison.DIFFERS, comparison.ONLY_A, comparison.ONLY_B)
 
 
-def _line(row: Row, x: Value | None, y: Value | None, *, metric: str, keys: Sequence[str]) -> dict[str, Any]:
+def _line(
+    row: Row, x: Value | None, y: Value | None, *, metric: str, title: str, keys: Sequence[str]
+) -> dict[str, Any]:
     d, r = difference(x, y), ratio(x, y)
     key = row.key
-    words = [_title(metric), plots.DYNAMICS.get(key["dynamics"], key["dynamics"]), key["model"]]
+    words = [title, plots.DYNAMICS.get(key["dynamics"], key["dynamics"]), key["model"]]
     words += [str(key[name]) if key[name] != "" else MISSING for name in keys]
     words.append(SAMPLERS.get(key["sampler"], key["sampler"]))
     return {
@@ -279,12 +304,14 @@ def _curve_panel(stage: str, curves: Mapping[tuple[str, str], pd.DataFrame]) -> 
     def draw(figure: Any) -> None:
         ax = figure.add_subplot()
         dynamics = plots.ordered([d for d, _ in curves])
+        widths = plots.widths(dynamics)
         for d in dynamics:
             for side, style in styles.items():
                 if (d, side) in curves:
                     curve = curves[d, side]
-                    ax.plot(curve["step"], curve["loss"], color=plots.colour(d), **style)
-        handles = [ax.plot([], [], color=plots.colour(d), linewidth=4)[0] for d in dynamics]
+                    thick = {"linewidth": style["linewidth"] * widths[d]}
+                    ax.plot(curve["step"], curve["loss"], color=plots.colour(d), **style | thick)
+        handles = [plots.swatch(d, dynamics) for d in dynamics]
         handles += [ax.plot([], [], color=plots.INK, **style)[0] for style in styles.values()]
         ax.set_yscale("log")
         plots.log_y(ax)

@@ -12,8 +12,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
-from ifm.report import MISSING, significant
-from pipeline.ablation_page import METRICS, Estimate, filled, judged_by, summarised
+from ifm.rounding import MISSING, significant
+from pipeline.ablation_page import METRICS, Estimate, filled, judged_by, mean_ratio, summarised
 
 TEMPLATE = Path(__file__).with_name("objectives.html")
 TITLES = {
@@ -35,7 +35,7 @@ LINES = (  # of a table: title, objective, sampler if not SEVERAL's
 def teacher(rows: pd.DataFrame, metric: str) -> Estimate | None:
     """The teacher of one data set and dynamics at most evaluations: of those trained longest, over seeds."""
     longest = rows[rows["teacher_evaluations"] == rows["teacher_evaluations"].max()]
-    return summarised(longest.drop_duplicates("seed")[f"teacher_{metric}"])
+    return summarised(longest.drop_duplicates("seed").set_index("seed")[f"teacher_{metric}"])
 
 
 def at_steps(
@@ -47,7 +47,7 @@ def at_steps(
     """
     sampler = "one_step" if steps == 1 else several or SEVERAL.get(objective, "renoise")
     mine = rows[(rows["objective"] == objective) & (rows["steps"] == steps) & (rows["sampler"] == sampler)]
-    return summarised(mine[metric])
+    return summarised(mine.set_index("seed")[metric])
 
 
 def _of(rows: pd.DataFrame, objective: str, column: str) -> Estimate | None:
@@ -62,7 +62,7 @@ def _table(rows: pd.DataFrame, metric: str, steps: Sequence[int]) -> dict[str, A
         found = [at_steps(rows, objective, n, metric, several=several) for n in steps]
         if not any(found) or (several and not any(found[1:])):
             continue
-        ratios = [significant(e.mean / of_teacher.mean) if e and of_teacher else MISSING for e in found]
+        ratios = [mean_ratio(e, of_teacher) if e and of_teacher else None for e in found]
         evaluations, seconds, memory = (
             _of(rows, objective, column) for column in ("evaluations", "train_seconds", "peak_memory_mb")
         )
@@ -71,7 +71,7 @@ def _table(rows: pd.DataFrame, metric: str, steps: Sequence[int]) -> dict[str, A
                 "title": title,
                 "teacher": "yes" if objective in WITH_TEACHER else "no",
                 "quality": [e or MISSING for e in found],
-                "ratios": ratios,
+                "ratios": [MISSING if ratio is None else significant(ratio) for ratio in ratios],
                 "evaluations": f"{evaluations.mean / 1e6:.2f} M" if evaluations else MISSING,
                 "seconds": significant(seconds.mean, 2) + " s" if seconds else MISSING,
                 "memory": f"{memory.mean / 1000:.2f} GB" if memory else MISSING,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ifm.files import read_json, write_text
 from ifm.pictures import side_by_side, side_by_side_choice
+from ifm.rounding import measured
 from pipeline import paths
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/digits.png"), "<!-- results -->"
@@ -17,7 +18,10 @@ SHOWN = 32  # images a panel
 
 
 def table(summary: pd.DataFrame) -> str:
-    """Markdown: one line for each dynamics, flow in one step against the teacher at its most evaluations."""
+    """Markdown: one line for each dynamics, flow in one step against the teacher at its most evaluations.
+
+    ratio: the summary's, the mean over sampling seeds of the two FIDs' ratio.
+    """
     lines = [
         "| dynamics | FID: flow, 1 NFE | teacher, {most} NFE | ratio | teacher, 1 NFE | recall: flow | teacher "
         "| speed-up |",
@@ -39,8 +43,7 @@ def table(summary: pd.DataFrame) -> str:
 
 
 def _with_deviation(row: pd.Series, column: str, *, decimals: int = 3) -> str:
-    deviation = row[f"{column}_sd"]
-    return f"{row[column]:.{decimals}f}" + ("" if pd.isna(deviation) else f" ± {deviation:.{decimals}f}")
+    return measured(row[column], row[f"{column}_sd"], decimals=decimals)
 
 
 def picture(dynamics: list[str]) -> Image.Image:

@@ -25,7 +25,7 @@ from ifm.cli import Parser
 from ifm.config import Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_text
-from ifm.report import significant
+from ifm.rounding import significant
 from ifm.tracking import digest, flatten
 from pipeline import params_file, paths, preset, shared, study, sweep_page
 from pipeline.shared import Node

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
-from ifm.report import MISSING, significant
+from ifm.rounding import mean_and_deviation
 from pipeline.ablation_page import filled
 
 TEMPLATE = Path(__file__).with_name("sweep.html")
@@ -21,9 +21,7 @@ PANELS_IN_A_ROW = 3
 
 def with_deviation(mean: float, deviation: float) -> str:
     """0.453 ± 0.048, or the mean alone where there is no deviation."""
-    if pd.isna(mean):
-        return MISSING
-    return significant(mean) + ("" if pd.isna(deviation) else f" ± {significant(deviation, 2)}")
+    return " ".join(mean_and_deviation(mean, deviation)).rstrip()
 
 
 def render(
@@ -104,9 +102,8 @@ def _figure(table: pd.DataFrame, axes: Sequence[str], metric: str) -> str:
                     if deviation > 0:
                         low = max(mean - deviation, mean / 20) if positive else mean - deviation
                         ax.vlines(at, low, mean + deviation, color=shade, linewidth=1.4, zorder=2)
-                ax.plot(
-                    x, mine[metric], color=shade, zorder=3, **{**plots.marker("one_step", shade), "linestyle": "none"}
-                )
+                dot = plots.marker("one_step", shade, size=0.7 + 0.3 * plots.widths(dynamics)[d])
+                ax.plot(x, mine[metric], color=shade, zorder=3, linestyle="none", **dot)
             if labels:
                 ax.set_xticks(range(len(labels)), labels)
                 ax.set_xlim(-0.5, len(labels) - 0.5)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from ifm.config import Config
+from ifm.data.arrays import ImageSet
 from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
-from ifm.pictures import side_by_side_choice
+from ifm.pictures import COLUMNS, grid_png, side_by_side_choice
 from ifm.report import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
 from ifm.tracking import git_commit
 from pipeline import paths
@@ -21,6 +22,10 @@ from pipeline.stage import Stage, data_name, main
 
 SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
 POINTS_SHOWN = 2000
+
+
+def params(stage: Stage) -> dict[str, Any]:
+    return stage.sections("dynamics", "seed", "data", "sample.grid_images")
 
 
 def work(stage: Stage) -> None:
@@ -45,6 +50,7 @@ def work(stage: Stage) -> None:
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
             grids={} if points else {d: _grids(d) for d in config.dynamics},
+            real=None if points else _real(reference["split"], shown=config.sample.grid_images),
             pairs={} if points else {d: _pairs(d) for d in config.dynamics},
             batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
             points={d: _points(d, reference) for d in config.dynamics} if planar else {},
@@ -122,6 +128,13 @@ def _grids(d: str) -> list[tuple[str, bytes]]:
     return [(caption, (folder / f"{name}.png").read_bytes()) for caption, name in _shown(d)]
 
 
+def _real(split: str, *, shown: int) -> tuple[str, bytes]:
+    """A grid of as many real images as the others hold, from all over the split: a folder's come class by class."""
+    images = ImageSet.open(paths.PROCESSED, split)
+    rows = np.linspace(0, len(images) - 1, min(shown, len(images))).round().astype(int)
+    return f"{split} split", grid_png(np.asarray(images[rows]), columns=COLUMNS)
+
+
 def _points(d: str, reference: dict[str, Any]) -> PointSamples:
     """Real points, those of the samplers shown, and the first stored paths."""
     data = _first_rows(paths.REFERENCE / f"features-{reference['split']}.npy")
@@ -152,4 +165,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(work, module="report", params=lambda stage: stage.sections("dynamics", "seed", "data"))
+    main(work, module="report", params=params)

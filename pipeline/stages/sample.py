@@ -10,14 +10,13 @@ from ifm import pretrained
 from ifm.devices import Compiled, compiles
 from ifm.files import fresh_folder, write_json
 from ifm.memory import peak_memory
-from ifm.pictures import save_grid, side_by_side, side_by_side_choice
+from ifm.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
 from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
 from ifm.training.engine import make_accelerator
 from pipeline import paths
 from pipeline.stage import Stage, main
 
-COLUMNS = 8
 TIMED_BATCHES = (1, 8, 64, 256, 1024)  # of one evaluation of the flow
 
 
@@ -84,6 +83,8 @@ def draw_all(
             file = np.lib.format.open_memmap(
                 out / f"{sampler.name}.npy", "w+", dtype=sample_dtype(shape), shape=(total, *shape)
             )
+        if out is not None:  # before its memory is measured: a first call makes what all others use
+            stage.run.timings[f"seconds_batch_1.{sampler.name}"] = seconds_per_image(sampler, **common, batch_size=1)
         with peak_memory(device) as peak:
             drawn = draw_samples(
                 sampler,
@@ -99,7 +100,6 @@ def draw_all(
         file.flush()
         timings = stage.run.timings
         timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
-        timings[f"seconds_batch_1.{sampler.name}"] = seconds_per_image(sampler, **common, batch_size=1)
         if peak.megabytes is not None:
             timings[f"peak_memory_mb.{sampler.name}"] = peak.megabytes
 

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ifm.files import atomic_path
 
+COLUMNS = 8  # of the pipeline's grids
+
 
 def grid(images: np.ndarray, *, columns: int, pad: int = 1) -> np.ndarray:
     """Tiles uint8 [n, C, H, W] into one picture, row by row: uint8 [H', W', 3]. Unused tiles stay white."""

@@ -19,6 +19,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 DYNAMICS = {"ve": "VE diffusion", "rf": "Rectified flow", "pfgmpp": "PFGM++"}
 SAMPLERS = {
@@ -41,6 +42,7 @@ METRICS = {  # drawn against NFE besides what a page judges by
 LOGARITHMIC = ("energy_distance",)
 BOTH_SIGNS = {"kid": 0.1}  # logarithmic beyond this, linear within
 FLOORED = ("kid", "precision", "density")  # that real data have whatever their number
+POINTS = "coordinates"  # the extractor of points
 QUALITY = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein"}  # what a page judges by: the first it has
 
 OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
@@ -54,8 +56,10 @@ PAINT = {
     PAPER: "var(--paper, #fff)",
     "#0072b2": "var(--blue, #0072b2)",  # the one colour of the set that is dim on a dark page
 }
+LINE, DASHED = 1.6, 1.3  # widths in units, of the narrowest curve about
+BESIDE = 0.11  # octaves of NFE from one dynamics' markers to the next one's
 WIDE, SMALL, SIZE = (5.4, 3.7), (5.4, 2.6), 10.0  # inches (of 72 units), text height in units
-CURVE_POINTS = 300
+CURVE_POINTS, LABEL = 300, 16  # of a curve; characters of a class's name under its bar
 SQUARE, DATA_GREY, PATHS_SHOWN = (3.6, 3.5), "#8a8f96", 48
 
 STYLE = {
@@ -183,17 +187,21 @@ def pareto_front(cost: Sequence[float], loss: Sequence[float]) -> list[int]:
 
 def quality(summary: pd.DataFrame) -> str:
     """What the rows are judged by: "FID", or for points, which have none, "Sliced 2-Wasserstein"."""
-    return QUALITY["fid" if judged(summary) is summary else "sliced_wasserstein"]
+    return QUALITY["sliced_wasserstein" if unit(summary) == "point" else "fid"]
 
 
 def unit(summary: pd.DataFrame) -> str:
-    """What one sample is: "image", or "point" where the rows have no FID."""
-    return "image" if quality(summary) == QUALITY["fid"] else "point"
+    """What one sample is: "image" or "point", as the extractor says; "sample" where the rows are of both."""
+    if "extractor" in summary:
+        points = summary["extractor"] == POINTS
+    else:
+        points = summary["fid"].isna() & summary["sliced_wasserstein"].notna()
+    return "point" if points.all() and len(points) else "sample" if points.any() else "image"
 
 
 def judged(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows with what they are judged by in the column fid."""
-    if summary["fid"].notna().any() or summary["sliced_wasserstein"].isna().all():
+    if unit(summary) != "point":
         return summary
     deviation = summary.get("sliced_wasserstein_sd", np.nan)
     return summary.assign(fid=summary["sliced_wasserstein"], fid_sd=deviation)
@@ -247,9 +255,13 @@ def training_curves(curves: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str,
 
 
 def class_histogram(
-    shares: Mapping[str, Sequence[float]], *, real_shares: Sequence[float], classes: Sequence[str]
+    shares: Mapping[str, Sequence[float]],
+    *,
+    real_shares: Sequence[float],
+    classes: Sequence[str],
+    sample: str = "image",
 ) -> str:
-    """The share of each class among samples (a dot for each dynamics) and among real images (a bar), as SVG.
+    """The share of each class among samples (a dot for each dynamics) and among real ones (a bar), as SVG.
 
     Raises ValueError where a list of shares is not as long as `classes`.
     """
@@ -266,25 +278,39 @@ def class_histogram(
         for i, key in enumerate(dynamics):
             beside = positions + 0.18 * (i - (len(dynamics) - 1) / 2)
             rim = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
-            dots += ax.plot(beside, np.multiply(shares[key], 100), "o", ms=5.5, color=colour(key), **rim)
+            size = min(5.5, max(1.8, 330 / len(classes) / len(dynamics)))
+            dots += ax.plot(beside, np.multiply(shares[key], 100), "o", ms=size, color=colour(key), **rim)
         shown = positions[:: -(-len(classes) // 24)]
-        slanted = max(len(classes[i]) for i in shown) * len(shown) > 50
+        names = [_shortened(classes[i]) for i in shown]
+        slanted = max(map(len, names)) * len(shown) > 50
         slant = {"rotation": 45, "ha": "right"} if slanted else {}
-        ax.set_xticks(shown, [classes[i] for i in shown], **slant)
+        ax.set_xticks(shown, names, **slant)
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
         ax.set_ylim(bottom=0)
         ax.set_ylabel("Share (%)")
         ax.set_xlabel("Class")
-        names = ["Real images", *(DYNAMICS.get(key, key) for key in dynamics)]
+        names = [f"Real {sample}s", *(DYNAMICS.get(key, key) for key in dynamics)]
         figure.legend([bars, *dots], names, loc="outside lower center", ncols=4)
 
-    return svg(draw, name="classes", label="Share of each class among samples and among real images")
+    return svg(draw, name="classes", label=f"Share of each class among samples and among real {sample}s")
+
+
+def _shortened(name: str) -> str:
+    """A class's name as long as a tick's label may be."""
+    return name if len(name) <= LABEL else name[: LABEL - 1].rstrip() + "…"
 
 
 def colour(dynamics: str) -> str:
     """The colour of a dynamics: of the Okabe-Ito set, distinguishable with any colour vision."""
     return OKABE_ITO.get(dynamics) or OTHER_COLOURS[sum(dynamics.encode()) % len(OTHER_COLOURS)]
+
+
+def widths(dynamics: Mapping[str, object] | Sequence[str]) -> dict[str, float]:
+    """Factors of line widths, falling in the order of drawing: of curves that lie on each other, each one is seen."""
+    names = ordered(dynamics)
+    step = min(0.7, 2 / max(len(names) - 1, 1))
+    return {key: 1.0 if len(names) == 1 else 0.8 + step * (len(names) - 1 - i) for i, key in enumerate(names)}
 
 
 def css_colour(dynamics: str) -> str:
@@ -341,7 +367,7 @@ def _diagnostic(name: str, label: str, draw: Callable, found: Mapping[str, Mappi
     def whole(figure: "Figure") -> None:
         ax = figure.add_subplot()
         extra = draw(ax, {key: found[key] for key in ordered(found)})
-        entries = [(Line2D([], [], color=colour(key), linewidth=4), DYNAMICS.get(key, key)) for key in ordered(found)]
+        entries = [(swatch(key, found), DYNAMICS.get(key, key)) for key in ordered(found)]
         styles = [(Line2D([], [], **{"color": INK, "linewidth": 1.3, **style}), title) for style, title in extra]
         # Rows of their own, so that names and styles don't share columns.
         rows = max(len(entries), len(styles))
@@ -377,16 +403,23 @@ def _shown(values: Sequence[float]) -> np.ndarray:
     return np.where(array > 0, array, np.nan)
 
 
-def _hollow(key: str) -> dict:
-    return {"linestyle": "none", "clip_on": False, "zorder": 4, **marker("heun", colour(key))}
+def _hollow(key: str, found: Mapping[str, Mapping]) -> dict:
+    dot = marker("heun", colour(key), size=0.7 + 0.3 * widths(found)[key])
+    return {"linestyle": "none", "clip_on": False, "zorder": 4, **dot}
+
+
+def _curve(key: str, found: Mapping[str, Mapping], *, style: str = "-") -> dict:
+    """How a dynamics' curve is drawn."""
+    width = LINE if style == "-" else DASHED
+    return {"linestyle": style, "linewidth": width * widths(found)[key], "color": colour(key)}
 
 
 def _approach(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     for key, result in found.items():
         mine = result["non_intersection"]
         times = result["times"][: len(mine["closest"])]
-        ax.plot(_positions(result, times), np.divide(mine["closest"], mine["spacing"]), color=colour(key))
-        ax.plot([1], [mine["teacher_ratio"]], color=colour(key), **_hollow(key))
+        ax.plot(_positions(result, times), np.divide(mine["closest"], mine["spacing"]), **_curve(key, found))
+        ax.plot([1], [mine["teacher_ratio"]], color=colour(key), **_hollow(key, found))
     ax.axhline(1, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
     _on_grid(ax, "Closest approach / data spacing", log=False)
     dot = {"linestyle": "none", **marker("heun", INK)}
@@ -401,9 +434,9 @@ def _singular_values(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     for key, result in found.items():
         mine = result["jacobian"]
         at = _positions(result, mine["times"])
-        dot = {"marker": "o", "ms": 4, "color": colour(key)}
-        ax.plot(at, _shown(mine["smallest"]), linestyle="-", **dot)
-        ax.plot(at, _shown(mine["largest"]), linestyle="--", linewidth=1.3, **dot)
+        dot = {"marker": "o", "ms": 2 + 2 * widths(found)[key]}
+        ax.plot(at, _shown(mine["smallest"]), **dot, **_curve(key, found))
+        ax.plot(at, _shown(mine["largest"]), **dot, **_curve(key, found, style="--"))
     ax.axhline(1, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
     _on_grid(ax, "Singular value / Gaussian’s", log=True)
     whole = all(result["jacobian"]["whole"] for result in found.values())
@@ -437,7 +470,8 @@ def _anchor_changes(ax: "Axes", found: Mapping[str, Mapping]) -> list:
         if result["anchor"]:
             steps = result["anchor"]["steps"]
             most = max(most, len(steps))
-            ax.plot(range(1, len(steps) + 1), _shown(steps), marker="s", ms=5, color=colour(key))
+            ms = 3 + 2 * widths(found)[key]
+            ax.plot(range(1, len(steps) + 1), _shown(steps), marker="s", ms=ms, **_curve(key, found))
     ax.set_xticks(range(1, most + 1))
     ax.set_xlim(0.8, most + 0.2)
     ax.set_yscale("log")
@@ -451,8 +485,8 @@ def _deviation(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     for key, result in found.items():
         mine = result["straightness"]
         middle = (np.arange(len(mine["teacher_profile"])) + 0.5) / len(mine["teacher_profile"])
-        ax.plot(middle, _shown(mine["flow_profile"]), color=colour(key))
-        ax.plot(middle, _shown(mine["teacher_profile"]), "--", linewidth=1.3, color=colour(key))
+        ax.plot(middle, _shown(mine["flow_profile"]), **_curve(key, found))
+        ax.plot(middle, _shown(mine["teacher_profile"]), **_curve(key, found, style="--"))
     _on_grid(ax, "Squared deviation / chord’s square", log=True)
     return [({}, "Flow’s paths"), ({"linestyle": "--"}, "Teacher’s paths")]
 
@@ -461,12 +495,12 @@ def _error(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     for key, result in found.items():
         mine = result["error"]
         profile, stored = mine["profile"], mine["training"]
-        ax.plot(_positions(result, result["times"][: len(profile)]), profile, color=colour(key))
+        ax.plot(_positions(result, result["times"][: len(profile)]), profile, **_curve(key, found))
         if stored is not None:  # a flow without a teacher's paths
-            ax.plot(_positions(result, stored["times"]), stored["profile"], color=colour(key), **_hollow(key))
+            ax.plot(_positions(result, stored["times"]), stored["profile"], color=colour(key), **_hollow(key, found))
         if "exact" in mine:
             known = mine["exact"]["profile"]
-            ax.plot(_positions(result, result["times"][: len(known)]), known, ":", color=colour(key))
+            ax.plot(_positions(result, result["times"][: len(known)]), known, **_curve(key, found, style=":"))
     _on_grid(ax, "RMS error / spread of the end points", log=False)
     legend = [({}, "New paths"), ({"linestyle": "none", **marker("heun", INK)}, "Training paths")]
     if any("exact" in result["error"] for result in found.values()):
@@ -504,12 +538,14 @@ def _quality(
             raise ValueError(f"one plot, one {column}; got {sorted(summary[column].unique())}")
     variants = flow_variants(summary)
     lines = _series(_usable(summary, x, log=log), x, variants)
+    shown = ordered([series.dynamics for series in lines])
+    beside = {d: 2 ** (BESIDE * (i - (len(shown) - 1) / 2)) if x == "nfe" else 1.0 for i, d in enumerate(shown)}
     floor = floor if floor is not None and math.isfinite(floor) and (floor > 0 or not log) else None
 
     def draw(figure: "Figure") -> None:
         ax = figure.add_subplot()
         for series in lines:
-            _draw_series(ax, series, log=log)
+            _draw_series(ax, series, log=log, width=widths(shown)[series.dynamics], shift=beside[series.dynamics])
         if floor is not None:
             ax.axhline(floor, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
         if front:
@@ -532,6 +568,7 @@ def _quality(
 def _symmetric_log_y(ax: "Axes", within: float) -> None:
     """Logarithmic away from zero on both sides; ticks at the powers of ten that the values reach, and at zero."""
     low, high = min(ax.dataLim.y0, -within / 2), ax.get_ylim()[1]
+    high *= 1.25 if high > within else 1.0  # room for a marker on the logarithmic part
     ax.set_yscale("symlog", linthresh=within)
     powers = [within * 10**k for k in range(12)]
     ticks = [-p for p in reversed(powers) if -p > low] + [0.0] + [p for p in powers if p < high]
@@ -594,31 +631,42 @@ def _draw_front(ax: "Axes", lines: Sequence[Series]) -> None:
     ax.plot(chosen["x"], chosen["fid"], color=INK, alpha=0.22, linewidth=7, solid_capstyle="round", zorder=1.5)
 
 
-def _draw_series(ax: "Axes", series: Series, *, log: bool) -> None:
+def _draw_series(ax: "Axes", series: Series, *, log: bool, width: float, shift: float) -> None:
+    """width: a factor; shift: of x, so that the markers of several dynamics stand side by side."""
     teacher = series.sampler == "heun"
-    line, shade = series.line, colour(series.dynamics)
+    line, shade = series.line.assign(x=series.line["x"] * shift), colour(series.dynamics)
     style = "--" if teacher else VARIANT_LINES[series.variant % len(VARIANT_LINES)]
-    ax.plot(line["x"], line["fid"], linestyle=style, color=shade, linewidth=1.3 if teacher else 1.7, zorder=2)
+    ax.plot(
+        line["x"], line["fid"], linestyle=style, color=shade, linewidth=width * (DASHED if teacher else LINE), zorder=2
+    )
     own = line[line["sampler"] == series.sampler]
     spread = own[own["high"] > own["low"]]
     low = spread["low"].clip(lower=1e-3 * spread["fid"]) if log else spread["low"]  # log of nothing below 0
     ax.vlines(spread["x"], low, spread["high"], color=shade, linewidth=1, zorder=2)
-    dot = marker(series.sampler, shade)
+    dot = marker(series.sampler, shade, size=0.7 + 0.3 * width)
     ax.plot(own["x"], own["fid"], linestyle="none", zorder=3 if teacher else 4, color=shade, **dot)
 
 
-def marker(sampler: str, shade: str) -> dict:
-    """Hollow for the teacher; filled, with a rim in the page's colour, for the flow."""
+def marker(sampler: str, shade: str, *, size: float = 1.0) -> dict:
+    """Hollow for the teacher; filled, with a rim in the page's colour, for the flow. size: a factor."""
     if sampler == "heun":
         return {
             "marker": "o",
             "markerfacecolor": PAPER,
             "markeredgecolor": shade,
             "markeredgewidth": 1.4,
-            "ms": 5.5,
+            "ms": 5.5 * size,
         }
-    size = 8.0 if sampler == "one_step" else 6.5
+    size *= 8.0 if sampler == "one_step" else 6.5
     return {"marker": MARKERS.get(sampler, "D"), "markeredgecolor": PAPER, "markeredgewidth": 0.8, "ms": size}
+
+
+def swatch(dynamics: str, shown: Mapping[str, object] | Sequence[str]) -> "Line2D":
+    """A legend's handle: the colour of a dynamics, as wide as its curves are among the others'."""
+    from matplotlib.lines import Line2D
+
+    factor = widths(shown)[dynamics]
+    return Line2D([], [], color=colour(dynamics), linewidth=4 if len(ordered(shown)) == 1 else 2 * factor)
 
 
 def _quality_legend(
@@ -630,10 +678,8 @@ def _quality_legend(
     def entry(title: str, **style) -> tuple[Line2D, str]:
         return Line2D([], [], **{"color": INK, "linewidth": 1.3, **style}), title
 
-    left = [
-        entry(DYNAMICS.get(key, key), color=colour(key), linewidth=4)
-        for key in ordered([series.dynamics for series in lines])
-    ]
+    shown = ordered([series.dynamics for series in lines])
+    left = [(swatch(key, shown), DYNAMICS.get(key, key)) for key in shown]
     if floor:
         left.append(entry(floor, linewidth=0.9, alpha=0.75))
     if front:
@@ -675,7 +721,7 @@ def _curve_panel(stage: str, curves: Mapping[str, pd.DataFrame]) -> str:
         for dynamics in ordered(curves):
             step, loss = curves[dynamics]["step"], curves[dynamics]["loss"]
             title = DYNAMICS.get(dynamics, dynamics)
-            ax.plot(step, loss, color=colour(dynamics), linewidth=1.4, label=title)
+            ax.plot(step, loss, color=colour(dynamics), linewidth=1.4 * widths(curves)[dynamics], label=title)
         ax.set_yscale("log")
         log_y(ax)
         ax.set_xlim(left=0)

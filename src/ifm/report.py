@@ -8,9 +8,10 @@ import csv
 import io
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
@@ -21,6 +22,7 @@ from markupsafe import Markup
 
 from ifm import plots
 from ifm.pictures import shrink_png
+from ifm.rounding import MISSING, fixed, measured, power_of_ten, significant, spread_decimals
 
 SUMMARY_COLUMNS = (
     "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler", "nfe",
@@ -37,7 +39,6 @@ TEXT_COLUMNS = (
 INTEGER_COLUMNS = ("nfe", "seed", "seeds", "n_samples", "missing_classes", "parameters", "train_images")
 
 PICTURE_BYTES = 3_000_000  # of all grids; base64 adds a third, and the page stays under 5 MB
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Report:
     curves: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     # dynamics -> (caption, PNG), ...
     grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
+    real: tuple[str, bytes] | None = None  # (caption, PNG): a grid of real images, as large as the others
     # dynamics -> PNG: samples of the flow in one step above the training images that they are nearest to
     pairs: Mapping[str, bytes] = field(default_factory=dict)
     # dynamics -> batch size -> seconds an image takes the flow in one step
@@ -122,8 +124,7 @@ class Headline:
     flow_fid: Estimate | None
     teacher_fid: Estimate | None
     teacher_nfe: int | None
-    ratio: float | None  # flow_fid / teacher_fid
-    ratio_deviation: float | None  # over sampling seeds, of one seed of training
+    ratio: Estimate | None  # see `over_teacher`
     single_fid: Estimate | None  # teacher with one evaluation
     speed_up: float | None  # teacher's seconds per image / flow's
 
@@ -138,11 +139,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column: its heading, whether it is sorted as numbers, how a column of values is written."""
+    """A table column: its heading, whether it is sorted as numbers, how values and their deviations are written."""
 
-    title: str
+    title: str  # {sample}: what one sample is called
     numeric: bool
-    write: Callable[[pd.Series], list[str]]
+    write: Callable[[pd.Series, pd.Series | None], list[str]]
 
 
 # --- summary files ------------------------------------------------------------------------------------------
@@ -187,37 +188,49 @@ def _check(summary: pd.DataFrame) -> None:
 # --- numbers as text ----------------------------------------------------------------------------------------
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """A number with `digits` significant digits in plain notation: 0.00123, 12.3, 1,230."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else MISSING
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return _signed(f"{value:,.{decimals}f}")
+def short_commit(text: str) -> str:
+    """The text with ten characters of each commit's name that stands there in full."""
+    return re.sub(r"\b(?:[0-9a-f]{40}|[0-9a-f]{64})\b", lambda name: name[0][:10], text)
 
 
-def _signed(text: str) -> str:
-    return text.replace("-", "−")
+def _aligned(*, scale: float = 1, digits: int = 2, least: int = 0, most: int = 5) -> Callable[..., list[str]]:
+    """One number of decimals for a column, such that the smallest value shows `digits` significant digits.
 
+    A deviation that would read 0 with them takes more.
+    """
 
-def _aligned(*, scale: float = 1, digits: int = 2, least: int = 0, most: int = 5) -> Callable[[pd.Series], list[str]]:
-    """One number of decimals for a column, such that the smallest value shows `digits` significant digits."""
-
-    def write(values: pd.Series) -> list[str]:
+    def write(values: pd.Series, deviations: pd.Series | None = None) -> list[str]:
         scaled = values.astype(float) * scale
+        spreads = [None] * len(scaled) if deviations is None else deviations.astype(float) * scale
         sizes = scaled[np.isfinite(scaled) & (scaled != 0)].abs()
         needed = digits - 1 - math.floor(math.log10(sizes.min())) if len(sizes) else 0
         decimals = min(max(needed, least), most)
-        return [_signed(f"{value:,.{decimals}f}") if math.isfinite(value) else MISSING for value in scaled]
+        return [measured(value, spread, decimals=decimals) for value, spread in zip(scaled, spreads, strict=True)]
 
     return write
 
 
-def _words(names: Mapping[str, str]) -> Callable[[pd.Series], list[str]]:
-    return lambda values: [MISSING if pd.isna(v) or v == "" else names.get(str(v), str(v)) for v in values]
+def _sized(*, scale: float = 1, digits: int = 3, least: float = 0) -> Callable[..., list[str]]:
+    """Each value with its own significant digits, for a column of several powers of ten; "<" below `least`."""
+
+    def text(value: float) -> str:
+        return f"< {least:g}" if 0 < value < least else significant(value, digits)
+
+    return lambda values, deviations=None: [text(value) for value in values.astype(float) * scale]
 
 
-def _counts(values: pd.Series) -> list[str]:
+def _words(names: Mapping[str, str]) -> Callable[..., list[str]]:
+    return lambda values, deviations=None: [
+        MISSING if pd.isna(v) or v == "" else names.get(str(v), str(v)) for v in values
+    ]
+
+
+def _counts(values: pd.Series, deviations: pd.Series | None = None) -> list[str]:
     return [MISSING if pd.isna(value) else f"{int(value):,}" for value in values]
+
+
+def _probabilities(values: pd.Series, deviations: pd.Series | None = None) -> list[str]:
+    return ["< 0.001" if 0 <= value < 1e-3 else fixed(value, 3) for value in values.astype(float)]
 
 
 COLUMNS = {
@@ -252,20 +265,24 @@ COLUMNS = {
     "coverage": Column("Coverage", True, _aligned(least=3, most=3)),
     "missing_classes": Column("Missing classes", True, _counts),
     "class_chi2": Column("Class χ² / dof", True, _aligned(digits=2)),
-    "class_p": Column("Class p", True, _aligned(least=3, most=3)),
+    "class_p": Column("Class p", True, _probabilities),
     "train_distance_auc": Column("Farther from training data than unseen", True, _aligned(least=3, most=3)),
     "near_copies": Column("Near copies", True, _aligned(least=3, most=3)),
-    "seconds_per_image": Column("ms per image", True, _aligned(scale=1e3, digits=3)),
-    "seconds_batch_1": Column("ms, batch of 1", True, _aligned(scale=1e3, digits=3)),
-    "peak_memory_mb": Column("Memory, MB", True, _aligned(digits=2)),
+    "seconds_per_image": Column("ms per {sample}", True, _sized(scale=1e3)),
+    "seconds_batch_1": Column("ms, batch of 1", True, _sized(scale=1e3)),
+    "peak_memory_mb": Column("Memory, MB", True, _sized(digits=2, least=0.1)),
     "parameters": Column("Parameters", True, _counts),
-    "train_images": Column("Training images", True, _counts),
-    "train_seconds": Column("Training time, s", True, _aligned(digits=2)),
+    "train_images": Column("Training {sample}s", True, _counts),
+    "train_seconds": Column("Training time, s", True, _sized()),
     "endpoint_rms": Column("End-point RMS", True, _aligned(digits=3)),
-    "sliced_wasserstein": Column("Sliced Wasserstein", True, _aligned(digits=3)),
+    "sliced_wasserstein": Column("Sliced 2-Wasserstein", True, _aligned(digits=3)),
     "energy_distance": Column("Energy distance", True, _aligned(digits=3)),
     "min_class_share": Column("Rarest class, %", True, _aligned(scale=100, least=1)),
 }
+FIRST = (  # what a row is, then what it is judged by
+    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler", "nfe",
+)  # fmt: skip
+JUDGED_FIRST = {"point": ("sliced_wasserstein", "ratio", "energy_distance")}
 FOLDED = (
     "data",
     "extractor",
@@ -280,6 +297,7 @@ FOLDED = (
     "train_seconds",
 )  # to the caption, if constant
 FLOW_ONLY = ("objective", "anchor")
+REAL = "Real images"
 PROTOCOL = {"resize": "Resize", "rounding": "Rounding", "probabilities": "Class probabilities"}
 FLOORS = {
     "floor_fid": "FID",
@@ -314,23 +332,31 @@ def _headline(dynamics: str, variant: str, one_step: pd.DataFrame, teacher: pd.D
     nfe = int(teacher["nfe"].max()) if len(teacher) else None
     best = teacher[teacher["nfe"] == nfe]
     flow_fid, teacher_fid = _estimate(one_step), _estimate(best)
-    # The mean over sampling seeds of the ratio from the same prior draws.
-    paired = _estimate(one_step, "ratio") if teacher_fid else None
     return Headline(
         dynamics=dynamics,
         variant=variant,
         flow_fid=flow_fid,
         teacher_fid=teacher_fid,
         teacher_nfe=nfe,
-        ratio=paired.mean if paired else _quotient(flow_fid, teacher_fid),
-        ratio_deviation=_deviation(paired),
+        ratio=over_teacher(one_step, best) if flow_fid and teacher_fid else None,
         single_fid=_estimate(teacher[teacher["nfe"] == 1]),
         speed_up=_quotient(_estimate(best, "seconds_per_image"), _estimate(one_step, "seconds_per_image")),
     )
 
 
-def _deviation(estimate: Estimate | None) -> float | None:
-    return estimate.deviation if estimate else None
+def over_teacher(flow: pd.DataFrame, teacher: pd.DataFrame, column: str = "fid") -> Estimate | None:
+    """The flow's figure over the teacher's: the mean over seeds of their ratio, not the ratio of their means.
+
+    The summary's `ratio` has it over sampling seeds, from the same prior draws; seeds of training are averaged in turn.
+    Where it is not there, it is had by seed of training from rows of one set of samples each, and from no others.
+    """
+    stored = _estimate(flow, "ratio") if "ratio" in flow else None
+    if stored or flow.empty or teacher.empty:
+        return stored
+    single = [rows[rows.get("seeds", pd.Series(1, rows.index)).fillna(1) == 1] for rows in (flow, teacher)]
+    both = single[0].merge(single[1], on="seed", suffixes=("", "_of_teacher"))
+    under = both[f"{column}_of_teacher"].astype(float)
+    return _estimate(pd.DataFrame({"ratio": (both[column].astype(float) / under)[under > 0]}), "ratio")
 
 
 def _of_models(summary: pd.DataFrame) -> pd.DataFrame:
@@ -358,6 +384,7 @@ def _headline_cells(lines: Sequence[Headline]) -> list[dict[str, Any]]:
     """Headlines as text. The flow's FIDs and the teacher's share their decimals, for the eye to compare."""
     decimals = _fid_decimals([e for line in lines for e in (line.flow_fid, line.teacher_fid) if e])
     single = _fid_decimals([line.single_fid for line in lines if line.single_fid])
+    ratio = _fid_decimals([line.ratio for line in lines if line.ratio], least=2)
     return [
         {
             "name": plots.DYNAMICS.get(line.dynamics, line.dynamics),
@@ -367,56 +394,56 @@ def _headline_cells(lines: Sequence[Headline]) -> list[dict[str, Any]]:
             "flow": _fid(line.flow_fid, decimals),
             "teacher": _fid(line.teacher_fid, decimals),
             "single": _fid(line.single_fid, single),
-            "ratio": MISSING if line.ratio is None else _fid(Estimate(line.ratio, line.ratio_deviation, 1), 2),
+            "ratio": _fid(line.ratio, ratio),
             "speed_up": MISSING if line.speed_up is None else f"{significant(line.speed_up)}×",
         }
         for line in lines
     ]
 
 
-def _fid_decimals(estimates: Sequence[Estimate]) -> int:
-    """Two decimals; fewer beyond four digits, more where the smallest would show less than two."""
+def _fid_decimals(estimates: Sequence[Estimate], *, least: int | None = None) -> int:
+    """Two decimals; fewer beyond four digits, more where the smallest or its deviation would show too little."""
     positive = [estimate.mean for estimate in estimates if estimate.mean > 0]
     power = math.floor(math.log10(min(positive))) if positive else 0
-    return min(max(min(2, 3 - power), 1 - power, 0), 5)
+    least = min(max(min(2, 3 - power), 1 - power, 0), 5) if least is None else least
+    return min(max([least, *(spread_decimals(estimate.deviation) for estimate in estimates)]), least + 2)
 
 
 def _fid(estimate: Estimate | None, decimals: int) -> str:
-    if estimate is None:
-        return MISSING
-    spread = "" if estimate.deviation is None else f" ± {estimate.deviation:,.{decimals}f}"
-    return _signed(f"{estimate.mean:,.{decimals}f}") + spread
+    return MISSING if estimate is None else measured(estimate.mean, estimate.deviation, decimals=decimals)
 
 
 def _full_table(summary: pd.DataFrame) -> dict[str, Any]:
-    """Columns, rows and the constants of the table of all rows; an all-missing column is left out.
+    """Columns, rows and the constants of the table of all rows; a column without a figure is left out.
 
-    A column with a deviation beside it is written with it.
+    What the rows are judged by stands behind what they are. A column with a deviation beside it is written with it.
     """
     constant = [column for column in FOLDED if _is_constant(column, summary)]
-    shown = [c for c in COLUMNS if c not in constant and (summary[c].notna().any() or c == "nfe")]
+    shown = [c for c in _column_order(summary) if c not in constant and (_has_figures(summary[c], c) or c == "nfe")]
     written = [_cells(COLUMNS[column], summary[column], summary.get(f"{column}_sd")) for column in shown]
+    sample = plots.unit(summary)
     return {
-        "columns": [COLUMNS[column] for column in shown],
+        "columns": [replace(COLUMNS[c], title=COLUMNS[c].title.format(sample=sample)) for c in shown],
         "rows": list(zip(*written, strict=True)),
         "constants": [_constant(column, summary[column]) for column in constant],
     }
 
 
+def _column_order(summary: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys([*FIRST, *JUDGED_FIRST.get(plots.unit(summary), ("fid", "ratio")), *COLUMNS]))
+
+
+def _has_figures(values: pd.Series, column: str) -> bool:
+    """Whether a column says something: all missing is nothing, and so is no memory at all."""
+    if column in TEXT_COLUMNS:
+        return bool((values.notna() & (values != "")).any())
+    values = values.astype(float)
+    return bool((np.isfinite(values) & ((values != 0) | (column != "peak_memory_mb"))).any())
+
+
 def _cells(column: Column, values: pd.Series, deviations: pd.Series | None = None) -> list[Cell]:
-    texts = column.write(values)
-    keys = [_sort_key(v, text, column.numeric) for text, v in zip(texts, values, strict=True)]
-    if deviations is not None:
-        texts = [_with_deviation(text, d) for text, d in zip(texts, deviations.astype(float), strict=True)]
-    return [Cell(text, key) for text, key in zip(texts, keys, strict=True)]
-
-
-def _with_deviation(text: str, deviation: float) -> str:
-    """The mean as it is written, ± its deviation with as many decimals."""
-    if text == MISSING or not math.isfinite(deviation):
-        return text
-    decimals = len(text.partition(".")[2])
-    return f"{text} ± {deviation:,.{decimals}f}"
+    texts = column.write(values, deviations)
+    return [Cell(text, _sort_key(v, text, column.numeric)) for text, v in zip(texts, values, strict=True)]
 
 
 def _is_constant(column: str, summary: pd.DataFrame) -> bool:
@@ -428,7 +455,7 @@ def _is_constant(column: str, summary: pd.DataFrame) -> bool:
 
 def _constant(column: str, values: pd.Series) -> tuple[str, str]:
     title = ("flow’s " if column in FLOW_ONLY else "") + COLUMNS[column].title.lower()
-    return title, COLUMNS[column].write(values.dropna())[0]
+    return title, COLUMNS[column].write(values.dropna(), None)[0]
 
 
 def _sort_key(value: Any, text: str, numeric: bool) -> str:
@@ -441,13 +468,17 @@ def _sort_key(value: Any, text: str, numeric: bool) -> str:
 # --- pictures and shares ------------------------------------------------------------------------------------
 
 
-def _pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]]) -> list[dict[str, Any]]:
-    """Grids of each dynamics as data URIs, all made smaller by tenths until they fit PICTURE_BYTES together."""
-    for dynamics, pictures in grids.items():
+def _pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str, bytes] | None) -> list[dict[str, Any]]:
+    """Grids of real images, then of each dynamics, as data URIs; all made smaller by tenths to fit PICTURE_BYTES."""
+    named = {key: list(grids[key]) for key in plots.ordered(grids) if grids[key]}
+    if real and len(named) > 1:
+        named = {REAL: [(real[0].capitalize(), real[1])], **named}
+    elif real and named:  # one dynamics: all in one line
+        named = {key: [(f"{REAL}, {real[0]}", real[1]), *pictures] for key, pictures in named.items()}
+    for key, pictures in named.items():
         for caption, png in pictures:
             if not png.startswith(b"\x89PNG\r\n\x1a\n"):
-                raise ValueError(f"the grid {caption!r} of {dynamics} is not a PNG")
-    named = {key: list(grids[key]) for key in plots.ordered(grids) if grids[key]}
+                raise ValueError(f"the grid {caption!r} of {key} is not a PNG")
     factor = 1.0
     fitted = named
     while sum(len(png) for pictures in fitted.values() for _, png in pictures) > PICTURE_BYTES:
@@ -456,7 +487,7 @@ def _pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]]) -> list[dict[str
     return [
         {
             "name": plots.DYNAMICS.get(key, key),
-            "colour": plots.css_colour(key),
+            "colour": None if key == REAL else plots.css_colour(key),
             "pictures": [_picture(caption, png, plots.DYNAMICS.get(key, key)) for caption, png in pictures],
         }
         for key, pictures in fitted.items()
@@ -504,7 +535,9 @@ def _classes(report: Report) -> dict[str, Any] | None:
     if not report.class_shares or report.real_shares is None or report.classes is None:
         return None
     names = [str(name) for name in report.classes]
-    svg = plots.class_histogram(report.class_shares, real_shares=report.real_shares, classes=names)
+    svg = plots.class_histogram(
+        report.class_shares, real_shares=report.real_shares, classes=names, sample=plots.unit(report.summary)
+    )
     rows = []
     one_step = report.summary[report.summary["sampler"] == "one_step"].drop_duplicates("dynamics").set_index("dynamics")
     for key in plots.ordered(report.class_shares):
@@ -515,7 +548,8 @@ def _classes(report: Report) -> dict[str, Any] | None:
                 "name": plots.DYNAMICS.get(key, key),
                 "colour": plots.css_colour(key),
                 "rarest": names[rarest],
-                "share": f"{100 * shares[rarest]:.1f} ({100 * real[rarest]:.1f})",
+                "share": f"{100 * shares[rarest]:.1f}",
+                "real": f"{100 * real[rarest]:.1f}",
                 "distance": f"{50 * np.abs(shares - real).sum():.1f}",
                 "missing": int((shares == 0).sum()),
                 "test": _test(one_step.loc[key]) if key in one_step.index else MISSING,
@@ -589,10 +623,7 @@ def _number_cell(value: float | None) -> str:
     """Two or three digits that can be read: powers of ten where plain notation would be long."""
     if value is None:
         return MISSING
-    if value and abs(value) < 1e-3:
-        mantissa, power = f"{value:.1e}".split("e")
-        return f"{mantissa}·10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-    return significant(value)
+    return power_of_ten(value) if value and abs(value) < 1e-3 else significant(value)
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -613,7 +644,7 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "data": data,
         "extractor": extractor,
         "quality": quality,
-        "points": extractor == "coordinates",
+        "sample": plots.unit(summary),
         "lines": _headline_cells(lines),
         "nfe": nfes.pop() if len(nfes) == 1 else None,
         "variants": any(line.variant for line in lines),
@@ -626,6 +657,7 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "against_nfe": Markup(plots.quality_against_nfe(summary, floor_fid=floor)),
         "against_seconds": Markup(plots.quality_against_seconds(summary, floor_fid=floor)),
         "metrics": {key: Markup(svg) for key, svg in plots.metrics_against_nfe(summary, floors).items()},
+        "real_lines": any(key in plots.FLOORED for key in floors),
     }
 
 
@@ -633,7 +665,7 @@ def _how(reference: Mapping[str, Any], summary: pd.DataFrame) -> str:
     """The protocol in a line, to stand beside figures."""
     parts = [f"{extractor} features" for extractor in summary["extractor"].unique() if extractor != "coordinates"]
     parts += [f"weights {c}" for c in summary["checksum"].dropna().unique() if c != "identity"]
-    if reference.get("resize"):
+    if reference.get("resize") and plots.unit(summary) != "point":
         parts.append(f"resize: {reference['resize']}")
     sets = summary["seeds"].max()
     times = f"{int(sets)} × " if pd.notna(sets) and sets > 1 else ""
@@ -661,10 +693,7 @@ def _bias(summary: pd.DataFrame) -> list[dict[str, Any]]:
                     "model": "flow, 1 step" if row["model"] == "flow" else f"teacher, {int(row['nfe'])} NFE",
                     "small": f"{small:,}",
                     "large": f"{int(row['n_samples']) * sets:,}",
-                    "fids": [
-                        _signed(f"{row[key]:,.{max(decimals, 3)}f}")
-                        for key in ("fid", "fid_pooled", "fid_extrapolated")
-                    ],
+                    "fids": [fixed(row[key], max(decimals, 3)) for key in ("fid", "fid_pooled", "fid_extrapolated")],
                 }
             )
     return rows
@@ -722,6 +751,7 @@ def _range(values: pd.Series) -> str:
 def _protocol(report: Report) -> list[tuple[str, str]]:
     """How the figures were obtained: (what, how)."""
     reference, summary = report.reference, report.summary
+    what = f"{plots.unit(summary)}s"
     extractor = str(reference.get("extractor") or ", ".join(map(str, summary["extractor"].unique())))
     if reference.get("dimension") is not None:
         extractor += f", {int(reference['dimension']):,} features"
@@ -735,10 +765,10 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
     lines = [("Extractor", extractor)]
     if reference.get("checksum") not in (None, "identity"):
         lines.append(("Its weights", f"sha256 {reference['checksum']}"))
-    lines += [(title, reference[key]) for key, title in PROTOCOL.items() if reference.get(key)]
+    kept = [key for key in PROTOCOL if reference.get(key) and (key != "resize" or what != "points")]
+    lines += [(PROTOCOL[key], reference[key]) for key in kept]
     lines.append(("Samples", count))
     split = reference.get("split")
-    what = "points" if reference.get("extractor") == "coordinates" else "images"
     if split is not None:
         count = reference.get(f"n_{split}")
         lines.append(("Reference", f"{split} split" + (f", {int(count):,} {what}" if count is not None else "")))
@@ -784,12 +814,15 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["short_commit"] = short_commit
     template = environment.from_string(files("ifm").joinpath("report.html").read_text(encoding="utf-8"))
     groups = report.summary.groupby(["data", "extractor"], sort=False)
     return template.render(
         report=report,
         measures=[_measure(rows, report.reference) for _, rows in groups],
-        pictures=_pictures(report.grids),
+        sample=plots.unit(report.summary),
+        dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
+        pictures=_pictures(report.grids, report.real),
         memorisation=_memorisation(report),
         batches=_batches(report),
         scatters=_scatters(report.points),

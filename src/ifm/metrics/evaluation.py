@@ -66,8 +66,9 @@ def evaluate_samples(
     """
     metadata = read_json(folder / "metadata.json")
     expected = tuple(reference.metadata["image_shape"])
+    what = "points" if len(expected) == 1 else "images"
     if tuple(metadata["image_shape"]) != expected:
-        raise UserError(f"{folder}: images of shape {metadata['image_shape']}, the reference has {list(expected)}")
+        raise UserError(f"{folder}: {what} of shape {metadata['image_shape']}, the reference has {list(expected)}")
     seeds = metadata.get("seeds", 1)
     arrays = {s["name"]: _load(folder, s["name"], expected) for s in metadata["samplers"]}
     points = reference.extractor.name == "coordinates"
@@ -98,7 +99,7 @@ def evaluate_samples(
         by_set[name] = [one[quality] for one in each]
         if sampler["model"] == "flow" and best is not None:
             if len(images) != len(best):
-                raise UserError(f"{folder}: {name} has {len(images)} images, the teacher {len(best)}; {MEND}")
+                raise UserError(f"{folder}: {name} has {len(images)} {what}, the teacher {len(best)}; {MEND}")
             row |= over_sets([{"endpoint_rms": endpoint_rms(images[s], best[s])} for s in _sets(len(images), seeds)])
         counts = _class_counts(reference, images)
         if counts is not None:

@@ -72,7 +72,7 @@ def _add_promote(parser: argparse.ArgumentParser) -> None:
 
 
 def mlflow_model(given: argparse.Namespace) -> None:
-    """Package a flow as an MLflow model that draws images: mlflow.pyfunc.load_model, mlflow models serve."""
+    """Package a flow as an MLflow model that draws samples: mlflow.pyfunc.load_model, mlflow models serve."""
     from ifm.tracking.packaging import package
 
     registered = not Path(given.model).is_dir() and re.fullmatch(r"[\w-]+(@[\w-]+|/[0-9]+)", given.model)

@@ -57,5 +57,5 @@ def _description(model: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model}: is no model's folder (no ifm.json); name e.g. models/flow/ve") from error
     if description.get("kind") != "flow":
-        raise UserError(f"--model {model}: is a {description.get('kind')}; only a flow draws images in one evaluation")
+        raise UserError(f"--model {model}: is a {description.get('kind')}; only a flow draws samples in one evaluation")
     return description

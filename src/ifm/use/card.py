@@ -140,7 +140,9 @@ def _figure(row: Mapping[str, Any], key: str) -> str:
 def _facts(description: Mapping[str, Any]) -> str:
     facts = {f"dynamics: {key}": value for key, value in description["dynamics"].items()}
     facts |= {key: description[key] for key in FACTS if description.get(key) is not None}
-    return _table([["", ""], *([escape(key), escape(value)] for key, value in facts.items())])
+    points = len(description.get("image_shape", (1, 1, 1))) == 1
+    names = {key: key.replace("image", "point") if points else key for key in facts}
+    return _table([["", ""], *([escape(names[key]), escape(value)] for key, value in facts.items())])
 
 
 def _table(rows: list[list[str]]) -> str:
