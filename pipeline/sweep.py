@@ -25,6 +25,7 @@ from ifm.cli import Parser
 from ifm.config import Config, parse, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_text
+from ifm.metrics import cautions
 from ifm.report import significant
 from ifm.tracking import digest, flatten
 from pipeline import paths, preset, shared, study, sweep_page
@@ -382,6 +383,7 @@ def read_rows(trial: Trial, measure: Measure) -> list[dict[str, Any]]:
                     "seed": run.seed,
                     **{metric: row.get(metric) for metric in HIGHER_IS_BETTER},
                     "experiment": run.job.name,
+                    "warnings": cautions.cell(cautions.told(row)),
                 }
             )
     return found
@@ -400,6 +402,7 @@ def ranked(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: Meas
     deviations are empty with one seed. `experiments` are in the order of the seeds.
     """
     table = pd.DataFrame(rows).assign(whole=0)  # something to group by where nothing is varied
+    table["warnings"] = table.get("warnings")
     table[list(HIGHER_IS_BETTER)] = table[list(HIGHER_IS_BETTER)].astype(float)
     of = [*axes, "whole"]
     means = table.groupby([*of, "seed"], sort=False)[measure.metric].mean().groupby(of, sort=False)
@@ -410,12 +413,13 @@ def ranked(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: Meas
     shown.sort(key=lambda metric: metric != measure.metric)
     groups = table.groupby([*of, "data", "dynamics", "sampler", "nfe"], sort=False)
     summary = pd.DataFrame({"seeds": groups["seed"].nunique(), "experiments": groups["experiment"].agg(" ".join)})
+    summary["warnings"] = groups["warnings"].agg(lambda cells: cautions.cell(cautions.of_cells(cells)))
     for name in shown:
         summary[name], summary[f"{name}_sd"] = groups[name].mean(), groups[name].std()
     found = summary.reset_index().merge(scores, on=of).sort_values("rank", kind="stable", ignore_index=True)
     figures = [column for name in shown for column in (name, f"{name}_sd")]
     before = ["rank", *axes, "data", "dynamics", "sampler", "nfe", "score", "score_sd", "seeds"]
-    return found[[*before, *figures, "experiments"]]
+    return found[[*before, *figures, "experiments", "warnings"]]
 
 
 def write(table: pd.DataFrame, axes: Sequence[str], measure: Measure, *, left: Sequence[Left], commit: str) -> None:
@@ -506,6 +510,7 @@ def _finish(trials: Sequence[Trial], measure: Measure, why: Mapping[str, str], *
     rows = [row for trial in trials for row in read_rows(trial, measure)]
     done = {row["experiment"] for row in rows if row[measure.metric] is not None}
     missing = [run for trial in trials for run in trial.runs if run.job.name not in done]
+    why = {row["experiment"]: _without(row, measure.metric) for row in rows} | dict(why)
     left = [Left(run.job.label, why.get(run.job.name, "not finished")) for run in missing]
     rows = [row for row in rows if row[measure.metric] is not None]
     if rows:
@@ -513,9 +518,16 @@ def _finish(trials: Sequence[Trial], measure: Measure, why: Mapping[str, str], *
         table = ranked(rows, axes, measure)
         write(table, axes, measure, left=left, commit=commit)
         print(f"\n{terminal(table, axes, measure.metric)}\n")
+        for text in cautions.of_cells(table["warnings"]):
+            print(f"with care: {text}")
         best = table.iloc[0]["experiments"].split()[0]
         print(f"table: {CSV}; page: {PAGE}; the first: dvc exp apply {best}", flush=True)
     return left
+
+
+def _without(row: Mapping[str, Any], metric: str) -> str:
+    """Why a finished experiment has no place in the table."""
+    return f"{metric} is not computed" + (f": {row['warnings']}" if row["warnings"] else "")
 
 
 def _forget_shared() -> None:

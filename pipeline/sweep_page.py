@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ifm import plots
 from ifm.report import MISSING, significant
-from pipeline.ablation_page import filled
+from pipeline.ablation_page import filled, warned
 
 TEMPLATE = Path(__file__).with_name("sweep.html")
 TITLES = plots.QUALITY | plots.METRICS
@@ -56,6 +56,7 @@ def render(
         },
         commit=commit,
         created=created,
+        careful=warned(table),
         seeds=int(table["seeds"].max()),
         higher=higher,
         svg=Markup(_figure(table, varied, metric)),
