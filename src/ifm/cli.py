@@ -97,7 +97,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
 
 def _measures(given: argparse.Namespace) -> dict[str, int]:
-    """How figures are computed: by the options; else as the stage `evaluate` has them, where the reference is its own."""
+    """How figures are computed: by the options, else as the stage `evaluate` does where the reference is its own."""
     from ifm import config
 
     found = dict(MEASURES)
