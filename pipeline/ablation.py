@@ -12,7 +12,7 @@ KEY_COLUMNS = (
     "data", "extractor", "dynamics", "variant", "objective", "anchor", "scheme", "distance", "D", "seed", "sampler",
     "steps",
 )  # fmt: skip
-COLUMNS = (*KEY_COLUMNS, "train_steps", "n_samples", *METRICS, "endpoint_rms", "min_class_share", *TEACHERS)
+COLUMNS = (*KEY_COLUMNS, "train_steps", "n_samples", *METRICS, "endpoint_rms", "min_class_share", *TEACHERS, "warnings")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
+from ifm.metrics import cautions
 from ifm.report import short_commit
 from ifm.rounding import MISSING, mean_and_deviation, significant
 
@@ -370,6 +371,7 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
         facts=facts,
         commit=commit,
         created=created,
+        careful=warned(table),
         questions=questions,
         everything=_everything(table),
         missing=missing,
@@ -377,8 +379,18 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
     )
 
 
-def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, **values: Any) -> str:
-    """A study's page: its template over page.html, the report's style, and what every list of facts ends with."""
+def warned(table: pd.DataFrame) -> list[str]:
+    """What speaks against the figures of a table, which may have a column `warnings`."""
+    return cautions.of_cells(table["warnings"]) if "warnings" in table else []
+
+
+def filled(
+    template: Path, *, facts: dict[str, str], commit: str, created: str, careful: Sequence[str] = (), **values: Any
+) -> str:
+    """A study's page: its template over page.html, the report's style, and what every list of facts ends with.
+
+    careful: what speaks against its figures.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
@@ -389,6 +401,7 @@ def filled(template: Path, *, facts: dict[str, str], commit: str, created: str, 
     page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
     return environment.get_template(template.name).render(
         style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
+        careful=careful,
         facts=facts | {"Commit": short_commit(commit), "Created": created},
         **values,
     )

@@ -12,6 +12,7 @@ WITHOUT_EFFECT = frozenset(
         "src/ifm/__init__.py",
         "src/ifm/config.py",
         "src/ifm/errors.py",
+        "src/ifm/needs.py",
         "src/ifm/progress.py",
         "src/ifm/tracking/__init__.py",
         "src/ifm/tracking/delivery.py",

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ifm import plots
+from ifm.metrics import cautions
 from ifm.tracking import flatten
 from pipeline.stage import outputs
 
@@ -264,7 +265,14 @@ def scalars(side: Side) -> dict[tuple[str, str], float]:
 
 def warnings(a: Side, b: Side, rows: Sequence[Row]) -> list[str]:
     """A sentence for each reason not to compare the figures as they stand."""
-    return [*_unlike(a, b, rows), *(f"{name}: {text}" for name, side in (("A", a), ("B", b)) for text in _old(side))]
+    of_sides = (f"{name}: {text}" for name, side in (("A", a), ("B", b)) for text in [*_warned(side), *_old(side)])
+    return [*_unlike(a, b, rows), *of_sides]
+
+
+def _warned(side: Side) -> list[str]:
+    """What speaks against a side's own figures."""
+    rows = (row for samplers in side.metrics.values() for row in samplers.values() if isinstance(row, Mapping))
+    return cautions.together(map(cautions.told, [*side.metrics.values(), *rows, *side.diagnostics.values()]))
 
 
 def _unlike(a: Side, b: Side, rows: Sequence[Row]) -> list[str]:

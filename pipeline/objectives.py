@@ -17,7 +17,7 @@ from pipeline.study import METRICS, TEACHERS, Study, Task
 KEY_COLUMNS = ("data", "extractor", "dynamics", "objective", "seed", "sampler", "steps")
 COLUMNS = (
     *KEY_COLUMNS, "train_steps", "train_batch", "evaluations", "train_seconds", "peak_memory_mb", "n_samples", *METRICS,
-    "min_class_share", "teacher_evaluations", *TEACHERS,
+    "min_class_share", "teacher_evaluations", *TEACHERS, "warnings",
 )  # fmt: skip
 # Of teachers that are trained to compare with alone: as many steps as make the preset's whole budget.
 COMPARED = {"points": {"teacher.steps": 4600}}

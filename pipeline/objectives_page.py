@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ifm import plots
 from ifm.rounding import MISSING, significant
-from pipeline.ablation_page import METRICS, Estimate, filled, judged_by, mean_ratio, summarised
+from pipeline.ablation_page import METRICS, Estimate, filled, judged_by, mean_ratio, summarised, warned
 
 TEMPLATE = Path(__file__).with_name("objectives.html")
 TITLES = {
@@ -152,6 +152,7 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
         },
         commit=commit,
         created=created,
+        careful=warned(table),
         sections=sections,
         missing=missing,
     )

@@ -8,6 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from ifm.files import read_json, write_text
+from ifm.metrics import cautions
 from ifm.pictures import side_by_side, side_by_side_choice
 from ifm.rounding import measured
 from pipeline import paths
@@ -39,6 +40,8 @@ def table(summary: pd.DataFrame) -> str:
             f"{_with_deviation(flow, 'ratio', decimals=2)} | {first.fid:.1f} | {flow.recall:.2f} | "
             f"{best.recall:.2f} | {speed:.1f}x |"
         )
+    warned = cautions.of_cells(summary["warnings"]) if "warnings" in summary else []
+    lines += ["", *(f"*With care:* {text}" for text in warned)] if warned else []
     return "\n".join(lines).replace("{most}", str(most))
 
 

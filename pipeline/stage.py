@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,13 @@ class Stage:
         """Removes the work folder: the stage's outputs are in place."""
         if self._work:
             self._work.finish()
+
+    def warn(self, texts: Sequence[str]) -> None:
+        """What speaks against the stage's figures: a line each on stderr, and a tag of its run."""
+        for text in texts:
+            print(f"{self.name}: warning: {text}", file=sys.stderr, flush=True)
+        if texts:
+            self.run.log_tags({"warnings": tracking.as_tag(texts)})
 
     def outs(self) -> list[Path]:
         """The outputs of dvc.yaml."""

@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from ifm.config import Config, ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.errors import UserError, in_a_line
 from ifm.files import file_sha256, read_json, write_text
+from ifm.metrics import cautions
 from ifm.tracking import digest, flatten
 from pipeline import params_file, paths, preset
 from pipeline.stage import data_name, declared_code, of_dvc, outputs, terminate
@@ -372,7 +373,9 @@ def rows(task: Task, results: Mapping[str, Any], records: Mapping[str, Any]) -> 
             **task.variant.facts(task, d, records),
         }
         found += [
-            common | beside | {"steps": row["nfe"]} | row for row in results[d].values() if row["model"] == "flow"
+            common | beside | {"steps": row["nfe"]} | row | {"warnings": cautions.cell(cautions.told(row))}
+            for row in results[d].values()
+            if row["model"] == "flow"
         ]
     return found
 

@@ -25,6 +25,7 @@ from ifm.cli import Parser
 from ifm.config import Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_text
+from ifm.metrics import cautions
 from ifm.rounding import significant
 from ifm.tracking import digest, flatten
 from pipeline import params_file, paths, preset, shared, study, sweep_page
@@ -378,9 +379,13 @@ def read_rows(trial: Trial, measure: Measure) -> tuple[list[dict[str, Any]], dic
         except UserError as error:  # one that cannot be read does not cost the others
             without[name] = str(error)
             continue
-        lacking = [row["dynamics"] for row in rows if row[measure.metric] is None]
+        lacking = [row for row in rows if row[measure.metric] is None]
         if lacking:
-            without[name] = f"finished, but {', '.join(lacking)} has no {measure.metric} of {measure.sampler}"
+            where, reasons = (
+                ", ".join(filter(None, (row[key] for row in lacking))) for key in ("dynamics", "warnings")
+            )
+            said = f"finished, but {where} has no {measure.metric} of {measure.sampler}"
+            without[name] = said + (f": {reasons}" if reasons else "")
         found += rows
     return found, without
 
@@ -392,7 +397,8 @@ def _rows(trial: Trial, run: Run, measure: Measure, results: Mapping[str, Any]) 
     for d in run.config.dynamics:
         row = measure.row(results[d], run.config) or {}
         figures = {metric: row.get(metric) for metric in HIGHER_IS_BETTER}
-        rows.append(varied | common | {"dynamics": d, "seed": run.seed, **figures, "experiment": run.job.name})
+        of_run = {"experiment": run.job.name, "warnings": cautions.cell(cautions.told(row))}
+        rows.append(varied | common | {"dynamics": d, "seed": run.seed, **figures, **of_run})
     return rows
 
 
@@ -414,6 +420,7 @@ def ranked(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: Meas
     deviations are empty with one seed. `experiments` are in the order of the seeds.
     """
     table = pd.DataFrame(rows).assign(whole=0)  # something to group by where nothing is varied
+    table["warnings"] = table.get("warnings")
     table[list(HIGHER_IS_BETTER)] = table[list(HIGHER_IS_BETTER)].astype(float)
     of = [*axes, "whole"]
     means = table.groupby([*of, "seed"], sort=False)[measure.metric].mean().groupby(of, sort=False)
@@ -424,12 +431,13 @@ def ranked(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: Meas
     shown.sort(key=lambda metric: metric != measure.metric)
     groups = table.groupby([*of, "data", "dynamics", "sampler", "nfe"], sort=False)
     summary = pd.DataFrame({"seeds": groups["seed"].nunique(), "experiments": groups["experiment"].agg(" ".join)})
+    summary["warnings"] = groups["warnings"].agg(lambda cells: cautions.cell(cautions.of_cells(cells)))
     for name in shown:
         summary[name], summary[f"{name}_sd"] = groups[name].mean(), groups[name].std()
     found = summary.reset_index().merge(scores, on=of).sort_values("rank", kind="stable", ignore_index=True)
     figures = [column for name in shown for column in (name, f"{name}_sd")]
     before = ["rank", *axes, "data", "dynamics", "sampler", "nfe", "score", "score_sd", "seeds"]
-    return found[[*before, *figures, "experiments"]]
+    return found[[*before, *figures, "experiments", "warnings"]]
 
 
 def write_page(
@@ -534,6 +542,8 @@ def _finish(trials: Sequence[Trial], measure: Measure, why: Mapping[str, str], *
         table = ranked(rows, axes, measure)
         write_table(CSV, table)
         print(f"\n{terminal(table, axes, measure.metric)}\n")
+        for text in cautions.of_cells(table["warnings"]):
+            print(f"with care: {text}")
         write_page(table, axes, measure, left=left, commit=commit)
         best = table.iloc[0]["experiments"].split()[0]
         print(f"table: {CSV}; page: {PAGE}; the first: dvc exp apply {best}", flush=True)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ifm import plots
 from ifm.rounding import mean_and_deviation
-from pipeline.ablation_page import filled
+from pipeline.ablation_page import filled, warned
 
 TEMPLATE = Path(__file__).with_name("sweep.html")
 TITLES = plots.QUALITY | plots.METRICS
@@ -54,6 +54,7 @@ def render(
         },
         commit=commit,
         created=created,
+        careful=warned(table),
         seeds=int(table["seeds"].max()),
         higher=higher,
         svg=Markup(_figure(table, varied, metric)),

@@ -29,7 +29,7 @@ def work(stage: Stage) -> None:
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=device)
     if teacher is None:
         print(f"{stage.name}: teacher.kind is none: nothing to hold the flow's paths against")
-        write_json(paths.diagnostics(d), {"dynamics": d, "reference": None})
+        write_json(paths.diagnostics(d), {"dynamics": d, "reference": None, "warnings": []})
         return
     settings = config.diagnose.model_dump()
     members = range(settings.pop("paths"))
@@ -49,6 +49,7 @@ def work(stage: Stage) -> None:
     write_json(paths.diagnostics(d), found)
     numbers = {k: v for k, v in flatten(found).items() if isinstance(v, int | float) and not isinstance(v, bool)}
     stage.run.log_metrics(numbers)
+    stage.warn(found["warnings"])
 
 
 def _stored(metadata: TrajectoryMetadata, d: str, *, device: torch.device) -> StoredPaths | None:

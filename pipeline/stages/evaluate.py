@@ -4,6 +4,7 @@ import numpy as np
 
 from ifm.data.splits import open_split
 from ifm.files import fresh_folder, write_json
+from ifm.metrics import cautions
 from ifm.metrics.evaluation import Evaluation, evaluate_samples
 from ifm.metrics.figures import Measures
 from ifm.metrics.reference import load_reference
@@ -55,6 +56,7 @@ def work(stage: Stage) -> None:
             if isinstance(v, int | float)
         }
     )
+    stage.warn(cautions.together(map(cautions.told, found.figures.values())))
 
 
 def picture_pairs(stage: Stage, found: Evaluation) -> None:

@@ -1,5 +1,9 @@
 """preprocess: decoded, cropped, resized, split: uint8 arrays that are memory-mapped (points: float32)."""
 
+from functools import partial
+
+from ifm import needs
+from ifm.data.arrays import duplicates_in_words
 from ifm.data.points import preprocess_points
 from ifm.data.preprocessing import preprocess
 from pipeline import paths
@@ -7,12 +11,20 @@ from pipeline.stage import Stage, main
 
 
 def work(stage: Stage) -> None:
-    """Makes data/processed, uint8 arrays [n, C, H, W] or float32 [n, d] by split, from data/raw."""
+    """Makes data/processed, uint8 arrays [n, C, H, W] or float32 [n, d] by split, from data/raw.
+
+    What later stages need of the data is checked here, before anything is decoded or trained.
+    """
     data = stage.config.data
     points = data.source == "points"
-    made = (preprocess_points if points else preprocess)(data, paths.RAW, paths.PROCESSED)
+    check = partial(needs.check, stage.config, where=paths.RAW)
+    made = (preprocess_points if points else preprocess)(data, paths.RAW, paths.PROCESSED, check=check)
     kind = "points" if points else "images"
-    stage.run.log_metrics({f"{kind}.{name}": split.count for name, split in made.splits.items()})
+    counts = {name: split.count for name, split in made.splits.items()}
+    stage.run.log_metrics({f"{kind}.{name}": count for name, count in counts.items()})
+    stage.run.log_metrics({f"duplicates.{name}": count for name, count in made.duplicates.items()})
+    if any(made.duplicates.values()):
+        print(f"{stage.name}: {duplicates_in_words(made.duplicates, counts, noun=kind)}", flush=True)
 
 
 if __name__ == "__main__":

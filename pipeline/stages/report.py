@@ -13,6 +13,7 @@ from ifm.config import Config
 from ifm.data.arrays import ImageSet
 from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
+from ifm.metrics import cautions
 from ifm.pictures import COLUMNS, grid_png, side_by_side_choice
 from ifm.report import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
 from ifm.tracking import git_commit
@@ -83,7 +84,12 @@ def _common(config: Config, reference: dict[str, Any]) -> dict[str, Any]:
 
 def _real_rows(config: Config, metrics: dict[str, dict[str, Any]], reference: dict[str, Any]) -> list[dict[str, Any]]:
     """The real images that are not the reference: the same in every dynamics."""
-    return [_common(config, reference) | row for row in metrics.values() if row["model"] == "data"]
+    return [_common(config, reference) | _in_cells(row) for row in metrics.values() if row["model"] == "data"]
+
+
+def _in_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of figures as the summary has it: its warnings as one text."""
+    return row | {"warnings": cautions.cell(cautions.told(row))}
 
 
 def _batch_seconds(d: str) -> dict[int, float]:
@@ -116,7 +122,7 @@ def _rows(
     common = _common(config, reference) | {"dynamics": d}
     measured = ("seconds_per_image", "seconds_batch_1", "peak_memory_mb")
     return [
-        common | models[row["model"]] | row | {key: timings.get(f"{key}.{name}") for key in measured}
+        common | models[row["model"]] | _in_cells(row) | {key: timings.get(f"{key}.{name}") for key in measured}
         for name, row in metrics.items()
         if row["model"] != "data"
     ]

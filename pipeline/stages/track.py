@@ -8,7 +8,8 @@ from typing import Any
 
 from ifm.config import read_mapping
 from ifm.files import read_json, write_json
-from ifm.tracking import ModelRecord, PipelineState, digest, flatten, track_state
+from ifm.metrics import cautions
+from ifm.tracking import ModelRecord, PipelineState, as_tag, digest, flatten, track_state
 from pipeline import paths
 from pipeline.headline import headline
 from pipeline.records import read_record
@@ -35,6 +36,7 @@ def work(stage: Stage) -> None:
     data = {path: made[path] for path in map(str, (paths.PROCESSED, paths.RAW)) if path in made}
     inputs = {f"input.{path}": md5 for path, md5 in data.items()}
     protocol = f"{reference['extractor']} {reference['checksum'][:12]}, {reference['split']} split"
+    warned = warnings(results, config.dynamics)
     state = PipelineState(
         key=digest({"params": stage.values, "results": results}),
         name=_changes(stage.values) + title + (f" [{experiment}]" if experiment else ""),
@@ -48,7 +50,8 @@ def work(stage: Stage) -> None:
             "protocol": protocol,
             "mlflow.source.name": "dvc repro",
             "mlflow.source.type": "PROJECT",
-            "mlflow.note.content": note(figures, title, protocol),
+            "mlflow.note.content": note(figures, title, protocol, warned),
+            **({"warnings": as_tag(warned)} if warned else {}),
             **inputs,
         },
         inputs=data_inputs(config, data, context="training"),
@@ -96,6 +99,12 @@ def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, 
     return found | {f"reference/{k}": v for k, v in results["reference"].items() if _number(v)}
 
 
+def warnings(results: Mapping[str, Any], dynamics: list[str]) -> list[str]:
+    """What speaks against a state's figures."""
+    records = [results["reference"], *(row for d in dynamics for row in results[d].values())]
+    return cautions.together(map(cautions.told, [*records, *results["diagnostics"].values()]))
+
+
 def _prominence(row: tuple[str, Mapping[str, Any]]) -> tuple[int, int]:
     """MLflow lists figures as they come: the flow's by evaluations, the teacher's from its best, real data."""
     _, figures = row
@@ -123,7 +132,7 @@ def costs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def note(figures: Mapping[str, float], title: str, protocol: str) -> str:
+def note(figures: Mapping[str, float], title: str, protocol: str, warned: Sequence[str] = ()) -> str:
     """The run's description, as Markdown: what decides, in a table."""
     measure = "fid" if any(name.startswith("fid/") for name in figures) else "sliced_wasserstein"
     rows = sorted(name.partition("/")[2] for name in figures if name.startswith(f"{measure}/"))
@@ -132,6 +141,7 @@ def note(figures: Mapping[str, float], title: str, protocol: str) -> str:
     for row in rows:
         sd = figures.get(f"{measure}_sd/{row}")
         lines.append(f"| {row} | {figures[f'{measure}/{row}']:.4g} | {'' if sd is None else format(sd, '.2g')} |")
+    lines += ["", "With care:", *(f"- {text}" for text in warned)] if warned else []
     return "\n".join([*lines, "", "`reports/index.html` is among the artifacts."])
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,14 +69,7 @@ def evaluate(given: argparse.Namespace) -> None:
         Request(
             samples=given.samples,
             reference=given.reference,
-            measures=Measures(
-                kid_subsets=given.kid_subsets,
-                kid_subset_size=given.kid_subset_size,
-                neighbours=given.neighbours,
-                neighbour_samples=given.neighbour_samples,
-                sliced_projections=1,  # of points, which are not judged here
-                seed=given.seed,
-            ),
+            measures=Measures(**_measures(given), sliced_projections=1),  # of points, which are not judged here
             train=given.train,
             unseen=given.unseen,
             extractor=given.extractor,
@@ -95,10 +89,24 @@ def evaluate(given: argparse.Namespace) -> None:
         if not accelerator.is_main_process:
             return
     if given.out is not None:
-        write_json(given.out, {"protocol": found.protocol, "figures": found.figures})
+        write_json(given.out, {"protocol": found.protocol, "warnings": found.warnings, "figures": found.figures})
     if given.pairs is not None:
         save_grid(found.pairs, given.pairs, columns=len(found.pairs) // 2)
-    print(f"{_protocol_text(found.protocol)}\n\n{_figures_text(found.figures)}")
+    parts = [_protocol_text(found.protocol), _warnings_text(found.warnings), _figures_text(found.figures)]
+    print("\n\n".join(filter(None, parts)))
+
+
+def _measures(given: argparse.Namespace) -> dict[str, int]:
+    """How figures are computed: by the options, else as the stage `evaluate` does where the reference is its own."""
+    from ifm import config
+
+    found = dict(MEASURES)
+    params = Path(os.path.abspath(given.reference)).parents[1:2]  # of <project>/data/reference
+    if params and (given.reference / "metadata.json").is_file() and (params[0] / "params.yaml").is_file():
+        with suppress(config.ConfigError):
+            stage = config.load(params[0] / "params.yaml")
+            found |= {name: getattr(stage.evaluate, name) for name in MEASURES if name != "seed"} | {"seed": stage.seed}
+    return found | {name: getattr(given, name) for name in MEASURES if getattr(given, name) is not None}
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -116,11 +124,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--range", choices=("unit", "signed"), help="of arrays of floats: [0, 1] or [-1, 1]")
     add("--sets", type=at_least(1), default=1, metavar="K", help="cut the samples into K sets, for means and sd")
     add("--batch-size", type=at_least(1), default=256, metavar="N", help="images at a time (default: %(default)s)")
-    add("--kid-subsets", type=at_least(1), default=100, metavar="N", help="default: %(default)s")
-    add("--kid-subset-size", type=at_least(2), default=1000, metavar="N", help="default: %(default)s")
-    add("--neighbours", type=at_least(1), default=5, metavar="K", help="of precision and recall (default: %(default)s)")
-    add("--neighbour-samples", type=at_least(2), default=10_000, metavar="N", help="at most, default: %(default)s")
-    add("--seed", type=at_least(0), default=0, metavar="N", help="of KID's subsets (default: %(default)s)")
+    default = {name: f"default: params.yaml's for data/reference, else {value:,}" for name, value in MEASURES.items()}
+    add("--kid-subsets", type=at_least(1), metavar="N", help=default["kid_subsets"])
+    add("--kid-subset-size", type=at_least(2), metavar="N", help=default["kid_subset_size"])
+    add("--neighbours", type=at_least(1), metavar="K", help=f"of precision and recall; {default['neighbours']}")
+    add("--neighbour-samples", type=at_least(2), metavar="N", help=f"the most; {default['neighbour_samples']}")
+    add("--seed", type=at_least(0), metavar="N", help=f"of KID's subsets; {default['seed']}")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--out", type=Path, metavar="FILE.json", help="where to write protocol and figures")
     add("--pairs", type=Path, metavar="FILE.png", help="a picture of the samples nearest to training images")
@@ -154,6 +163,10 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def _warnings_text(warnings: Sequence[str]) -> str:
+    return "\n".join(["warnings", *(f"  {text}" for text in warnings)]) if warnings else ""
+
+
 def _figures_text(figures: Mapping[str, Any]) -> str:
     """A line for each figure, its standard deviation over the sets beside it; shares of classes are for the JSON."""
     shown = {n: v for n, v in figures.items() if isinstance(v, int | float) and not n.endswith("_sd")}
@@ -171,6 +184,7 @@ def _sha256(text: str) -> str:
     return text.lower()
 
 
+MEASURES = {"kid_subsets": 100, "kid_subset_size": 1000, "neighbours": 5, "neighbour_samples": 10_000, "seed": 0}
 EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
 COMMANDS = {
     "evaluate": (_add_evaluate, evaluate),

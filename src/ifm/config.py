@@ -17,6 +17,7 @@ from ifm.errors import UserError, in_a_line
 DynamicsName = Literal["ve", "rf", "pfgmpp"]
 DYNAMICS_NAMES: tuple[str, ...] = get_args(DynamicsName)
 Precision = Literal["no", "bf16", "fp16"]
+MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
 
 
 class ConfigError(UserError, ValueError):
@@ -408,6 +409,13 @@ class Config(Section):
         if self.evaluate.extractor == "classifier" and not self.has_labels:
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
+            )
+        pixels = self.data.channels * self.data.image_size**2
+        if self.evaluate.extractor == "pixels" and pixels > MOST_FEATURES:
+            raise ValueError(
+                f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
+                f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
+                "classifier, or lower data.image_size"
             )
         if self.teacher.kind != "network" and self.flow.init == "teacher":
             raise ValueError(

@@ -22,6 +22,7 @@ from ifm.sampling import Denoiser, Draws, solve_states, stored_indices
 Estimate = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x_0_hat [B, ...], the anchor given
 STEP = 1e-2  # of differences: float32 keeps five digits; forward differentiation of a U-Net takes four times as long
 ROUNDING = 1e-6  # RMS of float32's own noise in data of unit scale
+CLOSE = 1e-2  # of a row's norm: distances below are taken again, without cancellation
 _DIAGNOSING = 2**63  # a step that training never reaches
 
 
@@ -45,17 +46,27 @@ def closest_approach(x: Tensor) -> float:
 
 
 def neighbour_spacing(data: Tensor, *, queries: int, chunk: int = 4096) -> Tensor:
-    """RMS distance of the first `queries` rows of data [n, ...] to their nearest other rows: [queries]."""
+    """RMS distance of the first `queries` rows of data [n, ...] to their nearest other rows: [queries].
+
+    Exactly 0 for rows that occur twice.
+    """
     flat = data.flatten(1).float()
     first = flat[:queries]
-    nearest = first.new_full((len(first),), torch.inf)
+    nearest, which = first.new_full((len(first),), torch.inf), torch.zeros(len(first), dtype=torch.long)
+    which = which.to(flat.device)
     own = torch.arange(len(first), device=flat.device)
     for start in range(0, len(flat), chunk):
         distance = torch.cdist(first, flat[start : start + chunk])  # [queries, <= chunk]
         here = own[(own >= start) & (own < start + chunk)]
         distance[here, here - start] = torch.inf
-        nearest = torch.minimum(nearest, distance.amin(dim=1))
-    return nearest.double() / math.sqrt(flat.shape[1])
+        least, row = distance.min(dim=1)
+        which = torch.where(least < nearest, row + start, which)
+        nearest = torch.minimum(nearest, least)
+    nearest = nearest.double()
+    # Matrix products leave rounding where rows are equal.
+    close = nearest < CLOSE * first.double().norm(dim=1)
+    nearest[close] = (first[close].double() - flat[which[close]].double()).norm(dim=1)
+    return nearest / math.sqrt(flat.shape[1])
 
 
 def jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, chunk: int = 64) -> Tensor:
@@ -199,7 +210,7 @@ def diagnose(
 
     draws: x_T and x_anchor of the paths, which training has not seen. data: real samples [n, ...]. Profiles are over
     `times`, the reference solve's grid; `seed` draws the directions of derivatives. exact: the data's own flow map,
-    where it is known.
+    where it is known. What cannot be computed is None, with the reason among `warnings`.
     """
     dynamics, x_T, x_anchor = flow.dynamics, draws.x_T, draws.x_anchor
     times = dynamics.solver_times(solver_steps)
@@ -217,15 +228,15 @@ def diagnose(
     noise = Streams(seed, "choice", range(len(x_T)), step=_DIAGNOSING)
     random_directions = [noise.normal(tuple(x_T.shape[1:])).to(x_T.device) for _ in range(directions)]  # k of [P, ...]
     steps = anchor_steps(flow, x_T, x_anchor=x_anchor, steps=anchor_refinements) if flow.takes_anchor else None
-    return _rounded(
+    return _checked(
         {
             "dynamics": dynamics.name,
             "paths": len(x_T),
             "times": times.tolist(),
             "spread": spread(x_0),
             "non_intersection": {
-                "ratio": min(closest) / spacing,
-                "teacher_ratio": closest_approach(x_0) / spacing,
+                "ratio": min(closest) / spacing if spacing else None,
+                "teacher_ratio": closest_approach(x_0) / spacing if spacing else None,
                 "spacing": spacing,
                 "closest": closest,
             },
@@ -254,6 +265,28 @@ def diagnose(
             },
         }
     )
+
+
+NO_SPACING = (
+    "Closest approach is not computed: at least half of the training images (or points) looked at occur twice or more, "
+    "so that the data's median spacing is 0."
+)
+NOT_FINITE = "Some diagnostics are not computed: the flow or the teacher gives values that are not finite."
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """The results in six digits, and why some are None: under `warnings`."""
+    reasons = [] if found["non_intersection"]["spacing"] else [NO_SPACING]
+    before = _nones(found)
+    found = _rounded(found)
+    return found | {"warnings": reasons + [NOT_FINITE] * (_nones(found) > before)}
+
+
+def _nones(value: Any) -> int:
+    """How many values in there are None."""
+    if isinstance(value, dict):
+        return sum(map(_nones, value.values()))
+    return sum(map(_nones, value)) if isinstance(value, list) else value is None
 
 
 def _with_anchor(flow: IntegrationFlow, x_anchor: Tensor) -> Estimate:
@@ -285,13 +318,14 @@ def _jacobian(estimate, dynamics, states, times, *, keep, whole, basis) -> dict[
             scale = float(dynamics.coefficients(t).b[0])
             J = projected_jacobians(estimate, x_t, t, basis=basis, scale=scale)
         J = (J / gaussian_gain(dynamics, t)[:, None, None]).detach().double()
-        values = torch.linalg.svdvals(J)  # [B, k], falling
+        values = _singular_values(J)
         at.append(float(times[i]))
         smallest.append(float(values[:, -1].median()))
         least.append(float(values[:, -1].min()))
         largest.append(float(values[:, 0].median()))
         if whole:
-            folded.append(float((torch.linalg.slogdet(J).sign <= 0).double().mean()))
+            negative = (torch.linalg.slogdet(J.nan_to_num()).sign <= 0).double()
+            folded.append(float(torch.where(values[:, 0].isnan(), torch.nan, negative).mean()))
     return {
         "whole": whole,
         "directions": None if whole else len(basis),
@@ -303,6 +337,13 @@ def _jacobian(estimate, dynamics, states, times, *, keep, whole, basis) -> dict[
         "largest": largest,
         "folded_profile": folded or None,
     }
+
+
+def _singular_values(J: Tensor) -> Tensor:
+    """Of J [B, N, k]: [B, k], falling; NaN where J is not finite, which torch refuses."""
+    sound = J.isfinite().flatten(1).all(dim=1)
+    values = torch.linalg.svdvals(J.nan_to_num())
+    return torch.where(sound[:, None], values, torch.nan)
 
 
 def _stability(flow: IntegrationFlow, x_T: Tensor, x_anchor: Tensor, directions: list[Tensor]) -> dict[str, Any]:
@@ -361,4 +402,6 @@ def _rounded(value: Any) -> Any:
         return {k: _rounded(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_rounded(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -4,6 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifm.errors import UserError
+
+
+class SampleError(UserError, ValueError):
+    """A model's samples are no numbers."""
+
 
 def to_unit(images: np.ndarray) -> Tensor:
     """uint8 [..., C, H, W] -> float32 in [-1, 1]."""
@@ -11,9 +17,9 @@ def to_unit(images: np.ndarray) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """[-1, 1] -> uint8, rounded to the nearest and clipped. Raises ValueError at a value that is not finite."""
+    """[-1, 1] -> uint8, rounded to the nearest and clipped. Raises SampleError at a value that is not finite."""
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("samples hold NaN or infinity; the model has diverged")
+        raise SampleError("samples hold NaN or infinity; the model has diverged; train it with a lower lr")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
@@ -25,10 +31,10 @@ def at_work(x: Tensor) -> Tensor:
 def at_rest(x: Tensor) -> np.ndarray:
     """The form samples are kept in: uint8 for images [n, C, H, W], float32 for points [n, d].
 
-    Raises ValueError at a value that is not finite.
+    Raises SampleError at a value that is not finite.
     """
     if x.ndim == 4:
         return to_uint8(x)
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("samples hold NaN or infinity; the model has diverged")
+        raise SampleError("samples hold NaN or infinity; the model has diverged; train it with a lower lr")
     return x.float().cpu().numpy()

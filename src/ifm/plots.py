@@ -345,7 +345,7 @@ INPUTS = {"x_T": "start x_T", "t": "log time", "anchor": "anchor"}
 def diagnostic_figures(found: Mapping[str, Mapping]) -> dict[str, str]:
     """Six SVGs of `ifm.diagnostics.diagnose`'s results, by name; `found` maps dynamics to result.
 
-    `anchor` is left out where no flow takes an anchor.
+    `anchor` is left out where no flow takes an anchor, `approach` where no data have a spacing.
     """
     figures = {
         "approach": ("Closest approach of estimated paths along the solver’s grid", _approach),
@@ -357,6 +357,8 @@ def diagnostic_figures(found: Mapping[str, Mapping]) -> dict[str, str]:
     }
     if not any(result["anchor"] for result in found.values()):
         del figures["anchor"]
+    if all(result["non_intersection"]["ratio"] is None for result in found.values()):
+        del figures["approach"]
     return {name: _diagnostic(name, label, draw, found) for name, (label, draw) in figures.items()}
 
 
@@ -417,8 +419,11 @@ def _curve(key: str, found: Mapping[str, Mapping], *, style: str = "-") -> dict:
 def _approach(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     for key, result in found.items():
         mine = result["non_intersection"]
+        if mine["ratio"] is None:
+            continue
         times = result["times"][: len(mine["closest"])]
-        ax.plot(_positions(result, times), np.divide(mine["closest"], mine["spacing"]), **_curve(key, found))
+        closest = np.array(mine["closest"], float)
+        ax.plot(_positions(result, times), closest / mine["spacing"], **_curve(key, found))
         ax.plot([1], [mine["teacher_ratio"]], color=colour(key), **_hollow(key, found))
     ax.axhline(1, color=INK, linewidth=0.9, alpha=0.75, zorder=1)
     _on_grid(ax, "Closest approach / data spacing", log=False)
@@ -495,11 +500,13 @@ def _error(ax: "Axes", found: Mapping[str, Mapping]) -> list:
     for key, result in found.items():
         mine = result["error"]
         profile, stored = mine["profile"], mine["training"]
-        ax.plot(_positions(result, result["times"][: len(profile)]), profile, **_curve(key, found))
+        errors = np.array(profile, float)
+        ax.plot(_positions(result, result["times"][: len(profile)]), errors, **_curve(key, found))
         if stored is not None:  # a flow without a teacher's paths
-            ax.plot(_positions(result, stored["times"]), stored["profile"], color=colour(key), **_hollow(key, found))
+            errors = np.array(stored["profile"], float)
+            ax.plot(_positions(result, stored["times"]), errors, color=colour(key), **_hollow(key, found))
         if "exact" in mine:
-            known = mine["exact"]["profile"]
+            known = np.array(mine["exact"]["profile"], float)
             ax.plot(_positions(result, result["times"][: len(known)]), known, **_curve(key, found, style=":"))
     _on_grid(ax, "RMS error / spread of the end points", log=False)
     legend = [({}, "New paths"), ({"linestyle": "none", **marker("heun", INK)}, "Training paths")]

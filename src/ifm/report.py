@@ -21,6 +21,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ifm import plots
+from ifm.data.arrays import duplicates_in_words
+from ifm.metrics import cautions
 from ifm.pictures import shrink_png
 from ifm.rounding import MISSING, fixed, measured, power_of_ten, significant, spread_decimals
 
@@ -31,10 +33,10 @@ SUMMARY_COLUMNS = (
     "density_sd", "coverage", "coverage_sd", "sliced_wasserstein", "sliced_wasserstein_sd", "energy_distance",
     "energy_distance_sd", "min_class_share", "missing_classes", "class_chi2", "class_p", "train_distance_auc",
     "train_distance_auc_sd", "near_copies", "near_copies_sd", "endpoint_rms", "endpoint_rms_sd", "seconds_per_image",
-    "seconds_batch_1", "peak_memory_mb", "parameters", "train_images", "train_seconds",
+    "seconds_batch_1", "peak_memory_mb", "parameters", "train_images", "train_seconds", "warnings",
 )  # fmt: skip
 TEXT_COLUMNS = (
-    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler",
+    "data", "extractor", "checksum", "reference", "dynamics", "model", "objective", "anchor", "sampler", "warnings",
 )  # fmt: skip
 INTEGER_COLUMNS = ("nfe", "seed", "seeds", "n_samples", "missing_classes", "parameters", "train_images")
 
@@ -68,7 +70,8 @@ class Report:
     classes: Sequence[str] | None = None
     # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"
     diagnostics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # extractor, checksum, resize, rounding, dimension, n_train, n_test, split, accuracy, floor_fid
+    # extractor, checksum, resize, rounding, dimension, n_train, n_test, split, accuracy, floor_fid, duplicates,
+    # warnings
     reference: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -748,6 +751,14 @@ def _range(values: pd.Series) -> str:
     return f"{int(low):,}" if low == high else f"{int(low):,} to {int(high):,}"
 
 
+def _warnings(report: Report) -> list[str]:
+    """What speaks against the figures of the page: of the reference, of each row, of the diagnostics."""
+    of_rows = cautions.of_cells(report.summary["warnings"])
+    return cautions.together(
+        [cautions.told(report.reference), of_rows, *(cautions.told(found) for found in report.diagnostics.values())]
+    )
+
+
 def _protocol(report: Report) -> list[tuple[str, str]]:
     """How the figures were obtained: (what, how)."""
     reference, summary = report.reference, report.summary
@@ -772,6 +783,9 @@ def _protocol(report: Report) -> list[tuple[str, str]]:
     if split is not None:
         count = reference.get(f"n_{split}")
         lines.append(("Reference", f"{split} split" + (f", {int(count):,} {what}" if count is not None else "")))
+    if reference.get("duplicates"):
+        counts = {name: reference[f"n_{name}"] for name in ("train", "test")}
+        lines.append(("Repeated " + what, duplicates_in_words(reference["duplicates"], counts, noun=what)))
     for key, name in FLOORS.items():
         floor = reference.get(key)
         if floor is not None and math.isfinite(floor):
@@ -831,5 +845,6 @@ def render(report: Report) -> str:
         diagnostics=_diagnostics(report.diagnostics),
         curves=[(plots.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
         protocol=_protocol(report),
+        warnings=_warnings(report),
         published=PUBLISHED,
     )

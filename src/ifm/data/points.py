@@ -24,9 +24,18 @@ from typing import Any
 import numpy as np
 
 from ifm.config import DataConfig
-from ifm.data.arrays import METADATA, DataError, ProcessedSplit, SampleSet, StoredMetadata
+from ifm.data.arrays import (
+    METADATA,
+    DataError,
+    ProcessedSplit,
+    SampleSet,
+    StoredMetadata,
+    count_duplicates,
+    row_digests,
+)
 from ifm.errors import in_a_line
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
+from ifm.needs import Counts
 from ifm.random import stream
 
 POINTS, LABELS = "points.npy", "labels.npy"
@@ -133,6 +142,7 @@ class PointMetadata(StoredMetadata):
     splits: dict[str, ProcessedSplit]
     mean: list[float]
     std: list[float]
+    test_in_train: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -140,10 +150,13 @@ class PointMetadata(StoredMetadata):
         return tuple(self.shape)
 
 
-def preprocess_points(config: DataConfig, raw: Path, out: Path) -> PointMetadata:
+def preprocess_points(
+    config: DataConfig, raw: Path, out: Path, *, check: Callable[[Counts], None] | None = None
+) -> PointMetadata:
     """Splits the raw points by data.test_fraction and data.split_seed into the processed form in `out`.
 
-    The same input gives the same bytes. Raises DataError where `raw` is missing, damaged or of another source.
+    The same input gives the same bytes. check: is told how much there is, before anything is written. Raises DataError
+    where `raw` is missing, damaged or of another source.
     """
     described = _raw(raw)
     points = _load(raw / POINTS, np.float32)  # [n, d]
@@ -159,9 +172,19 @@ def preprocess_points(config: DataConfig, raw: Path, out: Path) -> PointMetadata
     tests = min(max(round(config.test_fraction * n), 1), n - 1)
     order = stream(config.split_seed, "split").permutation(n)
     rows = {"train": order[tests:], "test": order[:tests]}
+    if check is not None:
+        modes = None if labels is None else np.bincount(labels[rows["train"]], minlength=len(CLASSES)).tolist()
+        check(Counts({name: len(here) for name, here in rows.items()}, described["classes"], modes))
+    digests = {name: row_digests(points[here]) for name, here in rows.items()}
     with fresh_folder(out) as folder:
         splits = {
-            name: _write_split(folder, name, points[here], None if labels is None else labels[here])
+            name: _write_split(
+                folder,
+                name,
+                points[here],
+                None if labels is None else labels[here],
+                duplicates=count_duplicates(digests[name]),
+            )
             for name, here in rows.items()
         }
         train = points[rows["train"]].astype(np.float64)
@@ -173,6 +196,7 @@ def preprocess_points(config: DataConfig, raw: Path, out: Path) -> PointMetadata
             splits=splits,
             mean=train.mean(axis=0).tolist(),
             std=train.std(axis=0).tolist(),
+            test_in_train=int(np.isin(digests["test"], digests["train"]).sum()),
         )
         metadata.write(folder)
     return metadata
@@ -205,7 +229,9 @@ def _load(path: Path, dtype: type) -> np.ndarray:
     return array
 
 
-def _write_split(folder: Path, name: str, points: np.ndarray, labels: np.ndarray | None) -> ProcessedSplit:
+def _write_split(
+    folder: Path, name: str, points: np.ndarray, labels: np.ndarray | None, *, duplicates: int
+) -> ProcessedSplit:
     """Shards and labels of one split. The digest is over the points' bytes, then the labels' as little-endian."""
     digest, shards = hashlib.sha256(), []
     for start in range(0, len(points), SHARD_ROWS):
@@ -218,7 +244,9 @@ def _write_split(folder: Path, name: str, points: np.ndarray, labels: np.ndarray
         np.save(folder / f"{name}-labels.npy", labels, allow_pickle=False)
         digest.update(labels.astype("<i8"))
         counts = np.bincount(labels, minlength=8).tolist()
-    return ProcessedSplit(count=len(points), shards=shards, class_counts=counts, sha256=digest.hexdigest())
+    return ProcessedSplit(
+        count=len(points), shards=shards, class_counts=counts, sha256=digest.hexdigest(), duplicates=duplicates
+    )
 
 
 class PointSet(SampleSet):

@@ -4,7 +4,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +19,17 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from ifm.config import DataConfig
-from ifm.data.arrays import METADATA, DataError, ProcessedMetadata, ProcessedSplit
+from ifm.data.arrays import (
+    METADATA,
+    DataError,
+    ProcessedMetadata,
+    ProcessedSplit,
+    count_duplicates,
+    row_digests,
+)
 from ifm.errors import in_a_line
 from ifm.files import fresh_folder, read_json
+from ifm.needs import Counts
 from ifm.progress import progress
 from ifm.random import stream
 
@@ -123,21 +131,27 @@ class _Placement:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Of one written split. histogram: int64 [C, 256]."""
+    """Of one written split. histogram: int64 [C, 256]; digests: uint64 [n]."""
 
     histogram: np.ndarray
     sha256: str
+    digests: np.ndarray
 
 
-def preprocess(config: DataConfig, raw: Path, out: Path) -> ProcessedMetadata:
+def preprocess(
+    config: DataConfig, raw: Path, out: Path, *, check: Callable[[Counts], None] | None = None
+) -> ProcessedMetadata:
     """Makes the processed form (see ifm.data.arrays) in `out` of the raw form in `raw`.
 
-    The same input gives the same bytes. Raises ValueError where `raw` is missing, damaged or too small;
-    `out` stays as it was then.
+    The same input gives the same bytes. check: is told how much there is, before any image is decoded. Raises
+    ValueError where `raw` is missing, damaged or too small, or its training images are all the same; `out` stays as it
+    was then.
     """
     source = _raw_metadata(raw)
     _check_counts(raw, source["splits"])
     placements = _place(source["splits"], config)
+    if check is not None:
+        check(Counts(_counts(placements), source["classes"], _class_counts(raw, placements, source["classes"])))
     with fresh_folder(out) as folder:
         writers = {
             name: _SplitWriter(folder, name, count, config, labelled=source["classes"] is not None)
@@ -156,6 +170,12 @@ def preprocess(config: DataConfig, raw: Path, out: Path) -> ProcessedMetadata:
                     _spread(part, placement.is_test[rows], placement.position[rows], writers, pool, config)
                     bar.update(len(part))
         statistics = {name: writer.finish() for name, writer in writers.items()}
+        train, test = (statistics[name].digests for name in ("train", "test"))
+        if len(train) > 1 and (train == train[0]).all():
+            raise DataError(
+                f"{raw}: all {len(train)} training images are the same at data.image_size = {config.image_size}: there "
+                "is nothing to learn and no figure to have; give images that differ"
+            )
         mean, std = _moments(statistics["train"].histogram)
         metadata = ProcessedMetadata(
             source=source["source"],
@@ -164,11 +184,10 @@ def preprocess(config: DataConfig, raw: Path, out: Path) -> ProcessedMetadata:
             channels=config.channels,
             classes=source["classes"],
             random_flip=config.random_flip,
-            splits={
-                name: writer.described(statistics[name].sha256, source["classes"]) for name, writer in writers.items()
-            },
+            splits={name: writer.described(statistics[name], source["classes"]) for name, writer in writers.items()},
             mean=mean,
             std=std,
+            test_in_train=int(np.isin(test, train).sum()),
         )
         metadata.write(folder)
     return metadata
@@ -234,6 +253,26 @@ def _place(splits: dict[str, int], config: DataConfig) -> dict[str, _Placement]:
 def _counts(placements: dict[str, _Placement]) -> dict[str, int]:
     tests = sum(int(p.is_test.sum()) for p in placements.values())
     return {"train": sum(len(p.is_test) for p in placements.values()) - tests, "test": tests}
+
+
+def _class_counts(raw: Path, placements: dict[str, _Placement], classes: list[str] | None) -> list[int] | None:
+    """Training images of each class, from the labels alone."""
+    if classes is None:
+        return None
+    counts = np.zeros(len(classes), np.int64)
+    for split, placement in placements.items():
+        start = 0
+        for path in sorted(raw.glob(f"{split}-*.parquet")):
+            with _undamaged(path), pq.ParquetFile(path) as file:
+                if "label" not in file.schema_arrow.names:
+                    return None  # what is wrong with the rows is said where they are read
+                labels = file.read(columns=["label"]).column("label").to_numpy()
+            here = labels[~placement.is_test[start : start + len(labels)]]
+            start += len(labels)
+            if len(here) and (here.dtype != np.int64 or here.min() < 0 or here.max() >= len(classes)):
+                return None
+            counts += np.bincount(here.astype(np.int64), minlength=len(classes))
+    return counts.tolist()
 
 
 def _check_counts(raw: Path, splits: dict[str, int]) -> None:
@@ -337,23 +376,29 @@ class _SplitWriter:
         """Writes what is left, and reads the split once for its statistics."""
         channels, *rest = self._shards[0].shape[1:]
         rows = max(1, _BLOCK_BYTES // int(np.prod([channels, *rest])))
-        histogram, digest = np.zeros((channels, 256), np.int64), hashlib.sha256()
+        histogram, digest, digests = np.zeros((channels, 256), np.int64), hashlib.sha256(), []
         for shard in self._shards:
             shard.flush()
             for start in range(0, len(shard), rows):
                 block = np.ascontiguousarray(shard[start : start + rows])
                 digest.update(block)
+                digests.append(row_digests(block))
                 for c in range(channels):
                     histogram[c] += np.bincount(block[:, c].ravel(), minlength=256)
         if self._labels is not None:
             np.save(self._labels_path, self._labels, allow_pickle=False)
             digest.update(self._labels.astype("<i8"))
-        return _Statistics(histogram, digest.hexdigest())
+        return _Statistics(histogram, digest.hexdigest(), np.concatenate(digests))
 
-    def described(self, sha256: str, classes: list[str] | None) -> ProcessedSplit:
+    def described(self, found: _Statistics, classes: list[str] | None) -> ProcessedSplit:
         """The split's entry in metadata.json."""
-        counts = None if classes is None else np.bincount(self._labels, minlength=len(classes)).tolist()
-        return ProcessedSplit(count=self._count, shards=self._names, class_counts=counts, sha256=sha256)
+        return ProcessedSplit(
+            count=self._count,
+            shards=self._names,
+            class_counts=None if classes is None else np.bincount(self._labels, minlength=len(classes)).tolist(),
+            sha256=found.sha256,
+            duplicates=count_duplicates(found.digests),
+        )
 
 
 def _new_shard(path: Path, shape: tuple[int, ...]) -> np.memmap:

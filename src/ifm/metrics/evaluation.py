@@ -12,6 +12,7 @@ import numpy as np
 
 from ifm.errors import UserError
 from ifm.files import read_json
+from ifm.metrics import cautions
 from ifm.metrics.classes import class_figures
 from ifm.metrics.classifier import classify
 from ifm.metrics.extraction import extract
@@ -25,6 +26,7 @@ from ifm.metrics.figures import (
     over_sets,
     point_figures,
     point_spread,
+    without_neighbours,
 )
 from ifm.metrics.neighbours import nearest
 from ifm.metrics.points import nearest_shares
@@ -61,7 +63,9 @@ def evaluate_samples(
 
     endpoint_rms: root mean square difference, in units of data in [-1, 1], from the teacher at its largest NFE started
     at the same x_T; averaged over samples, for the flow's samplers. ratio: their FID (of points the sliced distance)
-    over that teacher's, set by set, each from the same prior draws. Raises UserError at samples that cannot be judged.
+    over that teacher's, set by set, each from the same prior draws. warnings: sentences that speak against a row's
+    figures, those of the reference first (ifm.metrics.cautions); a figure that cannot be computed is None, with the
+    reason there. Raises UserError at samples that cannot be judged.
     Processes share the extractor's work and find the same figures.
     """
     metadata = read_json(folder / "metadata.json")
@@ -104,24 +108,43 @@ def evaluate_samples(
         counts = _class_counts(reference, images)
         if counts is not None:
             row |= class_figures(counts, reference.class_shares)
+        row["warnings"] = _cautions(reference, None if points else real, len(images) // seeds)
         figures[name] = row
         if not points and sampler["sampler"] == "one_step":
             closest[name] = closest_pairs(found.features, real.train)
     if teachers:
         of_teacher = by_set[max(teachers, key=lambda s: s["nfe"])["name"]]
         for name in (s["name"] for s in metadata["samplers"] if s["model"] == "flow"):
-            figures[name] |= over_sets([{"ratio": a / b} for a, b in zip(by_set[name], of_teacher, strict=True)])
+            _add_ratio(figures[name], by_set[name], of_teacher)
     return Evaluation(figures, closest)
 
 
 def _of_real_images(reference: Reference, real: Real) -> dict[str, dict[str, Any]]:
-    """What real images have that are not the reference, as one more sampler; nothing where they are too few."""
+    """What real images have that are not the reference, as one more sampler; nothing where there is but one."""
     other = "test" if reference.metadata["split"] == "train" else "train"
     found = Found(reference.splits[other])
-    if len(found) < least_samples(real.measures):
+    if len(found) < 2:
         return {}
     row = {"model": "data", "sampler": other, "nfe": 0, "n_samples": len(found), "seeds": 1}
-    return {f"data-{other}": row | image_figures(found, dataclasses.replace(real, train=None))}
+    row |= image_figures(found, dataclasses.replace(real, train=None))
+    return {f"data-{other}": row | {"warnings": _cautions(reference, real, len(found))}}
+
+
+def _cautions(reference: Reference, real: Real | None, samples: int) -> list[str]:
+    """What speaks against the figures of sets of so many samples. real: of images; None: of points."""
+    dimension = 0 if real is None else reference.metadata["dimension"]
+    reason = None if real is None else without_neighbours(samples, real)
+    of_samples = cautions.of_counts(samples, len(reference.features), dimension)
+    return cautions.together([cautions.told(reference.metadata), of_samples, [reason] if reason else []])
+
+
+def _add_ratio(row: dict[str, Any], values: list[float], of_teacher: list[float]) -> None:
+    """The figures of each set over the teacher's; None where the teacher has no distance to divide by."""
+    if min(of_teacher) > 0:
+        row |= over_sets([{"ratio": a / b} for a, b in zip(values, of_teacher, strict=True)])
+        return
+    row["ratio"] = None
+    row["warnings"].append("The ratio to the teacher is not computed: the teacher's distance is 0 in a set.")
 
 
 def _judge_points(reference: Reference, measures: Measures) -> Callable[[Found], dict[str, float]]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ifm.metrics.extractors import Extractor
+from ifm.metrics.extractors import Extractor, finite
 from ifm.metrics.figures import Found
 from ifm.parallel import shared_batches
 
@@ -17,7 +17,7 @@ def extract(
 ) -> Found:
     """Features, and class probabilities where the extractor has classes, of images [n, ...], e.g. a memory map.
 
-    Only a batch of images is read at a time. Raises ValueError where a feature is not finite.
+    Only a batch of images is read at a time. Raises FeatureError where a feature is not finite.
     """
 
     def found(members: range) -> Found:
@@ -27,8 +27,6 @@ def extract(
     parts = [
         part for _, part in shared_batches(found, count=len(images), batch_size=batch_size, accelerator=accelerator)
     ]
-    features = np.concatenate([part.features for part in parts])
-    if not np.isfinite(features).all():
-        raise ValueError(f"the {extractor.name} extractor gave features that are not finite")
+    features = finite(np.concatenate([part.features for part in parts]), extractor)
     classes = [part.probabilities for part in parts if part.probabilities is not None]
     return Found(features, np.concatenate(classes) if classes else None)

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.images import to_unit
 from ifm.metrics.classifier import Classifier
@@ -29,6 +30,10 @@ from ifm.metrics.weights import (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SIDE = 224
 DINOV2_BATCH = 64  # bounds the memory of the enlarged images and of the network's activations
+
+
+class FeatureError(UserError, ValueError):
+    """The extractor makes nothing of some images."""
 
 
 class Extractor(ABC):
@@ -243,11 +248,16 @@ def dinov2_class() -> type:
 
 
 def features(extractor: Extractor, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Features of all batches: float32 [n, d]. Raises ValueError where one is not finite."""
-    out = np.concatenate([extractor(batch) for batch in batches])
-    if not np.isfinite(out).all():
-        raise ValueError(f"the {extractor.name} extractor gave features that are not finite")
-    return out
+    """Features of all batches: float32 [n, d]. Raises FeatureError where one is not finite."""
+    return finite(np.concatenate([extractor(batch) for batch in batches]), extractor)
+
+
+def finite(found: np.ndarray, extractor: Extractor) -> np.ndarray:
+    """The features. Raises FeatureError where one is not finite."""
+    if np.isfinite(found).all():
+        return found
+    mend = "; lower evaluate.classifier.lr" if extractor.name == "classifier" else ""
+    raise FeatureError(f"the {extractor.name} extractor gave features that are not finite{mend}")
 
 
 def _three_channels(images: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.neighbours import Manifold, chosen, copies, nearest, precision_recall
 from ifm.metrics.points import energy_distance, mean_distance, sliced_wasserstein
 
+OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -65,10 +67,11 @@ class Real:
         return nearest(self.unseen, self.train)[0]
 
 
-def image_figures(found: Found, real: Real) -> dict[str, float]:
+def image_figures(found: Found, real: Real) -> dict[str, float | None]:
     """fid, kid, precision, recall, density, coverage; inception_score and copies of training data where they can be.
 
-    Raises ValueError for fewer samples than `least_samples`.
+    The four of neighbours are None where either side has no more than `neighbours` images (`without_neighbours`).
+    Raises ValueError for fewer than two.
     """
     how = real.measures
     figures = {
@@ -79,10 +82,24 @@ def image_figures(found: Found, real: Real) -> dict[str, float]:
     }
     if found.probabilities is not None:
         figures["inception_score"] = inception_score(found.probabilities)
-    figures |= precision_recall(_manifold(found.features, how), real.manifold)
+    if without_neighbours(len(found), real):
+        figures |= dict.fromkeys(OF_NEIGHBOURS)
+    else:
+        figures |= precision_recall(_manifold(found.features, how), real.manifold)
     if real.unseen_distances is not None:
         figures |= copies(nearest(found.features, real.train)[0], real.unseen_distances)
     return figures
+
+
+def without_neighbours(count: int, real: Real) -> str | None:
+    """Why `count` samples have no precision, recall, density and coverage, in a sentence; None where they have."""
+    k, reference = real.measures.neighbours, len(real.features)
+    if min(count, reference) > k:
+        return None
+    return (
+        f"Precision, recall, density and coverage are not computed: evaluate.neighbours = {k} needs {k + 1} images of "
+        f"each side, there are {count} of one and {reference} of the reference."
+    )
 
 
 def point_figures(points: np.ndarray, real: np.ndarray, *, projections: int, within_real: float) -> dict[str, float]:
@@ -98,11 +115,17 @@ def point_spread(real: np.ndarray) -> float:
     return mean_distance(real, real)
 
 
-def over_sets(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over sets of samples, and beside it, from two sets on, its standard deviation (_sd)."""
-    found: dict[str, float] = {}
+def over_sets(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each figure over sets of samples, and beside it, from two sets on, its standard deviation (_sd).
+
+    A figure that a set has not (None) has no mean.
+    """
+    found: dict[str, float | None] = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
+        if None in values:
+            found[key] = None
+            continue
         found[key] = mean(values)
         if len(values) > 1:
             found[f"{key}_sd"] = stdev(values)

@@ -1,7 +1,7 @@
 """The real data's side of every figure: the extractor, its features of the real images, their moments."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from ifm.config import EvaluateConfig
 from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, read_json, write_json
-from ifm.metrics.classifier import Classifier, ClassifierSettings, accuracy, load_classifier, train_classifier
+from ifm.metrics import cautions
+from ifm.metrics.classifier import Classifier, ClassifierSettings, classify, load_classifier, train_classifier
 from ifm.metrics.distances import Moments, fid, moments
 from ifm.metrics.extractors import (
     ClassifierExtractor,
@@ -30,6 +31,7 @@ from ifm.metrics.extractors import (
 from ifm.metrics.figures import Measures, Real
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
+from ifm.needs import check_classes
 
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
 BATCH = 256
@@ -53,6 +55,7 @@ FORM: dict[str, Callable[[Any], bool]] = {
     "image_shape": lambda value: isinstance(value, list) and len(value) in (1, 3) and all(map(_whole, value)),
     "classes": lambda value: value is None or (isinstance(value, list) and all(isinstance(c, str) for c in value)),
     "class_shares": lambda value: value is None or _numbers(value),
+    "warnings": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
 }
 
 
@@ -101,11 +104,13 @@ def build_reference(
     out: Path,
     device: torch.device,
     on_log: Callable[[dict[str, float]], None] | None = None,
+    duplicates: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder `out` and returns its metadata: the extractor's protocol, the splits, accuracy, floor FID.
 
     The floor is the figure of the split that is not the reference: what real data themselves reach. Points have the
-    floors of their own two distances, and no FID.
+    floors of their own two distances, and no FID. `warnings` are the sentences of ifm.metrics.cautions; duplicates: as
+    the processed form counts them. Raises UserError where the extractor gives nothing to judge by.
     """
     with fresh_folder(out) as folder:
         classifier = _classifier(config, train, device=device, on_log=on_log)
@@ -114,6 +119,8 @@ def build_reference(
         extractor = _extractor(config, classifier, device=device)
         splits = {"train": train, "test": test}
         found = {name: features(extractor, split.batches(BATCH)) for name, split in splits.items()}
+        _check_spread(extractor, found[config.reference_split])
+        said = classify(classifier, test[np.arange(len(test))]) if classifier else None
         other = "test" if config.reference_split == "train" else "train"
         for name in splits:
             np.save(folder / f"features-{name}.npy", found[name], allow_pickle=False)
@@ -125,13 +132,15 @@ def build_reference(
             "image_shape": list(train.shape),
             "classes": train.classes,
             "class_shares": _shares(splits[config.reference_split]),
-            "accuracy": accuracy(classifier, test[np.arange(len(test))], test.labels) if classifier else None,
+            "accuracy": None if said is None else float((said == test.labels).mean()),
             "floor_fid": None,
+            "duplicates": None if duplicates is None else dict(duplicates),
         }
         if config.extractor == "coordinates":
             metadata |= _of_points(config, train, found[other], found[config.reference_split])
-        elif len(test) > 1:
+        elif min(map(len, found.values())) > 1:
             metadata["floor_fid"] = fid(moments(found[other]), moments(found[config.reference_split]))
+        metadata["warnings"] = _cautions(metadata, said, train=train, test=test)
         write_json(folder / METADATA, metadata)
     return metadata
 
@@ -185,6 +194,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({in_a_line(error.__cause__ or error)}); {MEND}") from error
     if isinstance(found, dict):
         found.setdefault("classes", None)
+        found.setdefault("warnings", [])
     for key, fits in FORM.items():
         if not isinstance(found, dict) or key not in found or not fits(found[key]):
             raise UserError(f"{path}: does not describe a reference ({key} is missing or has another form); {MEND}")
@@ -217,8 +227,9 @@ def _classifier(
 ) -> Classifier | None:
     if config.extractor != "classifier":
         return None
-    if train.labels is None or train.classes is None:
-        raise UserError("evaluate.extractor: classifier needs labels, and data/processed has none")
+    labelled = train.labels is not None and train.classes is not None
+    counts = np.bincount(train.labels, minlength=len(train.classes)).tolist() if labelled else None
+    check_classes(train.classes if labelled else None, counts, where="data/processed")
     settings = ClassifierSettings(**config.classifier.model_dump())
     images = train[np.arange(len(train))]
     return train_classifier(
@@ -255,6 +266,31 @@ def _of_points(
         "floor_sliced_wasserstein": sliced_wasserstein(other, reference, projections=config.sliced_projections),
         "floor_energy_distance": energy_distance(other, reference),
     }
+
+
+def _check_spread(extractor: Extractor, found: np.ndarray) -> None:
+    """Raises UserError where every image has the same features [n, d]: all samples would be alike."""
+    if len(found) < 2 or (found != found[0]).any():
+        return
+    why = "its training has failed: lower evaluate.classifier.lr, or " if extractor.name == "classifier" else ""
+    raise UserError(
+        f"evaluate.extractor: {extractor.name} gives the same features for all {len(found)} reference images, so it "
+        f"cannot judge; {why}use another of classifier, pixels, inception and dinov2, or images that differ"
+    )
+
+
+def _cautions(metadata: Mapping[str, Any], said: np.ndarray | None, *, train: Labelled, test: Labelled) -> list[str]:
+    """What speaks against all figures with this reference. said: the classifier's answers on the test part."""
+    reference = metadata[f"n_{metadata['split']}"]
+    if metadata["extractor"] == "coordinates":
+        return cautions.of_counts(None, reference, 0)
+    found = []
+    if said is not None:
+        of_train = np.bincount(train.labels, minlength=len(train.classes)).tolist()
+        found += cautions.of_classifier(said, test.labels, of_train=of_train)
+    found += cautions.of_duplicates(metadata["duplicates"], train=len(train), test=len(test))
+    found += cautions.of_counts(None, reference, metadata["dimension"])
+    return found + cautions.of_unseen(len(test))
 
 
 def _shares(images: Labelled) -> list[float] | None:

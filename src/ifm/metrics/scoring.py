@@ -13,14 +13,22 @@ import torch
 from pydantic import ValidationError
 
 import ifm
-from ifm.config import ClassifierConfig, EvaluateConfig
+from ifm.config import MOST_FEATURES, ClassifierConfig, EvaluateConfig
 from ifm.errors import UserError
 from ifm.files import file_sha256, read_json
+from ifm.metrics import cautions
 from ifm.metrics.classes import class_figures
 from ifm.metrics.collections import Images, Pictures, Resize, inspected, open_pictures, same_shape
 from ifm.metrics.evaluation import closest_pairs
 from ifm.metrics.extraction import extract
-from ifm.metrics.extractors import Dinov2Extractor, Extractor, InceptionExtractor, PixelExtractor, dinov2_class
+from ifm.metrics.extractors import (
+    Dinov2Extractor,
+    Extractor,
+    FeatureError,
+    InceptionExtractor,
+    PixelExtractor,
+    dinov2_class,
+)
 from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures, least_samples, over_sets
 from ifm.metrics.reference import METADATA, Reference, load_reference
 from ifm.metrics.weights import ExtractorError, find_dinov2, find_inception
@@ -29,7 +37,6 @@ from ifm.progress import progress
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
 _NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
 # What the pipeline's messages call the options of this command.
 _OPTIONS = {
@@ -68,6 +75,7 @@ class Score:
 
     protocol: dict[str, Any]
     figures: dict[str, Any]
+    warnings: list[str]  # sentences that speak against the figures (ifm.metrics.cautions)
     pairs: np.ndarray | None  # the closest samples, then their training images: uint8 [2 p, C, H, W]
 
 
@@ -100,6 +108,7 @@ def score(request: Request, *, device: torch.device, accelerator: "Accelerator |
     return Score(
         protocol=_protocol(request, images, extractor, real, made, width),
         figures=_figures(request, found["samples"], real, reference),
+        warnings=_cautions(request, found["samples"], real, made, width),
         pairs=_pairs(images, found["samples"], real) if request.pairs else None,
     )
 
@@ -305,9 +314,7 @@ def _features(
     with progress(total=len(images), label=f"features of {name}", unit="img") as bar:
         try:
             return extract(extractor, _Watched(images, bar, processes), batch_size=batch_size, accelerator=accelerator)
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
+        except FeatureError as error:
             raise UserError(f"--{name} {images.pictures.path}: {error}") from error
 
 
@@ -330,6 +337,13 @@ def _figures(request: Request, found: Found, real: Real, reference: Reference | 
         counts = np.bincount(found.probabilities.argmax(axis=1), minlength=found.probabilities.shape[1])
         figures |= class_figures(counts, reference.class_shares)
     return figures
+
+
+def _cautions(request: Request, found: Found, real: Real, made: Mapping[str, Any] | None, width: int) -> list[str]:
+    """Those of the reference folder, and whether there are enough images."""
+    of_counts = cautions.of_counts(len(found) // request.sets, len(real.features), width)
+    of_unseen = [] if real.unseen_distances is None else cautions.of_unseen(len(real.unseen))
+    return cautions.together([cautions.told(made or {}), of_counts, of_unseen])
 
 
 def _pairs(images: Mapping[str, Images], found: Found, real: Real) -> np.ndarray:

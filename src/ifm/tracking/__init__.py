@@ -5,7 +5,7 @@ everything here does nothing, with a notice. Tracking never stops the work and n
 into a local log first (`locallog`), and from there to the store (`delivery`), at once or whenever there is one again.
 """
 
-from ifm.tracking.lineage import digest, flatten, git_commit, lineage_tags
+from ifm.tracking.lineage import as_tag, digest, flatten, git_commit, lineage_tags
 from ifm.tracking.registry import cache_uri
 from ifm.tracking.runs import StageRun, stage_run
 from ifm.tracking.states import ModelRecord, PipelineState
@@ -16,6 +16,7 @@ __all__ = [
     "ModelRecord",
     "PipelineState",
     "StageRun",
+    "as_tag",
     "cache_uri",
     "digest",
     "flatten",

@@ -6,10 +6,12 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ifm.tracking.store import project_root
+
+TAG_LENGTH = 5000  # the most that every MLflow takes
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -24,6 +26,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def digest(value: Any) -> str:
     """A short content hash of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def as_tag(texts: Sequence[str]) -> str:
+    """Sentences as one tag, which MLflow bounds in length."""
+    return " ".join(texts)[:TAG_LENGTH]
 
 
 def lineage_tags() -> dict[str, str]:

@@ -26,6 +26,7 @@ class StageRun:
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     _courier: Courier | None = None
 
@@ -43,6 +44,11 @@ class StageRun:
         clean = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(float(v))}
         self.metrics |= clean
         self._put("metrics", step=0, values=clean)
+
+    def log_tags(self, values: Mapping[str, str]) -> None:
+        """Tags that only the work can tell; also kept in run.json."""
+        self.tags |= values
+        self._put("tags", values=dict(values))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A small file (grids, reports), copied at once; models and arrays belong to DVC's cache."""
@@ -138,7 +144,7 @@ def _record(run: StageRun, started: float, tags: Mapping[str, str]) -> dict[str,
         "timings": run.timings,
         "params": run.params,
         "metrics": run.metrics,
-        "tags": dict(tags),
+        "tags": {**tags, **run.tags},
         "inputs": run.inputs,
         **run.extra,
     }

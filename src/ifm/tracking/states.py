@@ -125,7 +125,7 @@ def _model(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _version_tags(state: PipelineState, model: ModelRecord) -> dict[str, str]:
     record = next(record for record in state.records if record["stage"] == model.stage)
-    shared = ("data", "protocol", "mlflow.source.git.commit", "git.uncommitted", "dvc.exp_name")
+    shared = ("data", "protocol", "warnings", "mlflow.source.git.commit", "git.uncommitted", "dvc.exp_name")
     found = {name.removeprefix("mlflow.source."): state.tags[name] for name in shared if name in state.tags}
     return found | record["model"]["tags"]
 

@@ -2,13 +2,14 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ifm.errors import UserError
 from ifm.files import read_json
+from ifm.metrics import cautions
 
 DYNAMICS = {"ve": "variance exploding (EDM)", "rf": "rectified flow", "pfgmpp": "PFGM++"}
 FIGURES = {
@@ -29,10 +30,11 @@ FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sh
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of samplers by name, and the protocol beside them."""
+    """Figures of samplers by name, the protocol beside them, and the sentences that speak against them."""
 
     rows: Mapping[str, Mapping[str, Any]]
     protocol: Mapping[str, Any]
+    warnings: Sequence[str] = ()
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -43,12 +45,14 @@ def read_evaluation(path: Path) -> Evaluation:
     found = _read(path)
     if isinstance(found.get("figures"), Mapping):
         protocol = found.get("protocol")
-        return Evaluation({"samples": found["figures"]}, protocol if isinstance(protocol, Mapping) else {})
+        protocol = protocol if isinstance(protocol, Mapping) else {}
+        return Evaluation({"samples": found["figures"]}, protocol, cautions.told(found))
     rows = {name: row for name, row in found.items() if isinstance(row, Mapping) and FIGURES.keys() & row.keys()}
     if not rows:
         raise UserError(f"{path}: holds no figures; name reports/metrics/<dynamics>.json, or ifm evaluate's --out")
     beside = path.with_name("reference.json")
-    return Evaluation(rows, _read(beside) if beside.is_file() else {})
+    protocol = _read(beside) if beside.is_file() else {}
+    return Evaluation(rows, protocol, cautions.together(map(cautions.told, [protocol, *rows.values()])))
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -121,6 +125,8 @@ def _figures(evaluation: Evaluation) -> str:
     facts = {key: protocol[key] for key in PROTOCOL if protocol.get(key) is not None}
     if facts:
         text.append("Protocol: " + "; ".join(f"{escape(k)} {escape(v)}" for k, v in facts.items()) + ".")
+    if evaluation.warnings:
+        text.append("Read the figures with care:\n\n" + "\n".join(f"- {escape(each)}" for each in evaluation.warnings))
     if "fid" in shown and str(facts.get("extractor")) not in PUBLISHED:
         text.append("The FID is not on Inception's features: it does not compare with published ones.")
     return "\n\n".join(text)

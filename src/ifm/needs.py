@@ -1,0 +1,84 @@
+"""What params ask of the data, checked before anything is trained: no output depends on this module."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ifm.config import Config
+from ifm.errors import UserError
+
+LEAST = 2  # a covariance and the distance to a nearest other one
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much there is of a data set, by split: "train" and "test"."""
+
+    splits: Mapping[str, int]
+    classes: Sequence[str] | None  # their names
+    of_classes: Sequence[int] | None  # training images (points) of each; None: not known
+
+
+def check(config: Config, counts: Counts, *, where: Path) -> None:
+    """Raises UserError, naming keys and counts, where a later stage could not work on so few.
+
+    where: the folder that the counts are of.
+    """
+    train, test = counts.splits["train"], counts.splits["test"]
+    points = config.data.source == "points"
+    noun = "points" if points else "images"
+    of = f"{where}: {train} train and {test} test {noun}"
+    if train < LEAST:
+        add = "raise data.points.count" if points else "add images"
+        ways = [add] + ["lower data.test_fraction"] * (config.data.test_split is None)
+        raise UserError(f"{of}: at least {LEAST} must be for training; {' or '.join(ways)}")
+    if points:
+        _check_modes(config, counts, where=where)
+        return
+    if config.evaluate.extractor == "classifier":
+        check_classes(counts.classes, counts.of_classes, where=where)
+    split, k = config.evaluate.reference_split, config.evaluate.neighbours
+    have = counts.splits[split]
+    if have > k:
+        return
+    ways = [f"lower evaluate.neighbours to {have - 1}"] if have >= LEAST else []
+    other = "test" if split == "train" else "train"
+    if counts.splits[other] > k:
+        ways.append(f"set evaluate.reference_split to {other}")
+    raise UserError(
+        f"{of}: evaluate.reference_split = {split} has {have}, and evaluate.neighbours = {k} needs {k + 1} to compare "
+        f"with; {' or '.join([*ways, 'add images'])}"
+    )
+
+
+def check_classes(classes: Sequence[str] | None, of_classes: Sequence[int] | None, *, where: Path | str) -> None:
+    """Raises UserError where fewer than two classes have training images for the extractor `classifier`.
+
+    It learns to tell classes apart: with one, its loss is 0 and its features are random.
+    """
+    if classes is None:
+        raise UserError(f"evaluate.extractor: classifier needs labels, and {where} has none; {_OTHERS}")
+    if of_classes is None:
+        return
+    present = [name for name, count in zip(classes, of_classes, strict=True) if count]
+    if len(present) < 2:
+        found = f"one ({present[0]!r})" if present else "none"
+        raise UserError(
+            f"evaluate.extractor: classifier needs training images of at least two classes, and {where} has {found}; "
+            f"{_OTHERS}"
+        )
+
+
+def _check_modes(config: Config, counts: Counts, *, where: Path) -> None:
+    """Evaluation needs the centre of each of a law's modes."""
+    if counts.of_classes is None:
+        return
+    empty = sum(not count for count in counts.of_classes)
+    if empty:
+        raise UserError(
+            f"{where}: {empty} of the {len(counts.of_classes)} modes of data.points.law: {config.data.points.law} have "
+            f"no training point; raise data.points.count = {config.data.points.count}"
+        )
+
+
+_OTHERS = "use evaluate.extractor: pixels, inception or dinov2"
