@@ -54,9 +54,8 @@ def decode(data: bytes) -> Image.Image:
         if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{pixels} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
         if image.mode in _DEEP_GREY and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:
-            raise ValueError(
-                "a 16-bit TIFF whose zero is white; save it with zero as black"
-            )  # Pillow takes it for that
+            # Pillow would take it for black.
+            raise ValueError("a 16-bit TIFF whose zero is white; save it with zero as black")
         image.load()
     # Pillow's decoders answer damaged bytes with nearly any exception.
     except Exception as error:
