@@ -1,6 +1,5 @@
 """fetch: the images or points of `data.source`, in one raw form."""
 
-from ifm.config import DataConfig
 from ifm.data import local
 from ifm.data.points import fetch_points
 from ifm.data.sources import fetch
@@ -11,7 +10,7 @@ from pipeline.stage import Stage, main
 
 def work(stage: Stage) -> None:
     """Brings the images of any source to data/raw: parquet files of encoded images and labels; or draws points."""
-    data, root = _placed(stage.config.data), project_root()
+    data, root = stage.config.data, project_root()
     inputs = local.look(data.model_dump(), root=root, memory=root / paths.SEEN)  # before they are read
     if data.source == "points":
         kind, splits = "points", fetch_points(data, paths.RAW)
@@ -22,15 +21,6 @@ def work(stage: Stage) -> None:
     local.note(paths.SOURCE, inputs or local.Inputs())
     print(f"fetch: {said}", flush=True)
     stage.run.log_metrics({f"{kind}.{split}": count for split, count in splits.items()})
-
-
-def _placed(data: DataConfig) -> DataConfig:
-    """Local files by whole paths: relative ones begin in the main checkout, where a DVC experiment does not run."""
-    key = local.KEYS.get(data.source)
-    if key is None:
-        return data
-    place = local.located(getattr(data, key), root=project_root())
-    return data.model_copy(update={key: str(place)}) if key == "path" or place.exists() else data
 
 
 if __name__ == "__main__":

@@ -151,6 +151,11 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def located(path: str, root: Path) -> Path:
+    """A path that a person wrote: ~ is the home folder, a relative one begins in `root`."""
+    return root / os.path.expanduser(path)
+
+
 def readable(name: str) -> str:
     """A name of a file or class as text for one line: bytes that are not UTF-8, and control characters, as escapes."""
     return "".join(map(_readable_character, name))

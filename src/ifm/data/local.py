@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from ifm.files import read_json, write_json
+from ifm.files import located, read_json, write_json
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
@@ -140,17 +140,12 @@ def look(data: Mapping[str, Any], *, root: Path, memory: Path | None = None) -> 
     given = data.get(key) if key else None
     if not isinstance(given, str):
         return Inputs()
-    place = located(given, root=root)
+    place = located(given, root)
     if not place.exists():
         # Else a data set of the Hub, which is called as a folder might be.
         return None if key == "path" or given.startswith(("/", "~", ".")) else Inputs()
     named = sorted(_named(place, data), key=lambda item: item[0])
     return Inputs([key], len(named), _digest(named, memory))
-
-
-def located(path: str, *, root: Path) -> Path:
-    """A path of params.yaml: ~ is the home folder, relative ones begin in the project's folder."""
-    return root / os.path.expanduser(path)
 
 
 def _named(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
