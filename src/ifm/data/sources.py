@@ -79,7 +79,11 @@ class FetchResult:
         apart = f" ({counts})" if len(self.splits) > 1 else ""
         some = f" of {self.available}" if taken < self.available else ""
         parts = [f"{taken}{some} images{apart}"]
-        parts.append("no classes" if self.classes is None else f"{len(self.classes)} classes: {_few(self.classes, 10)}")
+        if self.classes is None:
+            parts.append("no classes (data.label_column: null)")
+        else:
+            noun = "class" if len(self.classes) == 1 else "classes"
+            parts.append(f"{len(self.classes)} {noun}: {_few(self.classes, 10)}")
         if self.skipped:
             parts.append(f"{self.skipped} unreadable, left out")
         if self.several_frames:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ifm.errors import UserError
-from ifm.options import check_writable
+from ifm.options import check_writable, local_path
 
 if TYPE_CHECKING:
     from ifm.model import IntegrationFlow
@@ -49,13 +49,7 @@ x_0_hat = model({arguments}){range}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--model",
-        type=os.path.expanduser,
-        required=True,
-        metavar="DIR_OR_ID",
-        help="a flow's folder (models/flow/ve), or a Hub id owner/name",
-    )
+    add("--model", required=True, metavar="DIR_OR_ID", help="a flow's folder (models/flow/ve), or a Hub id owner/name")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
     add("--out", type=local_path, required=True, metavar="FOLDER", help="where to write; new or empty")
     add("--format", choices=FORMATS, default="diffusers", help="default: %(default)s")

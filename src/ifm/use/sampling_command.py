@@ -22,13 +22,7 @@ COLUMNS = 8
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--model",
-        type=os.path.expanduser,
-        required=True,
-        metavar="DIR_OR_ID",
-        help="a model's folder (models/flow/ve), or a Hub id owner/name",
-    )
+    add("--model", required=True, metavar="DIR_OR_ID", help="a model's folder (models/flow/ve), or a Hub id owner/name")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
     add(
         "--n",
