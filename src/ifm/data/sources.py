@@ -71,6 +71,7 @@ class FetchResult:
     unused: list[str] = field(default_factory=list)
     several_frames: int = 0
     commit: str | None = None
+    revision: str | None = None
 
     def in_a_line(self) -> str:
         """What was taken and what was not."""
@@ -94,7 +95,7 @@ class FetchResult:
         if self.unused:
             parts.append(f"not used: {_few(self.unused, 8)}")
         if self.commit:
-            parts.append(f"commit {self.commit}")
+            parts.append(f"commit {self.commit}, which data.revision: {self.revision or 'null'} stands for")
         return "; ".join(parts)
 
 
@@ -172,6 +173,7 @@ def fetch(config: DataConfig, out: Path) -> FetchResult:
             unused=source.unused,
             several_frames=writer.several_frames,
             commit=source.commit,
+            revision=config.revision,
         )
         write_json(folder / METADATA, _metadata(config, result))
     for warning in warnings:
@@ -410,7 +412,7 @@ def _hub(config: DataConfig) -> Source:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise FetchError(
-                f"data.name = {config.name!r}: cannot load split {split!r} of revision {config.revision!r}: "
+                f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
                 f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
                 "is in the cache already; or use data.source: parquet or imagefolder with local files"
             ) from error
@@ -443,9 +445,9 @@ def _hub(config: DataConfig) -> Source:
 
 
 def _commit(config: DataConfig) -> str | None:
-    """The commit of the Hub that data.revision (null: main) stands for now; without the Hub, that of its cache.
+    """The commit of the Hub that data.revision (null: main) stands for now; without the Hub, the only one in its cache.
 
-    None for a local folder, and where neither knows: load_dataset says what is wrong.
+    None for a local folder, and where neither tells: load_dataset says what is wrong.
     """
     from huggingface_hub import HfApi, constants
 
@@ -457,10 +459,10 @@ def _commit(config: DataConfig) -> str | None:
         return HfApi().dataset_info(config.name, revision=config.revision).sha
     # The library and the network each raise their own kinds.
     except Exception:
-        folder = f"datasets--{config.name.replace('/', '--')}"
-        with suppress(OSError, ValueError):
-            cached = Path(constants.HF_HUB_CACHE, folder, "refs", config.revision or "main").read_text("ascii").strip()
-            return cached if re.fullmatch("[0-9a-f]{40}", cached) else None
+        folder = Path(constants.HF_HUB_CACHE, f"datasets--{config.name.replace('/', '--')}", "snapshots")
+        with suppress(OSError):
+            cached = [place for place in folder.iterdir() if re.fullmatch("[0-9a-f]{40}", place.name)]
+            return cached[0].name if len(cached) == 1 and config.revision is None else None
     return None
 
 
