@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on loopback: what downloads of models and data sets, and uploads of models need."""
+"""A stand-in for the Hugging Face Hub on loopback: what downloads, and uploads of models, need of it."""
 
 import base64
 import hashlib

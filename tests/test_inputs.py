@@ -195,7 +195,8 @@ def test_broken_params_are_left_to_fetch(project, text):
 
 
 def test_stage_source_imports_nothing_heavy():
-    code = "import sys, pipeline.stages.source; print([m for m in ('numpy', 'pydantic', 'ruamel', 'PIL') if m in sys.modules])"
+    heavy = ("numpy", "pydantic", "ruamel", "PIL", "mlflow")
+    code = f"import sys, pipeline.stages.source; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
@@ -220,10 +221,8 @@ def graph(tmp_path_factory) -> Project:
 
 def test_a_changed_folder_is_noticed_and_nobody_else_needs_it(graph, tmp_path):
     photos = folder(tmp_path / "photos", "0.png", "1.png")
-    edit(
-        graph.folder / "params.yaml",
-        {"data.source": "imagefolder", "data.path": str(photos), "data.label_column": None},
-    )
+    mine = {"source": "imagefolder", "path": str(photos), "label_column": None}
+    edit(graph.folder / "params.yaml", {f"data.{k}": v for k, v in mine.items()} | {"evaluate.extractor": "pixels"})
     out = graph.run("dvc", "repro")
     assert "fetch: 2 images" in out
     assert "source@" not in out
@@ -488,7 +487,7 @@ def test_tiffs_that_cannot_be_read_right_are_refused_with_the_reason():
     white_is_zero = whole[: at + 8] + b"\0\0" + whole[at + 10 :]
     with pytest.raises(ValueError, match="whose zero is white"):
         decode(white_is_zero)
-    with pytest.raises(ValueError, match="pixel mode F is not supported.*save it with 8 or 16 bits"):
+    with pytest.raises(ValueError, match=r"pixel mode F is not supported.*save it with 8 or 16 bits"):
         to_array(decode(encoded(Image.new("F", (8, 8)), "TIFF")), size=8, channels=1, resample="box")
     at = whole.index((258).to_bytes(2, "little") + b"\3\0\1\0\0\0")  # BitsPerSample
     with pytest.raises(ValueError, match="a TIFF with pixels of a kind that Pillow does not read"):

@@ -410,7 +410,7 @@ def _hub(config: DataConfig) -> Source:
             parts[name] = datasets.load_dataset(config.name, revision=commit or config.revision, split=split)
         # The library, its file readers and the network each raise their own kinds.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = readable(" ".join(str(error).split())) or type(error).__name__
             raise FetchError(
                 f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
                 f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
@@ -472,8 +472,8 @@ def _parquet(config: DataConfig) -> Source:
     for name, files in _parquet_files(config).items():
         schemas = []
         for path in files:
-            with _readable(path):
-                schemas.append(pq.read_schema(path))
+            with _parquet_file(path) as file:
+                schemas.append(file.schema_arrow)
             _check_columns(schemas[-1], config)
         names += [_class_names(schema, config) for schema in schemas]
         splits[name] = _parquet_split(files, config)
@@ -518,7 +518,7 @@ def _parquet_files(config: DataConfig) -> dict[str, list[Path]]:
 def _parquet_split(files: list[Path], config: DataConfig) -> Split:
     count, labels = 0, None if config.label_column is None else []
     for path in files:
-        with _readable(path), pq.ParquetFile(path) as file:
+        with _parquet_file(path) as file:
             count += file.metadata.num_rows
             if labels is not None:
                 labels += file.read([config.label_column]).column(0).to_pylist()
@@ -526,7 +526,7 @@ def _parquet_split(files: list[Path], config: DataConfig) -> Split:
     def encoded(rows: np.ndarray) -> Iterator[Encoded]:
         start = 0
         for path in files:
-            with _readable(path), pq.ParquetFile(path) as file:
+            with _parquet_file(path) as file:
                 for batch in file.iter_batches(_READ_ROWS, columns=[config.image_column]):
                     first, last = np.searchsorted(rows, [start, start + len(batch)])
                     here = pa.array(rows[first:last] - start)
@@ -660,10 +660,12 @@ def _split_names(config: DataConfig) -> dict[str, str]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns what a damaged file raises into a FetchError that names it."""
+def _parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """The open file. Turns what a damaged one raises into a FetchError that names it."""
     try:
-        yield
+        # Arrow itself opens no file whose name is not UTF-8.
+        with open(path, "rb") as file, pq.ParquetFile(file) as opened:
+            yield opened
     except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
         named = readable(str(path))
         raise FetchError(f"{named}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
