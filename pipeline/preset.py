@@ -3,14 +3,16 @@
 import argparse
 import copy
 import functools
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ifm.config import ConfigError, params_text, parse, read_mapping, read_yaml
+from ifm.data.local import SUFFIXES, parquet_files, walk
 from ifm.errors import UserError
-from ifm.files import write_text
+from ifm.files import readable, write_text
 from ifm.tracking import flatten
 from pipeline import params_file, paths
 
@@ -97,6 +99,21 @@ def _merge(values: dict[str, Any], overlay: Mapping[str, Any], *, at: str) -> No
             values[key] = copy.deepcopy(value)
 
 
+def check_data(name: str, data: str) -> None:
+    """Raises UserError unless the folder (parquet: or file) is there and holds what the preset reads."""
+    source = parse_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["data"]["source"]
+    place, shown = Path(os.path.expanduser(data)), f"DATA={readable(data)}"
+    if readable(data) != data:
+        raise UserError(f"{shown}: a name that params.yaml cannot hold; rename the folder, or link to it by another")
+    if source == "parquet" and not parquet_files(place, ""):
+        raise UserError(f"{shown}: no .parquet file, and no folder that holds some; say where they are")
+    if source == "imagefolder":
+        if not place.is_dir():
+            raise UserError(f"{shown}: no such folder; say where the images are")
+        if not any(path.suffix.lower() in SUFFIXES for path in walk(place)):
+            raise UserError(f"{shown}: holds no {', '.join(SUFFIXES)} files; say where the images are")
+
+
 def main() -> None:
     """Edits params.yaml in place."""
     parser = argparse.ArgumentParser(prog="make preset", description=main.__doc__)
@@ -108,6 +125,8 @@ def main() -> None:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")
     try:
         text, objective = params_text(paths.PARAMS), arguments.objective or "trajectory"
+        if arguments.data and arguments.name in names():
+            check_data(arguments.name, arguments.data)
         write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, data=arguments.data or None))
     except (UserError, ConfigError) as error:
         sys.exit(str(error))

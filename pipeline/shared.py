@@ -20,8 +20,9 @@ class Node(NamedTuple):
 
 
 def read_graph(path: Path = Path("dvc.yaml")) -> dict[str, Any]:
-    """The stages of dvc.yaml by name."""
-    return of_dvc(path.read_text(encoding="utf-8"))["stages"]
+    """The stages of dvc.yaml by name, without the one that looks at local files: it runs for every configuration."""
+    stages = of_dvc(path.read_text(encoding="utf-8"))["stages"]
+    return {name: stage for name, stage in stages.items() if name != "source"}
 
 
 def nodes(graph: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Node]:

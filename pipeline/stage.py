@@ -18,7 +18,7 @@ import yaml
 from ifm import tracking
 from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
-from ifm.files import read_json
+from ifm.files import located, read_json, readable
 from ifm.tracking import StageRun
 from pipeline import launch, paths, unfinished
 
@@ -93,6 +93,18 @@ def _from_main_process(value: str | None) -> str:
     return broadcast_object_list([value])[0]
 
 
+def placed(config: Config, root: Path) -> Config:
+    """Local files by whole paths: relative ones begin in the main checkout, where a DVC experiment does not run."""
+    data, evaluate = config.data, config.evaluate
+    changed = {"path": data.path and str(located(data.path, root))}
+    if data.source == "hub" and located(data.name, root).exists():
+        changed["name"] = str(located(data.name, root))
+    weights = {key: getattr(evaluate, key) for key in ("inception_path", "dinov2_path")}
+    weights = {key: path and str(located(path, root)) for key, path in weights.items()}
+    sections = {"data": data.model_copy(update=changed), "evaluate": evaluate.model_copy(update=weights)}
+    return config.model_copy(update=sections)
+
+
 def lookup(values: Mapping[str, Any], dotted: str) -> Any:
     """A value of params.yaml by dotted name."""
     for part in dotted.split("."):
@@ -131,7 +143,7 @@ def main(
     arguments = parser.parse_args()
     try:
         values = read_params(paths.PARAMS)
-        config = parse(values, source=str(paths.PARAMS))
+        config = placed(parse(values, source=str(paths.PARAMS)), tracking.project_root())
     except ConfigError as error:
         sys.exit(f"{error}")
     dynamics = getattr(arguments, "dynamics", None)
@@ -184,7 +196,10 @@ def data_name(config: Config) -> str:
     data = config.data
     if data.source == "points":
         return data.points.law
-    return data.name or (Path(data.path).resolve().name if data.path else data.source)
+    given = data.name or data.path
+    if not given:
+        return data.source
+    return readable(Path(given).resolve().name if given == data.path or Path(given).is_absolute() else given)
 
 
 def locked_outputs(lock: Path = Path("dvc.lock")) -> dict[str, str]:
@@ -229,7 +244,7 @@ def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> lis
             "context": context,
         }
         for path, md5 in made.items()
-        if path.startswith("data/")
+        if path.startswith("data/") and path != str(paths.SOURCE)
     ]
 
 

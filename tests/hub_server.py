@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on loopback: as much of its API as downloads and uploads of models need."""
+"""A stand-in for the Hugging Face Hub on loopback: what downloads, and uploads of models, need of it."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """repos: {id: {path: bytes}}; requests: (method, path, the token it came with)."""
+    """repos: {id, of a data set datasets/id: {path: bytes}}; requests: (method, path, the token it came with)."""
 
     def __init__(self, *, token: str) -> None:
         self.token, self.url = token, ""
@@ -47,10 +47,14 @@ class Hub:
             for o in objects:
                 o["actions"] = {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}
             return 200, {"transfer": "basic", "objects": objects}, {}
-        repo = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
+        if "datasets" in parts[:2]:
+            at = parts.index("datasets")
+            repo, rest = "/".join(parts[at : at + 3]), parts[at + 3 :]
+        else:
+            at = 2 if parts[:2] == ["api", "models"] else 0
+            repo, rest = "/".join(parts[at : at + 2]), parts[at + 2 :]
         if repo not in self.repos:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        rest = parts[4:] if parts[0] == "api" else parts[2:]
         if rest[1:2] and rest[0] in ("revision", "tree", "resolve") and rest[1] not in ("main", self.commit(repo)):
             return 404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"}
         return self._of(repo, rest, body)
@@ -61,8 +65,10 @@ class Hub:
             siblings = [{"rfilename": name} for name in files]
             return 200, {"id": repo, "sha": self.commit(repo), "siblings": siblings, "tags": [], "private": False}, {}
         if rest[0] == "tree":
-            rows = [{"type": "file", "path": n, "size": len(d), "oid": _git(d)} for n, d in files.items()]
-            return 200, rows, {}
+            inside = {n: d for n, d in files.items() if n.startswith("".join(f"{part}/" for part in rest[2:]))}
+            folders = {"/".join(n.split("/")[:i]) for n in inside for i in range(1, n.count("/") + 1)}
+            rows = [{"type": "file", "path": n, "size": len(d), "oid": _git(d)} for n, d in inside.items()]
+            return 200, rows + [{"type": "directory", "path": n, "oid": _git(n.encode())} for n in sorted(folders)], {}
         if rest[0] == "preupload":
             rows = [{"path": f["path"], "shouldIgnore": False} for f in json.loads(body)["files"]]
             for row in rows:

@@ -1,5 +1,6 @@
 """Models go to the Hub and come from it by huggingface_hub's own code, against a stand-in on loopback."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,8 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub_server import Hub, serving
+from PIL import Image
 from small_models import small_flow
 
 from ifm.model import IntegrationFlow
@@ -168,3 +172,46 @@ def test_a_push_that_the_hub_refuses_is_one_line_without_the_token(world):
     assert wrong not in said
     assert "***" in said  # the stand-in's answer repeats what it was given
     assert "someone/refused" not in hub.repos
+
+
+FETCH = """
+import json, sys
+from pathlib import Path
+from ifm.config import DataConfig, read_params
+from ifm.data.sources import fetch
+data = read_params(Path(sys.argv[1]))["data"] | {"source": "hub", "name": "someone/set", "image_column": "img"}
+found = fetch(DataConfig(**data), Path("raw"))
+print(json.dumps([found.in_a_line(), json.loads(Path("raw/metadata.json").read_text())["commit"]]))
+"""
+
+
+def test_a_data_set_without_a_revision_is_recorded_with_its_commit(world):
+    """And read offline from the cache by the same commit."""
+    hub, environment, folder = world
+    table = pa.table({"img": [png_bytes(v) for v in range(4)], "label": [0, 1, 0, 1]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    parts = {name: f"data/{name}-00000-of-00001.parquet" for name in ("train", "test")}
+    hub.repos["datasets/someone/set"] = {path: buffer.getvalue() for path in parts.values()}
+    commit = hub.commit("datasets/someone/set")
+    for around in ({}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}):
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, str(ROOT / "params.yaml")],
+            env=environment | {"HF_TOKEN": ""} | around,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        line, recorded = json.loads(done.stdout.splitlines()[-1])
+        assert recorded == commit
+        assert line == (
+            f"4 images; 2 classes: 0, 1; not used: split test; commit {commit}, which data.revision: null stands for"
+        )
+
+
+def png_bytes(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), value).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,5 +1,6 @@
 """fetch: the images or points of `data.source`, in one raw form."""
 
+from ifm.data import local
 from ifm.data.points import fetch_points
 from ifm.data.sources import fetch
 from ifm.tracking import project_root
@@ -9,12 +10,16 @@ from pipeline.stage import Stage, main
 
 def work(stage: Stage) -> None:
     """Brings the images of any source to data/raw: parquet files of encoded images and labels; or draws points."""
-    data = stage.config.data
-    if data.path:
-        # Relative to the main checkout: a DVC experiment runs in a folder of its own.
-        data = data.model_copy(update={"path": str(project_root() / data.path)})
-    splits = fetch_points(data, paths.RAW) if data.source == "points" else fetch(data, paths.RAW).splits
-    kind = "points" if data.source == "points" else "images"
+    data, root = stage.config.data, project_root()
+    inputs = local.look(data.model_dump(), root=root, memory=root / paths.SEEN)  # before they are read
+    if data.source == "points":
+        kind, splits = "points", fetch_points(data, paths.RAW)
+        said = f"{sum(splits.values())} points of the law {data.points.law}"
+    else:
+        found = fetch(data, paths.RAW)
+        kind, splits, said = "images", found.splits, found.in_a_line()
+    local.note(paths.SOURCE, inputs or local.Inputs())
+    print(f"fetch: {said}", flush=True)
     stage.run.log_metrics({f"{kind}.{split}": count for split, count in splits.items()})
 
 

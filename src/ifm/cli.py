@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ifm import __version__, checkout, doctor
 from ifm.errors import UserError
 from ifm.files import write_json
-from ifm.options import at_least, check_writable, hardware
+from ifm.options import at_least, check_writable, hardware, local_path
 from ifm.tracking import commands as tracking
 from ifm.use import export_command, sampling_command
 
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         add_options(command)
         command.set_defaults(run=run)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with suppress(AttributeError):  # another kind of stream
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no error
     try:
         if words[:1] and words[0] in checkout.COMMANDS:  # with options of its own
             checkout.run(words[0], words[1:])
@@ -112,12 +114,12 @@ def _measures(given: argparse.Namespace) -> dict[str, int]:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     images = "a folder of PNG, JPEG or WebP files, an .npy or an .npz"
     add = parser.add_argument
-    add("--samples", type=Path, required=True, metavar="PATH", help=f"what is judged: {images}")
-    add("--reference", type=Path, required=True, metavar="PATH", help=f"real images: {images}; or data/reference")
-    add("--train", type=Path, metavar="PATH", help="training images, to look for copies of them")
-    add("--unseen", type=Path, metavar="PATH", help="held-out real images, which tell how near is too near")
+    add("--samples", type=local_path, required=True, metavar="PATH", help=f"what is judged: {images}")
+    add("--reference", type=local_path, required=True, metavar="PATH", help=f"real images: {images}; or data/reference")
+    add("--train", type=local_path, metavar="PATH", help="training images, to look for copies of them")
+    add("--unseen", type=local_path, metavar="PATH", help="held-out real images, which tell how near is too near")
     add("--extractor", choices=EXTRACTORS, help="default: the reference folder's, else inception")
-    add("--weights", type=Path, metavar="PATH", help="the extractor's weights: a file or its folder")
+    add("--weights", type=local_path, metavar="PATH", help="the extractor's weights: a file or its folder")
     add("--weights-sha256", type=_sha256, metavar="HEX", help="their digest; default: the published file's")
     add("--image-size", type=at_least(1), metavar="N", help="resize all images to N x N, the largest centred square")
     add("--resample", choices=("lanczos", "bicubic", "box"), default="lanczos", help="how (default: %(default)s)")
@@ -131,8 +133,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--neighbour-samples", type=at_least(2), metavar="N", help=f"the most; {default['neighbour_samples']}")
     add("--seed", type=at_least(0), metavar="N", help=f"of KID's subsets; {default['seed']}")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    add("--out", type=Path, metavar="FILE.json", help="where to write protocol and figures")
-    add("--pairs", type=Path, metavar="FILE.png", help="a picture of the samples nearest to training images")
+    add("--out", type=local_path, metavar="FILE.json", help="where to write protocol and figures")
+    add("--pairs", type=local_path, metavar="FILE.png", help="a picture of the samples nearest to training images")
 
 
 def _check_outputs(out: Path | None, pairs: Path | None) -> None:

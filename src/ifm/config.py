@@ -3,6 +3,7 @@
 This module only checks: what a stage does with the values is in the stage, and DVC tracks the values themselves.
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def _digest(value: str) -> str:
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Distinct = AfterValidator(_distinct)
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Digest = Annotated[str, AfterValidator(_digest)]
 
 
@@ -77,7 +79,7 @@ class DataConfig(Section):
     source: Literal["digits", "hub", "parquet", "imagefolder", "points"]
     name: str | None
     revision: str | None
-    path: str | None
+    path: LocalPath | None
     image_column: str
     label_column: str | None
     train_split: str
@@ -330,8 +332,8 @@ class EvaluateConfig(Section):
     """`evaluate`."""
 
     extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates"]
-    inception_path: str | None
-    dinov2_path: str | None
+    inception_path: LocalPath | None
+    dinov2_path: LocalPath | None
     weights_sha256: Digest | None
     classifier: ClassifierConfig
     reference_split: Literal["train", "test"]

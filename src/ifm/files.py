@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -148,6 +149,25 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         raise unwritable(path, error, size=None) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def located(path: str, root: Path) -> Path:
+    """A path that a person wrote: ~ is the home folder, a relative one begins in `root`."""
+    return root / os.path.expanduser(path)
+
+
+def readable(name: str) -> str:
+    """A name of a file or class as text for one line: bytes that are not UTF-8, and control characters, as escapes."""
+    return "".join(map(_readable_character, name))
+
+
+def _readable_character(c: str) -> str:
+    if "\udc80" <= c <= "\udcff":  # how Python holds a byte of a file's name that is not UTF-8
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    turns = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"  # the direction of the text that follows
+    if turns or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"):
+        return c.encode("unicode_escape").decode("ascii")
+    return c
 
 
 def file_sha256(path: Path) -> str:

@@ -25,6 +25,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def local_path(text: str) -> Path:
+    """A path from the command line: a shell leaves the ~ of --out=~/x as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def check_writable(option: str, path: Path) -> None:
     """Raises UserError where `path` could not be written in the end."""
     there = next(folder for folder in path.absolute().parents if folder.exists())

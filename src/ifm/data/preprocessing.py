@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ from ifm.random import stream
 SHARD_BYTES = 2**30
 WORKERS = min(8, os.cpu_count() or 1)
 # Named, because Pillow has openers that start other programs (EPS) or that nobody's image files need.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_AVIF = ("AVIF",) if find_spec("PIL._avif") else ()  # from Pillow 11.3 on, as it was built
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *_AVIF)
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
 }
 _GREY, _DEEP_GREY = ("1", "L"), ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_TIFF_PHOTOMETRIC = 262
 _COLOUR = ("P", "RGB", "RGBX", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV")
 _BLOCK_BYTES = 2**24
 RAW_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # a cell of the raw form's image column
@@ -58,12 +61,42 @@ def decode(data: bytes) -> Image.Image:
         pixels = image.width * image.height
         if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{pixels} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
+        if image.mode in _DEEP_GREY and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:
+            # Pillow would take it for black.
+            raise ValueError("a 16-bit TIFF whose zero is white; save it with zero as black")
         image.load()
     # Pillow's decoders answer damaged bytes with nearly any exception.
     except Exception as error:
         # Pillow names the in-memory file by its address, which says nothing and differs from run to run.
-        raise ValueError("no known image format" if "cannot identify" in str(error) else in_a_line(error)) from error
+        raise ValueError(_unknown(data) if "cannot identify" in str(error) else in_a_line(error)) from error
     return image
+
+
+def _unknown(data: bytes) -> str:
+    """What to say of bytes that no decoder takes, by their beginning."""
+    if not data:
+        return "an empty file"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF with pixels of a kind that Pillow does not read"
+    if data[4:12] in (b"ftypavif", b"ftypavis") and not _AVIF:
+        return "AVIF, which this Pillow has no decoder for; version 11.3 or newer has"
+    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
+        return "HEIC or another format that Pillow does not read; convert it to PNG or JPEG"
+    return "no known image format"
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Whether a decoded file is an animation or a stack, of which the first picture was taken."""
+    try:
+        # Telephones put a second picture, for depth or brightness, behind a JPEG.
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame is damaged
+        return False
+
+
+def deep_maximum(image: Image.Image) -> int | None:
+    """The highest value of a grey image with more than 8 bits, else None."""
+    return int(np.asarray(image).max()) if image.mode in _DEEP_GREY else None
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -76,7 +109,7 @@ def flatten(image: Image.Image) -> Image.Image:
         return _eight_bits(image)
     if image.mode not in _GREY + _COLOUR:
         allowed = ", ".join(_GREY + _DEEP_GREY + _COLOUR)
-        raise ValueError(f"pixel mode {image.mode} is not supported; allowed: {allowed}")
+        raise ValueError(f"pixel mode {image.mode} is not supported; allowed: {allowed}; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

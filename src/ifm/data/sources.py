@@ -8,12 +8,13 @@ A folder holds:
 import hashlib
 import io
 import json
-import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,17 +25,27 @@ from PIL import Image
 
 from ifm.config import DataConfig
 from ifm.data.arrays import METADATA
-from ifm.data.preprocessing import RAW_IMAGE, WORKERS, decode, flatten
+from ifm.data.local import (
+    BARE,
+    SUFFIXES,
+    image_files,
+    is_split_like,
+    parquet_files,
+    split_folders,
+    subfolders,
+    walk,
+)
+from ifm.data.preprocessing import RAW_IMAGE, WORKERS, decode, deep_maximum, flatten, has_more_frames
 from ifm.errors import UserError, in_a_line
-from ifm.files import fresh_folder, write_json
+from ifm.files import fresh_folder, readable, write_json
 from ifm.progress import progress
 from ifm.random import stream
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ROWS_PER_FILE = 50_000
 # What is held in memory at once, and so the size of a row group.
 _CHUNK_ROWS, _CHUNK_BYTES, _READ_ROWS = 256, 2**26, 64
 _SHOWN = 5
+_DARK = 2**14  # 16-bit images below are called dark: cameras and microscopes count to 4095 or 16383
 
 
 class FetchError(UserError, RuntimeError):
@@ -43,7 +54,11 @@ class FetchError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class FetchResult:
-    """What was written. splits: images by split. skipped: unreadable images. ignored: other files seen."""
+    """What was written. splits: images by split. skipped: unreadable images. ignored: other files seen.
+
+    available: images of the source's splits. passed_over: the other files by suffix or kind. unused: splits, folders
+    or files of the source that were not read. commit: what data.revision stood for.
+    """
 
     folder: Path
     splits: dict[str, int]
@@ -51,6 +66,41 @@ class FetchResult:
     skipped: int
     ignored: int
     sha256: str
+    available: int
+    passed_over: Counter[str] = field(default_factory=Counter)
+    unused: list[str] = field(default_factory=list)
+    several_frames: int = 0
+    commit: str | None = None
+    revision: str | None = None
+
+    def in_a_line(self) -> str:
+        """What was taken and what was not."""
+        taken = sum(self.splits.values())
+        counts = ", ".join(f"{name} {count}" for name, count in self.splits.items())
+        apart = f" ({counts})" if len(self.splits) > 1 else ""
+        some = f" of {self.available}" if taken < self.available else ""
+        parts = [f"{taken}{some} images{apart}"]
+        if self.classes is None:
+            parts.append("no classes (data.label_column: null)")
+        else:
+            noun = "class" if len(self.classes) == 1 else "classes"
+            parts.append(f"{len(self.classes)} {noun}: {_few(self.classes, 10)}")
+        if self.skipped:
+            parts.append(f"{self.skipped} unreadable, left out")
+        if self.several_frames:
+            parts.append(f"{self.several_frames} with several frames, of which the first is taken")
+        if self.passed_over:
+            kinds = [f"{count} {readable(kind)}" for kind, count in self.passed_over.most_common()]
+            parts.append(f"passed over: {_few(kinds, 8)}")
+        if self.unused:
+            parts.append(f"not used: {_few(self.unused, 8)}")
+        if self.commit:
+            parts.append(f"commit {self.commit}, which data.revision: {self.revision or 'null'} stands for")
+        return "; ".join(parts)
+
+
+def _few(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True)
@@ -72,11 +122,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as found. names: class names where the source states them. ignored: files passed over."""
+    """A data set as found. names: class names where the source states them. The others are FetchResult's."""
 
     splits: dict[str, Split]  # "train", and "test" where the source has its own
     names: list[str] | None = None
-    ignored: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
+    unused: list[str] = field(default_factory=list)
+    commit: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def fetch(config: DataConfig, out: Path) -> FetchResult:
@@ -104,12 +157,27 @@ def fetch(config: DataConfig, out: Path) -> FetchResult:
                     here = rows[name][start : start + len(chunk)]
                     start += len(chunk)
                     chosen = None if labels is None else labels[name][here]
-                    writer.write(name, here, chunk, chosen, list(pool.map(_fault, chunk)))
+                    writer.write(name, here, chunk, chosen, list(pool.map(_checked, chunk)))
                     bar.update(len(chunk))
                 writer.close()
-        _judge(writer, total, config)
-        result = FetchResult(out, writer.counts, classes, len(writer.faults), source.ignored, writer.digest.hexdigest())
+        warnings = source.warnings + _judge(writer, total, config)
+        result = FetchResult(
+            out,
+            writer.counts,
+            classes,
+            skipped=len(writer.faults),
+            ignored=source.passed_over.total(),
+            sha256=writer.digest.hexdigest(),
+            available=sum(split.count for split in source.splits.values()),
+            passed_over=source.passed_over,
+            unused=source.unused,
+            several_frames=writer.several_frames,
+            commit=source.commit,
+            revision=config.revision,
+        )
         write_json(folder / METADATA, _metadata(config, result))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return result
 
 
@@ -119,6 +187,7 @@ def _metadata(config: DataConfig, result: FetchResult) -> dict[str, Any]:
         "source": config.source,
         "name": "digits" if digits else _display_name(config.name or config.path),
         "revision": config.revision,
+        **({"commit": result.commit} if config.source == "hub" else {}),
         "image_column": None if digits else config.image_column,
         "label_column": None if digits else config.label_column,
         "splits": result.splits,
@@ -131,7 +200,7 @@ def _metadata(config: DataConfig, result: FetchResult) -> dict[str, Any]:
 
 def _display_name(name: str) -> str:
     """Of a local path the last part: a raw form made from the same files is the same wherever they lie."""
-    return Path(name).resolve().name if Path(name).exists() else name
+    return readable(Path(name).resolve().name if Path(name).exists() else name)
 
 
 def _origin(config: DataConfig) -> str:
@@ -163,15 +232,24 @@ def _chunks(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:
         yield chunk
 
 
-def _fault(image: Encoded) -> str | None:
-    """Why the image cannot be used, or None."""
+@dataclass(frozen=True)
+class _Checked:
+    """What a look at an image found. fault: why it cannot be used. deepest: the highest value of 16-bit grey."""
+
+    fault: str | None = None
+    several_frames: bool = False
+    deepest: int | None = None
+
+
+def _checked(image: Encoded) -> _Checked:
     if image.data is None:
-        return "no bytes"
+        return _Checked("no bytes")
     try:
-        flatten(decode(image.data))
+        decoded = decode(image.data)
+        flatten(decoded)
     except ValueError as error:
-        return str(error)
-    return None
+        return _Checked(str(error))
+    return _Checked(None, has_more_frames(decoded), deep_maximum(decoded))
 
 
 class _Writer:
@@ -180,6 +258,8 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         self.counts: dict[str, int] = {}
         self.faults: list[str] = []
+        self.several_frames = 0
+        self.deep: list[int] = []  # the highest value of each 16-bit image
         self.digest = hashlib.sha256()
         self._folder = folder
         self._files: dict[str, int] = {}
@@ -192,14 +272,16 @@ class _Writer:
         rows: np.ndarray,
         chunk: list[Encoded],
         labels: np.ndarray | None,
-        faults: list[str | None],
+        checked: list[_Checked],
     ) -> None:
         """Appends the images of a chunk that have no fault and notes the others. rows, labels: int64 [m]."""
         self.counts.setdefault(split, 0)
-        good = [i for i, fault in enumerate(faults) if fault is None]
-        for image, row, fault in zip(chunk, rows, faults, strict=True):
-            if fault is not None:
-                self.faults.append(f"{image.path or f'{split} row {row}'} ({fault})")
+        good = [i for i, one in enumerate(checked) if one.fault is None]
+        for image, row, one in zip(chunk, rows, checked, strict=True):
+            if one.fault is not None:
+                self.faults.append(f"{image.path or f'{split} row {row}'} ({one.fault})")
+        self.several_frames += sum(one.several_frames for one in checked)
+        self.deep += [one.deepest for one in checked if one.deepest is not None]
         if not good:
             return
         for i in good:
@@ -230,10 +312,17 @@ class _Writer:
         self._open, self._open_rows = None, 0
 
 
-def _judge(writer: _Writer, total: int, config: DataConfig) -> None:
-    """Raises FetchError where unreadable images are not to be left out, or nothing is left; else warns."""
+def _judge(writer: _Writer, total: int, config: DataConfig) -> list[str]:
+    """What to warn of. Raises FetchError where unreadable images are not to be left out, or nothing is left."""
+    warnings = []
+    if writer.deep and max(writer.deep) < _DARK:
+        bits = max(max(writer.deep).bit_length(), 1)
+        warnings.append(
+            f"{_origin(config)}: {len(writer.deep)} grey images of 16 bits hold no value above {max(writer.deep)} of "
+            f"65535 and come out nearly black; if they count in {bits} bits, multiply them by {2 ** (16 - bits)}"
+        )
     if not writer.faults:
-        return
+        return warnings
     shown = "; ".join(writer.faults[:_SHOWN]) + ("; ..." if len(writer.faults) > _SHOWN else "")
     found = f"{_origin(config)}: {len(writer.faults)} of {total} images cannot be read: {shown}"
     if config.on_bad_image == "error":
@@ -241,7 +330,7 @@ def _judge(writer: _Writer, total: int, config: DataConfig) -> None:
     empty = [split for split, count in writer.counts.items() if not count]
     if empty:
         raise FetchError(f"{found}. No image is left in the {empty[0]} split")
-    print(f"warning: {found}; left out", file=sys.stderr)
+    return [*warnings, f"{found}; left out"]
 
 
 # Labels
@@ -255,10 +344,10 @@ def _resolve(source: Source, config: DataConfig) -> tuple[list[str] | None, dict
     for name, values in labels.items():
         _check_present(name, values, source.names, config)
     if source.names is not None:
-        return source.names, {name: np.array(values, np.int64) for name, values in labels.items()}
+        return list(map(readable, source.names)), {name: np.array(values, np.int64) for name, values in labels.items()}
     distinct = sorted(set().union(*labels.values()))
     index = {value: i for i, value in enumerate(distinct)}
-    return [str(value) for value in distinct], {
+    return [readable(str(value)) for value in distinct], {
         name: np.array([index[value] for value in values], np.int64) for name, values in labels.items()
     }
 
@@ -315,15 +404,15 @@ def _hub(config: DataConfig) -> Source:
     import datasets
     import huggingface_hub
 
-    parts = {}
+    parts, commit = {}, _commit(config)
     for name, split in _split_names(config).items():
         try:
-            parts[name] = datasets.load_dataset(config.name, revision=config.revision, split=split)
+            parts[name] = datasets.load_dataset(config.name, revision=commit or config.revision, split=split)
         # The library, its file readers and the network each raise their own kinds.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = readable(" ".join(str(error).split())) or type(error).__name__
             raise FetchError(
-                f"data.name = {config.name!r}: cannot load split {split!r} of revision {config.revision!r}: "
+                f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
                 f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
                 "is in the cache already; or use data.source: parquet or imagefolder with local files"
             ) from error
@@ -346,7 +435,35 @@ def _hub(config: DataConfig) -> Source:
         return Split(len(part), labels, encoded)
 
     names = [_class_names(part.features.arrow_schema, config) for part in parts.values()]
-    return Source({name: split_of(part) for name, part in parts.items()}, _same_names(names, config))
+    others = set().union(*(part.info.splits or {} for part in parts.values())) - set(_split_names(config).values())
+    return Source(
+        {name: split_of(part) for name, part in parts.items()},
+        _same_names(names, config),
+        unused=[f"split {readable(str(name))}" for name in sorted(others)],
+        commit=commit,
+    )
+
+
+def _commit(config: DataConfig) -> str | None:
+    """The commit of the Hub that data.revision (null: main) stands for now; without the Hub, the only one in its cache.
+
+    None for a local folder, and where neither tells: load_dataset says what is wrong.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if Path(config.name).exists():
+        return None
+    if re.fullmatch("[0-9a-f]{40}", config.revision or ""):
+        return config.revision
+    try:
+        return HfApi().dataset_info(config.name, revision=config.revision).sha
+    # The library and the network each raise their own kinds.
+    except Exception:
+        folder = Path(constants.HF_HUB_CACHE, f"datasets--{config.name.replace('/', '--')}", "snapshots")
+        with suppress(OSError):
+            cached = [place for place in folder.iterdir() if re.fullmatch("[0-9a-f]{40}", place.name)]
+            return cached[0].name if len(cached) == 1 and config.revision is None else None
+    return None
 
 
 def _parquet(config: DataConfig) -> Source:
@@ -355,12 +472,18 @@ def _parquet(config: DataConfig) -> Source:
     for name, files in _parquet_files(config).items():
         schemas = []
         for path in files:
-            with _readable(path):
-                schemas.append(pq.read_schema(path))
+            with _parquet_file(path) as file:
+                schemas.append(file.schema_arrow)
             _check_columns(schemas[-1], config)
         names += [_class_names(schema, config) for schema in schemas]
         splits[name] = _parquet_split(files, config)
-    return Source(splits, _same_names(names, config))
+    root, used = Path(config.path), {file for files in _parquet_files(config).values() for file in files}
+    passed_over, unused = Counter(), []
+    if root.is_dir():
+        beside = sorted(path for path in root.iterdir() if path not in used and not path.name.startswith("."))
+        unused = [readable(path.name) for path in beside if path.suffix == ".parquet" or path.is_dir()]
+        passed_over.update(path.suffix.lower() or BARE for path in beside if readable(path.name) not in unused)
+    return Source(splits, _same_names(names, config), passed_over, unused)
 
 
 def _parquet_files(config: DataConfig) -> dict[str, list[Path]]:
@@ -375,21 +498,19 @@ def _parquet_files(config: DataConfig) -> dict[str, list[Path]]:
         return {"train": [path]}
     if not path.is_dir():
         raise FetchError(f"data.path = {config.path!r}: no such file or folder")
-    found = sorted(file for file in path.iterdir() if file.suffix == ".parquet" and file.is_file())
-    files = {
-        name: [file for file in found if file.name.startswith(split)] for name, split in _split_names(config).items()
-    }
+    found = parquet_files(path, "")
+    files = {name: parquet_files(path, split) for name, split in _split_names(config).items()}
     for name, split in _split_names(config).items():
         if not files[name]:
             raise FetchError(
                 f"data.{name}_split = {split!r}: no {split}*.parquet in data.path = {config.path!r}; it has "
-                f"{', '.join(file.name for file in found[:_SHOWN]) or 'no parquet files'}"
+                f"{', '.join(readable(file.name) for file in found[:_SHOWN]) or 'no parquet files'}"
             )
     shared = set(files["train"]) & set(files.get("test", []))
     if shared:
         raise FetchError(
             f"data.train_split = {config.train_split!r}, data.test_split = {config.test_split!r}: both take "
-            f"{min(shared).name}; use names of which none begins with the other"
+            f"{readable(min(shared).name)}; use names of which none begins with the other"
         )
     return files
 
@@ -397,7 +518,7 @@ def _parquet_files(config: DataConfig) -> dict[str, list[Path]]:
 def _parquet_split(files: list[Path], config: DataConfig) -> Split:
     count, labels = 0, None if config.label_column is None else []
     for path in files:
-        with _readable(path), pq.ParquetFile(path) as file:
+        with _parquet_file(path) as file:
             count += file.metadata.num_rows
             if labels is not None:
                 labels += file.read([config.label_column]).column(0).to_pylist()
@@ -405,7 +526,7 @@ def _parquet_split(files: list[Path], config: DataConfig) -> Split:
     def encoded(rows: np.ndarray) -> Iterator[Encoded]:
         start = 0
         for path in files:
-            with _readable(path), pq.ParquetFile(path) as file:
+            with _parquet_file(path) as file:
                 for batch in file.iter_batches(_READ_ROWS, columns=[config.image_column]):
                     first, last = np.searchsorted(rows, [start, start + len(batch)])
                     here = pa.array(rows[first:last] - start)
@@ -421,10 +542,8 @@ def _imagefolder(config: DataConfig) -> Source:
     root = Path(config.path)
     if not root.is_dir():
         raise FetchError(f"data.path = {config.path!r}: no such folder")
-    wanted = _split_names(config)
-    if config.test_split is None and not (root / config.train_split).is_dir():
-        wanted = {"train": "."}
-    splits, ignored = {}, 0
+    wanted = split_folders(root, train_split=config.train_split, test_split=config.test_split)
+    splits, passed_over = {}, Counter()
     for name, sub in wanted.items():
         if not (root / sub).is_dir():
             raise FetchError(
@@ -436,21 +555,84 @@ def _imagefolder(config: DataConfig) -> Source:
                 f"data.{name}_split = {sub!r}: leads out of data.path = {config.path!r} (a link?); name the folder "
                 "that holds the images itself"
             )
-        paths, others = image_files(root / sub)
-        ignored += others
-        if not paths:
+        found = image_files(root / sub)
+        passed_over += found.passed_over
+        if not found.paths:
             raise FetchError(
                 f"data.path = {config.path!r}: no {', '.join(SUFFIXES)} files in the folder of the {name} "
-                f"split ({others} other files, hidden ones and links out of the folder are passed over)"
+                f"split ({_other_files(found.passed_over)})"
             )
-        splits[name] = _folder_split(root / sub, paths, config)
-    return Source(splits, ignored=ignored)
+        splits[name] = _folder_split(root / sub, found.paths, config)
+        paths = found.paths
+    whole = wanted == {"train": "."}
+    unused = [] if "." in wanted.values() else _unused(root, set(wanted.values()))
+    warnings = _of_splits_in_one(paths, config) if whole else _of_unused(unused, wanted, config)
+    return Source(splits, None, passed_over, [readable(name) for name in unused], warnings=warnings)
+
+
+def _other_files(passed_over: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {readable(kind)}" for kind, count in passed_over.most_common(_SHOWN))
+    return f"passed over: {kinds}" if kinds else "the folder is empty; hidden folders and links are not entered"
+
+
+def _unused(root: Path, used: set[str]) -> list[str]:
+    """Folders beside those of the splits that hold images too."""
+    inside = {PurePath(name).parts[0] for name in used}
+    return [
+        name
+        for name in subfolders(root)
+        if name not in inside and any(path.suffix.lower() in SUFFIXES for path in walk(root / name))
+    ]
+
+
+def _of_unused(unused: list[str], wanted: dict[str, str], config: DataConfig) -> list[str]:
+    """A warning where one folder alone is the train split and others hold images too."""
+    if not unused or "test" in wanted:
+        return []
+    if all(map(is_split_like, unused)):
+        mend = f"to test on one of them set data.test_split, e.g. {readable(_best_test(unused))}"
+    else:
+        mend = "to take the whole folder set data.train_split: ."
+    return [
+        f"data.path = {config.path!r}: only its folder {readable(wanted['train'])} is read (data.train_split = "
+        f"{config.train_split!r}), not {_few([readable(name) for name in unused], _SHOWN)}; {mend}"
+    ]
+
+
+def _of_splits_in_one(paths: list[PurePath], config: DataConfig) -> list[str]:
+    """A warning where folders that are called as splits are read as one set."""
+    for depth in (0, 1):
+        parents = {path.parts[: depth + 1] for path in paths if len(path.parts) > depth + 1}
+        found = sorted(PurePath(*parts).as_posix() for parts in parents if is_split_like(parts[-1]))
+        if not found:
+            continue
+        shown = _few([readable(name) for name in found], _SHOWN)
+        kind = "classes called" if depth == 0 and config.label_column is not None else "folders"
+        above = {PurePath(name).parent for name in found}
+        train = [name for name in found if PurePath(name).name.casefold().startswith("train")]
+        if len(above) == 1 and train:
+            place = "" if depth == 0 else f"set data.path to its folder {readable(above.pop().as_posix())}, "
+            test = [name for name in found if name not in train]
+            mend = f"{place}set data.train_split: {readable(PurePath(train[0]).name)}"
+            mend += f" and data.test_split: {readable(PurePath(_best_test(test)).name)}" if test else ""
+        else:
+            mend = "move the images into one folder for each split, with the classes' folders in it"
+        return [
+            f"data.path = {config.path!r}: {kind} {shown} look like splits, and are read as one set; if they are "
+            f"splits, {mend}"
+        ]
+    return []
+
+
+def _best_test(names: list[str]) -> str:
+    """Of folders that look like splits the one to test on."""
+    return min(names, key=lambda name: (not PurePath(name).name.casefold().startswith("test"), name))
 
 
 def _folder_split(folder: Path, paths: list[PurePath], config: DataConfig) -> Split:
     labels = None
     if config.label_column is not None:
-        loose = [path.name for path in paths if len(path.parts) == 1]
+        loose = [readable(path.name) for path in paths if len(path.parts) == 1]
         if loose:
             raise FetchError(
                 f"data.path = {config.path!r}: {len(loose)} images lie in no class folder: "
@@ -460,31 +642,9 @@ def _folder_split(folder: Path, paths: list[PurePath], config: DataConfig) -> Sp
         labels = [path.parts[0] for path in paths]
 
     def encoded(rows: np.ndarray) -> Iterator[Encoded]:
-        return (Encoded(_read(folder / paths[i]), paths[i].as_posix()) for i in rows)
+        return (Encoded(_read(folder / paths[i]), readable(paths[i].as_posix())) for i in rows)
 
     return Split(len(paths), labels, encoded)
-
-
-def image_files(folder: Path) -> tuple[list[PurePath], int]:
-    """Paths of image files relative to `folder`, sorted, and the number of other files and links passed over.
-
-    Hidden files and folders are no images: previews and notebook copies live there.
-    """
-    paths, ignored, root = [], 0, folder.resolve()
-    for place, folders, files in os.walk(folder):
-        # os.walk enters no linked folder, but lists it.
-        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        ignored += len(linked)
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in linked]
-        for name in files:
-            path = Path(place, name)
-            hidden = name.startswith(".") or path.suffix.lower() not in SUFFIXES
-            # A pipe or a device would have the reader wait for ever.
-            if hidden or not path.is_file() or (path.is_symlink() and not path.resolve().is_relative_to(root)):
-                ignored += 1
-            else:
-                paths.append(PurePath(path.relative_to(folder)))
-    return sorted(paths, key=lambda path: path.parts), ignored
 
 
 _SOURCES = {"digits": _digits, "hub": _hub, "parquet": _parquet, "imagefolder": _imagefolder}
@@ -500,12 +660,15 @@ def _split_names(config: DataConfig) -> dict[str, str]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns what a damaged file raises into a FetchError that names it."""
+def _parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """The open file. Turns what a damaged one raises into a FetchError that names it."""
     try:
-        yield
+        # Arrow itself opens no file whose name is not UTF-8.
+        with open(path, "rb") as file, pq.ParquetFile(file) as opened:
+            yield opened
     except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
-        raise FetchError(f"{path}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
+        named = readable(str(path))
+        raise FetchError(f"{named}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
 
 
 def _check_columns(schema: pa.Schema, config: DataConfig) -> None:
@@ -564,7 +727,7 @@ def _encoded(cell: Any, folder: Path | None, *, within: list[Path]) -> Encoded:
     if data is None:
         file = (folder or Path()) / path
         data = _read(file) if _lies_within(file, within) else None
-    return Encoded(data, PurePath(path).name)
+    return Encoded(data, readable(PurePath(path).name))
 
 
 def _lies_within(file: Path, folders: list[Path]) -> bool:

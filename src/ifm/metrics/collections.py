@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ifm.data.local import SUFFIXES, image_files
 from ifm.data.preprocessing import WORKERS, decode, flatten, to_array
-from ifm.data.sources import SUFFIXES, image_files
 from ifm.errors import UserError
+from ifm.files import readable
 from ifm.images import to_uint8
 from ifm.parallel import shared_batches
 from ifm.progress import progress
@@ -69,12 +70,13 @@ class Pictures(ABC):
 
 
 class FolderPictures(Pictures):
-    """PNG, JPEG and WebP files of a folder and of those in it, sorted by path."""
+    """Image files of a folder and of those in it, sorted by path."""
 
     def __init__(self, path: Path) -> None:
         """Raises ImagesError where there are none."""
         self.path = path
-        self._files, self.passed_over = image_files(path)
+        found = image_files(path)
+        self._files, self.passed_over = found.paths, found.passed_over.total()
         if not self._files:
             arrays = sorted(file.name for file in path.glob("*.np[yz]"))
             mend = f"name one of its arrays: {', '.join(arrays[:_SHOWN])}" if arrays else "name a folder that has some"
@@ -84,7 +86,7 @@ class FolderPictures(Pictures):
         return len(self._files)
 
     def name(self, i: int) -> str:
-        return str(self.path / self._files[i])
+        return readable(str(self.path / self._files[i]))
 
     def picture(self, i: int) -> Image.Image:
         try:

@@ -1,10 +1,12 @@
 """`ifm track`, `ifm promote` and `ifm mlflow-model`."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 
 from ifm.errors import UserError
+from ifm.options import local_path
 from ifm.tracking import locallog, store
 
 
@@ -88,9 +90,13 @@ def mlflow_model(given: argparse.Namespace) -> None:
 
 def _add_mlflow_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="NAME", help="a flow: its folder, e.g. models/flow/ve, or ifm-flow-ve@best"
+        "--model",
+        type=os.path.expanduser,
+        required=True,
+        metavar="NAME",
+        help="a flow: its folder, e.g. models/flow/ve, or ifm-flow-ve@best",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="a new folder")
 
 
 COMMANDS = {

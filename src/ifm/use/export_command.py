@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ifm.errors import UserError
-from ifm.options import check_writable
+from ifm.options import check_writable, local_path
 
 if TYPE_CHECKING:
     from ifm.model import IntegrationFlow
@@ -51,10 +51,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_ID", help="a flow's folder (models/flow/ve), or a Hub id owner/name")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; new or empty")
+    add("--out", type=local_path, required=True, metavar="FOLDER", help="where to write; new or empty")
     add("--format", choices=FORMATS, default="diffusers", help="default: %(default)s")
-    add("--evaluation", type=Path, metavar="FILE.json", help="for the card: reports/metrics/ve.json")
-    add("--grid", type=Path, metavar="FILE.png", help="for the card; default: the model's samples of seed 0")
+    add("--evaluation", type=local_path, metavar="FILE.json", help="for the card: reports/metrics/ve.json")
+    add("--grid", type=local_path, metavar="FILE.png", help="for the card; default: the model's samples of seed 0")
     add("--title", metavar="TEXT", help="of the card; default: the folder's name")
     add("--dataset", metavar="TEXT", help="for the card: what it was trained on, best as a Hub id")
     add("--license", metavar="ID", help="for the card, as the Hub names it: apache-2.0, cc-by-4.0, ...")

@@ -1,6 +1,7 @@
 """`ifm sample`: samples of a trained model as a picture, an array or a folder of images."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=at_least(0), default=0, metavar="N", help="default: %(default)s")
     add("--batch-size", type=at_least(1), default=200, metavar="N", help="samples at a time (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    add("--out", required=True, metavar="PATH", help="grid.png, samples.npy, or a folder/ for a PNG each")
+    add(
+        "--out",
+        type=os.path.expanduser,
+        required=True,
+        metavar="PATH",
+        help="grid.png, samples.npy, or a folder/ for a PNG each",
+    )
 
 
 def run(given: argparse.Namespace) -> None:
