@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
     $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Programs are called as modules: a script's first line holds the environment's path, which not every path survives.
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -25,29 +26,29 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 doctor: setup ## what of this machine and this folder stands in the way of a run
-	$(BIN)/ifm doctor
+	$(BIN)/python -m ifm doctor
 
 repro: setup ## run the pipeline (dvc repro) and say where the report is
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
-	$(BIN)/dvc repro
+	$(BIN)/python -m dvc repro
 	@# On a clone with pulled results nothing runs: the empty MLflow store gets its rows all the same.
-	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/dvc repro --quiet --force --single-item track
-	@echo; echo "report: $(CURDIR)/reports/index.html"
+	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/python -m dvc repro --quiet --force --single-item track
+	@echo; echo "report: $$PWD/reports/index.html"
 
 track: setup ## make this state's rows in MLflow again (after a pull, or for another store)
-	$(BIN)/dvc repro --force --single-item track
+	$(BIN)/python -m dvc repro --force --single-item track
 
 test: setup ## ruff and pytest
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
 lint: setup ## ruff alone, mending what it can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder); OBJECTIVE=...
 	$(BIN)/python -m pipeline.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
@@ -78,8 +79,7 @@ check-cache: setup ## read all of DVC's cache for damaged files; MEND=1 removes 
 	$(BIN)/python -m pipeline.check_cache $(if $(MEND),--mend)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
-	@echo "runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	$(BIN)/python -m ifm ui --port $(or $(PORT),5000)
 
 params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
 	$(BIN)/python -m pipeline.params_reference
