@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment cannot be moved: its programs and its link to src/ stay those of the old folder. It is made anew.
+MOVED := $(shell [ -L $(VENV) ] || [ ! -s $(STAMP) ] || [ "$$(cat $(STAMP))" = "$$(pwd -P)" ] || echo moved)
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
     $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -19,11 +21,15 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv and install the pinned dependencies
 
+ifdef MOVED
+.PHONY: $(STAMP)
+endif
 $(STAMP): pyproject.toml constraints.txt
+	$(if $(MOVED),@echo "$(VENV) was made in another folder: it is made anew"; rm -rf $(VENV))
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
-	@touch $@
+	@pwd -P > $@
 
 doctor: setup ## what of this machine and this folder stands in the way of a run
 	$(BIN)/python -m ifm doctor

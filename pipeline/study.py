@@ -28,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from ifm import checkout
 from ifm.config import Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, read_json, write_text
@@ -458,6 +459,9 @@ def check_checkout() -> str:
         if "not installed" in str(error):
             raise
         raise UserError("this folder is not a Git checkout with a commit; clone the repository") from error
+    if missing := checkout.missing_identity(Path.cwd()):
+        how = " and ".join(f"git config {key} ..." for key in missing)
+        raise UserError(f"Git does not know your {' and '.join(missing)}, and experiments are commits: {how}")
     changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()]
     changed = [name for name in changed if name != "dvc.lock" and not name.startswith("reports/")]
     if changed:

@@ -4,7 +4,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -12,7 +12,9 @@ from urllib.request import url2pathname
 from ifm import checkout
 
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
+MLFLOWS = "mlruns"  # artifacts of MLflow's own experiment
 OWN = f"sqlite:///{STORE}"  # the project's own store, as logs and records name it: they travel with the project
+_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 SECONDS = 20.0  # for a database that another process writes to
 # Table, key, column, and what stands behind the folder of artifacts in it.
 PLACES = (
@@ -55,6 +57,16 @@ def sqlite_file(uri: str) -> Path | None:
 
     name = make_url(uri).database
     return None if not name or name == ":memory:" or name.startswith("file:") else Path(name)
+
+
+@contextmanager
+def defaults(root: Path) -> Iterator[None]:
+    """Has MLflow note the folder of its own experiment as an address: it puts a path into SQL, quotes and all."""
+    os.environ[_ROOT] = (root / MLFLOWS).as_uri()
+    try:
+        yield
+    finally:
+        os.environ.pop(_ROOT, None)
 
 
 def check(file: Path) -> None:
@@ -109,6 +121,7 @@ def take_along(file: Path, root: Path) -> list[str]:
 
 
 def _defaults(connection: sqlite3.Connection, old: Path, root: Path) -> None:
-    """The same for MLflow's own experiment, which it puts into mlruns in the folder the store was made in."""
-    query = "update experiments set artifact_location = ? where artifact_location = ?"
-    connection.execute(query, (str(root / "mlruns/0"), str(old / "mlruns/0")))
+    """The same for MLflow's own experiment, `Default`."""
+    query = "update experiments set artifact_location = ? where artifact_location in (?, ?)"
+    before = old / MLFLOWS / "0"
+    connection.execute(query, ((root / MLFLOWS / "0").as_uri(), str(before), before.as_uri()))

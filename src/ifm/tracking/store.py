@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -138,8 +138,9 @@ def connect(name: str | None = None) -> tuple[Any, str]:
     with locked():
         if file is not None:
             places.check(file)
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(name)
+        with places.defaults(root) if file is not None else nullcontext():
+            client = MlflowClient(uri)
+            experiment = client.get_experiment_by_name(name)
         if is_own(uri):
             for line in places.take_along(file, root):
                 notice(line)
