@@ -164,7 +164,7 @@ def goes_on(folder: Path | None) -> str:
         return f"stopped; {again} goes on from step {int(steps[-1])}"
     if shards:
         return f"stopped; {again} goes on after {shards} shards"
-    return f"stopped; {again} goes on with this stage from its start"
+    return f"stopped; {again} goes on with this stage"
 
 
 def worked_in(root: Path, stage: str) -> Path | None:

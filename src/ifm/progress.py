@@ -133,9 +133,11 @@ def at_work(name: str, *, every: float = EVERY, say: Callable[[str], None] = tel
     began, ended = time.monotonic(), threading.Event()
 
     def watch() -> None:
+        said = began
         while not ended.wait(every / 2):
-            now = time.monotonic()
-            if now - max(_last, began) >= gap(now - began, every=every):
+            now, said = time.monotonic(), max(said, _last)
+            if now - said >= gap(now - began, every=every):
+                said = now
                 say(f"{name}: at work for {in_words(now - began)}")
 
     if _is_main() and not sys.stderr.isatty():

@@ -134,7 +134,9 @@ def connect(name: str | None = None) -> tuple[Any, str]:
 
     root, uri, name = project_root(), tracking_uri(), name or experiment_name()
     file = places.sqlite_file(uri)
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
     mlflow.set_tracking_uri(uri)
+    os.environ["MLFLOW_TRACKING_URI"] = given  # MLflow has written the address there, which may be a relative one
     with locked():
         if file is not None:
             places.check(file)
