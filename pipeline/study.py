@@ -550,6 +550,7 @@ def command(work: Callable[[], int], name: str, folder: Path, *, alone: bool) ->
     except Timeout:
         sys.exit(f"the study {name} is already running in this folder")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (UserError, ConfigError) as error:
         sys.exit(str(error))

@@ -18,10 +18,19 @@ from ifm.model import Teacher
 from ifm.stopping import Note
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import fit
-from pipeline import launch, unfinished
+from pipeline import launch, study, unfinished
 
 ROOT = Path(__file__).parents[1]
 INTERRUPTED = 128 + signal.SIGINT
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """As they were before each test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def around(**env: str) -> dict[str, str]:
@@ -266,6 +275,17 @@ def test_a_command_of_the_pipeline_without_words_of_its_own(tmp_path):
     (tmp_path / "pipeline/tool.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
     status, said = stopped([sys.executable, "-m", "pipeline.tool"], tmp_path, PYTHONPATH=str(tmp_path))
     assert (status, said) == (-signal.SIGINT, "stopped; the same command starts again\n")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_sweep_or_study(alone, tmp_path, capsys):
+    def work() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        study.command(work, "ablation", tmp_path / "logs", alone=alone)
+    assert ended.value.code == INTERRUPTED
+    assert capsys.readouterr().err == "ablation: stopped; the same command goes on from here\n"
 
 
 def test_a_command_of_ifm(monkeypatch, capsys):

@@ -303,7 +303,8 @@ def tracking(root: Path) -> Iterator[Finding]:
 
     with _in(root):
         uri = store.tracking_uri()
-        file = places.sqlite_file(uri)
+        own = not os.environ.get("MLFLOW_TRACKING_URI")
+        file = root / places.STORE if own else places.sqlite_file(uri)
     if file is not None:
         yield from _sqlite(file.absolute() if file.is_absolute() else (root / file).resolve(), root)
     elif uri.partition(":")[0] in ("http", "https"):
@@ -362,20 +363,12 @@ def _sqlite(file: Path, root: Path) -> Iterator[Finding]:
 
 
 def _other_store(uri: str) -> Finding:
-    """Asks a store of another kind: MLflow itself, or the database that is behind it."""
+    """Asks a store of another kind."""
     from ifm.tracking import store
 
     shown = store.without_secrets(uri)
-    store.quiet()
     try:
-        if uri.partition(":")[0].partition("+")[0] in ("postgresql", "mysql", "mssql"):
-            import sqlalchemy
-
-            sqlalchemy.create_engine(uri).connect().close()
-        else:
-            import mlflow
-
-            mlflow.MlflowClient(uri).search_experiments(max_results=1)
+        store.ask(uri)
     except Exception as error:  # each kind of store has its own
         return Finding("tracking", PROBLEM, f"{shown}: {store.brief(error)}", "or unset MLFLOW_TRACKING_URI")
     return Finding("tracking", OK, f"{shown}: answers")

@@ -159,6 +159,19 @@ def connect(name: str | None = None) -> tuple[Any, str]:
     return client, experiment.experiment_id
 
 
+def ask(uri: str) -> None:
+    """Raises what a store raises that does not answer: the database behind it, else MLflow itself. Nothing is made."""
+    quiet()
+    if uri.partition(":")[0].partition("+")[0] in ("postgresql", "mysql", "mssql"):
+        import sqlalchemy
+
+        sqlalchemy.create_engine(uri).connect().close()
+    else:
+        import mlflow
+
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
 def find_run(client: Any, experiment: str, query: str) -> str | None:
     """The id of the newest run that a query finds."""
     found = client.search_runs([experiment], query, max_results=1)
