@@ -5,9 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment cannot be moved: its programs and its link to src/ stay those of the old folder. It is made anew.
+MOVED := $(shell [ -L $(VENV) ] || [ ! -s $(STAMP) ] || [ "$$(cat $(STAMP))" = "$$(pwd -P)" ] || echo moved)
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
     $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Programs are called as modules: a script's first line holds the environment's path, which not every path survives.
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -18,37 +21,41 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv and install the pinned dependencies
 
+ifdef MOVED
+.PHONY: $(STAMP)
+endif
 $(STAMP): pyproject.toml constraints.txt
+	$(if $(MOVED),@echo "$(VENV) was made in another folder: it is made anew"; rm -rf $(VENV))
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
-	@touch $@
+	@pwd -P > $@
 
 doctor: setup ## what of this machine and this folder stands in the way of a run
-	$(BIN)/ifm doctor
+	$(BIN)/python -m ifm doctor
 
 repro: setup ## run the pipeline (dvc repro) and say where the report is
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
 	@$(BIN)/python -m pipeline.params_file
-	$(BIN)/dvc repro
+	$(BIN)/python -m dvc repro
 	@# On a clone with pulled results nothing runs: the empty MLflow store gets its rows all the same.
-	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/dvc repro --quiet --force --single-item track
-	@echo; echo "report: $(CURDIR)/reports/index.html"
+	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/python -m dvc repro --quiet --force --single-item track
+	@echo; echo "report: $$PWD/reports/index.html"
 
 track: setup ## make this state's rows in MLflow again (after a pull, or for another store)
-	$(BIN)/dvc repro --force --single-item track
+	$(BIN)/python -m dvc repro --force --single-item track
 
 test: setup ## ruff and pytest
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
 lint: setup ## ruff alone, mending what it can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder); OBJECTIVE=...
 	$(BIN)/python -m pipeline.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
@@ -79,8 +86,7 @@ check-cache: setup ## read all of DVC's cache for damaged files; MEND=1 removes 
 	$(BIN)/python -m pipeline.check_cache $(if $(MEND),--mend)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
-	@echo "runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	$(BIN)/python -m ifm ui --port $(or $(PORT),5000)
 
 params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
 	$(BIN)/python -m pipeline.params_reference

@@ -3,7 +3,19 @@
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C in a command that has nothing to say about it."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print("stopped; the same command starts again", file=sys.stderr, flush=True)
+
+
+if sys.argv[:1] == ["-m"]:  # a command is being started
+    sys.excepthook = _one_line
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 # A name that a terminal's encoding lacks is shown by its escapes, as on stderr, and is no error.

@@ -10,14 +10,17 @@ from pathlib import Path
 WITHOUT_EFFECT = frozenset(
     {
         "src/ifm/__init__.py",
+        "src/ifm/checkout.py",
         "src/ifm/config.py",
         "src/ifm/errors.py",
         "src/ifm/needs.py",
         "src/ifm/progress.py",
+        "src/ifm/stopping.py",
         "src/ifm/tracking/__init__.py",
         "src/ifm/tracking/delivery.py",
         "src/ifm/tracking/lineage.py",
         "src/ifm/tracking/locallog.py",
+        "src/ifm/tracking/places.py",
         "src/ifm/tracking/registry.py",
         "src/ifm/tracking/runs.py",
         "src/ifm/tracking/states.py",

@@ -10,9 +10,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ifm.errors import UserError
+from ifm.tracking import project_root
 from pipeline import unfinished
+
+if TYPE_CHECKING:
+    import psutil
+
+LAUNCHED = "IFM_LAUNCHED"  # set in the processes that `relaunch` starts
+PATIENCE = 20.0  # seconds for them to end
 
 
 def launcher() -> list[str] | None:
@@ -51,8 +61,11 @@ def _gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def relaunch(module: str, arguments: list[str]) -> int | None:
-    """Runs the stage under a launcher and returns its exit status, or None where this process is to do the work."""
+def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int | None:
+    """Runs the stage under a launcher and returns its exit status, or None where this process is to do the work.
+
+    Ctrl-C comes to this process alone, which ends the others and says in one line where `dvc repro` goes on.
+    """
     try:
         words = launcher()
         if words is None:
@@ -60,7 +73,8 @@ def relaunch(module: str, arguments: list[str]) -> int | None:
         # A launcher of one process sets no RANK: the stage it starts must not launch again.
         process = subprocess.Popen(
             [*words, "-m", module, *arguments],
-            env=os.environ | {"IFM_LAUNCH": "none"},
+            env=os.environ | {"IFM_LAUNCH": "none", LAUNCHED: "1"},
+            process_group=0,  # launchers answer Ctrl-C with pages of tracebacks
             preexec_fn=unfinished.end_with_parent,  # the launcher too ends with this process
         )
     except UserError as error:
@@ -72,7 +86,58 @@ def relaunch(module: str, arguments: list[str]) -> int | None:
     except OSError as error:
         print(f"IFM_LAUNCH: {words[0]!r} cannot be run ({error.strerror})", file=sys.stderr)
         return 2
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: process.send_signal(n))
-    status = process.wait()
+    signal.signal(signal.SIGTERM, lambda n, _: process.send_signal(n))
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        folder = unfinished.worked_in(project_root() / ".ifm" / "checkpoints", name)
+        with suppress(KeyboardInterrupt):  # the second one: at once
+            _end(process, module)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        print(f"{name}: {unfinished.goes_on(folder)}", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     return status if status >= 0 else 128 - status  # ended by a signal: as a shell counts it
+
+
+def _end(process: subprocess.Popen, module: str) -> None:
+    """Ends the processes of a stage, while their launcher, which would have much to say about it, is stopped.
+
+    A launcher that has none on this machine, as that of a cluster, is told to end them itself.
+    """
+    import psutil
+
+    deadline = time.monotonic() + PATIENCE
+    family = psutil.Process(process.pid).children(recursive=True)
+    working = [one for one in family if _runs(one, module)]
+    if not working:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        return
+    for one in [psutil.Process(process.pid), *family]:
+        with suppress(psutil.Error):
+            one.send_signal(signal.SIGTERM if one in working else signal.SIGSTOP)
+    while any(_lives(one) for one in working) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _runs(process: "psutil.Process", module: str) -> bool:
+    """Whether it is `python -m module`, with whatever else."""
+    import psutil
+
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        return "-m" in words and words[words.index("-m") + 1 :][:1] == [module]
+    return False
+
+
+def _lives(process: "psutil.Process") -> bool:
+    import psutil
+
+    with suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE  # which a stopped parent does not take in
+    return False

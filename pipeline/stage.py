@@ -19,6 +19,7 @@ from ifm import tracking
 from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
 from ifm.errors import UserError
 from ifm.files import located, read_json, readable
+from ifm.progress import at_work, tell
 from ifm.tracking import StageRun
 from pipeline import launch, paths, unfinished
 
@@ -154,16 +155,22 @@ def main(
     if "RANK" not in os.environ:
         unfinished.remove_temporaries(stage.outs())
     if parallel:
-        status = launch.relaunch(f"pipeline.stages.{module}", sys.argv[1:])
+        status = launch.relaunch(f"pipeline.stages.{module}", sys.argv[1:], name=name)
         if status is not None:
             sys.exit(status)
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline.stages had one for the time of the imports
     try:
-        with _tracked(stage, params(stage), tracked=tracked):
+        with at_work(name), _tracked(stage, params(stage), tracked=tracked):
             gc.freeze()
             gc.enable()  # pipeline.stages has put it off while modules were imported
             work(stage)
         stage.finish()
+    except KeyboardInterrupt:
+        if launch.LAUNCHED not in os.environ:  # else the process that launched this one says so
+            tell(f"{name}: {unfinished.goes_on(stage._work.path if stage._work else None)}")
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
             raise

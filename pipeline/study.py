@@ -28,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from ifm import checkout
 from ifm.config import Config, ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.errors import UserError, in_a_line
 from ifm.files import file_sha256, read_json, write_text
@@ -457,6 +458,9 @@ def check_checkout() -> str:
         if "not installed" in str(error):
             raise
         raise UserError("this folder is not a Git checkout with a commit; clone the repository") from error
+    if missing := checkout.missing_identity(Path.cwd()):
+        how = " and ".join(f"git config {key} ..." for key in missing)
+        raise UserError(f"Git does not know your {' and '.join(missing)}, and experiments are commits: {how}")
     changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()]
     changed = [name for name in changed if name != "dvc.lock" and not name.startswith("reports/")]
     if changed:
@@ -547,6 +551,7 @@ def command(work: Callable[[], int], name: str, folder: Path, *, alone: bool) ->
     except Timeout:
         sys.exit(f"the study {name} is already running in this folder")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (UserError, ConfigError) as error:
         sys.exit(str(error))

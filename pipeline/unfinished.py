@@ -155,6 +155,29 @@ def tell(stage: str, found: list[tuple[Path, str]], *, root: Path) -> None:
     )
 
 
+def goes_on(folder: Path | None) -> str:
+    """What is said after a stop: `dvc repro` goes on from a step, after some shards, or with the whole stage."""
+    steps = sorted(path.stem.partition("-")[2] for path in folder.glob("step-*.safetensors")) if folder else []
+    shards = len(list(folder.glob("shard-*.npy"))) if folder else 0
+    again = "the same command" if os.environ.get("DVC_EXP_NAME") else "`dvc repro`"
+    if steps:
+        return f"stopped; {again} goes on from step {int(steps[-1])}"
+    if shards:
+        return f"stopped; {again} goes on after {shards} shards"
+    return f"stopped; {again} goes on with this stage"
+
+
+def worked_in(root: Path, stage: str) -> Path | None:
+    """The folder of a stage that a living process works in."""
+    for folder in sorted(root.glob(f"{stage}-*"), key=_changed, reverse=True):
+        lock = _lock(folder) if folder.is_dir() else None
+        if lock is None:
+            return folder
+        if lock >= 0:
+            os.close(lock)
+    return None
+
+
 def remove_temporaries(outs: list[Path]) -> None:
     """Removes what a killed process was writing in the place of `outs` (ifm.files: .<name>.<pid>.tmp beside them)."""
     for out in outs:

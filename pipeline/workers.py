@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ifm.progress import progress
+from ifm.progress import is_line, progress
 from pipeline import study
 from pipeline.study import duration
 
@@ -100,7 +100,7 @@ def last_lines(text: str) -> str:
     lines = [line for line in lines if line]
     at = next((i for i, line in enumerate(lines) if line.startswith("ERROR: ")), len(lines))
     stage = next((i for i in range(at, 0, -1) if lines[i - 1].startswith("> ")), 0)  # > python -m pipeline.stages...
-    said = [line for line in lines[stage:at] if not line.startswith(("WARNING: ", "tracking: "))]
+    said = [line for line in lines[stage:at] if not (line.startswith(("WARNING: ", "tracking: ")) or is_line(line))]
     return "; ".join([*said[-MESSAGE_LINES:], *lines[at : at + 1]]) or "no output"
 
 

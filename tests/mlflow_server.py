@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ifm.tracking import places
 from ifm.tracking import store as stores
 
 PASSWORD = "s3cr3t-w0rd"
@@ -29,6 +30,13 @@ def make_empty_store(root: Path) -> Path:
         stores.connect()
         stores.connect.cache_clear()
     return root / "mlflow.db"
+
+
+def copy_store(empty: Path, root: Path) -> Path:
+    """An empty store for the project `root`, as if it had been made there."""
+    file = Path(shutil.copy(empty, root / places.STORE))
+    places.take_along(file, root)
+    return file
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from ifm import doctor
 from ifm.cli import main
 from ifm.config import load
 from ifm.doctor import OK, PROBLEM, WARNING
+from ifm.errors import UserError
 from ifm.files import file_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +35,11 @@ def checkout(tmp_path, monkeypatch) -> Path:
     (made / "pipeline").mkdir()
     for name in ("params.yaml", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", "pipeline/stage.py"):
         shutil.copy(ROOT / name, made / name)
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "start"]):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    who = (["config", "user.name", "t"], ["config", "user.email", "t@example.org"])
+    for words in (["init", "-q"], *who, ["add", "-A"], ["commit", "-qm", "start"]):
         subprocess.run(["git", *words], cwd=made, check=True)
     return made
 
@@ -89,11 +93,40 @@ def test_outside_a_checkout_and_without_dvc_and_mlflow(checkout, tmp_path, monke
 
 def test_python_and_threads(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    assert of(doctor.python()) == [(PROBLEM, "3.10.4; 3.11 or newer is needed")]
+    assert of(doctor.python())[0] == (PROBLEM, "3.10.4; 3.11 or newer is needed")
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     ((level, text),) = of(doctor.cores())
     assert level == WARNING
     assert "asks for 4096 threads" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo /usr", "python on PATH is {python}, and not this environment's"),
+        ("exit 1", "python on PATH is {python}, and not this environment's"),
+        (None, "there is no python on PATH"),
+        (f"echo '{sys.prefix}'", None),
+    ],
+    ids=["another", "broken", "none", "this one by another name"],
+)
+def test_python_on_the_path_is_this_environments(script, said, tmp_path, monkeypatch):
+    """DVC's stages call `python`, whatever that is."""
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = [(PROBLEM, said.format(python=python))] if said else []
+    assert of(doctor.python())[1:] == found
+
+
+def test_an_environment_that_came_along_from_another_folder(checkout):
+    assert list(doctor.package(checkout)) == []  # without sources there is nothing to compare
+    (checkout / "src/ifm").mkdir(parents=True)
+    ((level, text),) = of(doctor.package(checkout))
+    assert (level, text) == (WARNING, f"`ifm` is {ROOT}/src/ifm, and not this checkout's")
+    assert list(doctor.package(ROOT)) == []
 
 
 def test_a_device_that_computes_wrongly_is_a_problem(monkeypatch):
@@ -192,6 +225,22 @@ def test_addresses_are_shown_without_secrets():
     assert doctor.plain_url("/some/folder") == "/some/folder"
 
 
+@pytest.mark.parametrize("missing", [["user.name"], ["user.email"], ["user.name", "user.email"]], ids=" ".join)
+def test_git_has_to_know_who_commits(missing, checkout, monkeypatch):
+    from pipeline import study
+
+    assert WARNING not in [level for level, _ in of(doctor.dvc(checkout))]
+    for key in missing:
+        subprocess.run(["git", "config", "--unset", key], cwd=checkout, check=True)
+    warnings = [text for level, text in of(doctor.dvc(checkout)) if level == WARNING]
+    assert warnings == [
+        f"does not know your {' and '.join(missing)}: dvc exp run and sweeps end in an unexpected error"
+    ]
+    monkeypatch.chdir(checkout)
+    with pytest.raises(UserError, match=f"does not know your {' and '.join(missing)}"):
+        study.check_checkout()
+
+
 # --- tracking ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,14 +251,68 @@ def test_the_store_of_this_folder(checkout, monkeypatch):
     assert of(doctor.tracking(checkout)) == [(PROBLEM, "mlflow.db: no store of MLflow's (file is not a database)")]
     file.unlink()
     with sqlite3.connect(file) as connection:
-        connection.execute("create table runs (run_uuid text, lifecycle_stage text)")
-        connection.executemany("insert into runs values (?, ?)", [("a", "active"), ("b", "active"), ("c", "deleted")])
+        connection.execute("create table runs (run_uuid text, lifecycle_stage text, artifact_uri text)")
+        connection.execute("create table experiments (experiment_id integer, artifact_location text)")
+        connection.execute("create table logged_models (model_id text, artifact_location text)")
+        states = [("a", "active"), ("b", "active"), ("c", "deleted")]
+        connection.executemany("insert into runs values (?, ?, null)", states)
     connection.close()
     before = file.read_bytes()
     assert of(doctor.tracking(checkout)) == [(OK, "mlflow.db: 2 runs")]
     assert file.read_bytes() == before
     monkeypatch.setenv("IFM_TRACKING", "off")
     assert of(doctor.tracking(checkout)) == [(WARNING, "off (IFM_TRACKING)")]
+
+
+@pytest.mark.parametrize("name", ["100%20 sure", "what? #1", "it's"])
+def test_a_store_in_a_folder_of_an_odd_name(name, checkout, tmp_path, monkeypatch):
+    """The address that the store is opened by is tried, and not the path alone."""
+    from ifm.tracking import places
+
+    odd = checkout.rename(tmp_path / name)
+    with sqlite3.connect(odd / "mlflow.db") as connection:
+        connection.execute("create table runs (run_uuid text, lifecycle_stage text, artifact_uri text)")
+        connection.execute("create table experiments (experiment_id integer, artifact_location text)")
+        connection.execute("create table logged_models (model_id text, artifact_location text)")
+        connection.execute("insert into runs values ('a', 'active', ?)", ((odd / "mlartifacts/a/artifacts").as_uri(),))
+    connection.close()
+    monkeypatch.chdir(tmp_path)
+    assert of(doctor.tracking(odd)) == [(OK, "mlflow.db: 1 runs")]
+    monkeypatch.setattr(places, "address", lambda file: f"sqlite:///{file}")
+    spoilt = name != "it's"
+    level, text = of(doctor.tracking(odd))[0]
+    assert (level == PROBLEM, "characters that an address cannot hold" in text) == (spoilt, spoilt)
+
+
+def test_a_store_that_was_moved_along(checkout, tmp_path):
+    old = tmp_path / "old place"
+    with sqlite3.connect(checkout / "mlflow.db") as connection:
+        connection.execute("create table runs (run_uuid text, lifecycle_stage text, artifact_uri text)")
+        connection.execute("create table experiments (experiment_id integer, artifact_location text)")
+        connection.execute("create table logged_models (model_id text, artifact_location text)")
+        connection.execute("insert into experiments values (1, ?)", ((old / "mlartifacts").as_uri(),))
+        uri = (old / "mlartifacts/a/artifacts").as_uri()
+        connection.executemany(
+            "insert into runs values (?, 'active', ?)", [("a", uri), ("b", uri.replace("/a/", "/b/"))]
+        )
+    connection.close()
+    before = (checkout / "mlflow.db").read_bytes()
+    said = f"this project was at {old}, or is a copy of it; {{}} runs have their artifacts there"
+    assert of(doctor.tracking(checkout)) == [(OK, "mlflow.db: 2 runs"), (WARNING, said.format(0))]
+    (old / "mlartifacts/a/artifacts").mkdir(parents=True)
+    assert of(doctor.tracking(checkout))[1] == (WARNING, said.format(1))
+    assert (checkout / "mlflow.db").read_bytes() == before
+
+
+def test_a_store_that_mlflow_refuses_is_tried(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
+    ((level, text),) = of(doctor.tracking(checkout))
+    assert (level, "MLFLOW_ALLOW_FILE_STORE=true" in text) == (PROBLEM, True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@127.0.0.1:9/runs")
+    ((level, text),) = of(doctor.tracking(checkout))
+    assert (level, text.startswith("postgresql://127.0.0.1:9/runs: ")) == (PROBLEM, True)
+    assert "hunter2" not in text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import make_empty_store
+from mlflow_server import copy_store, make_empty_store
 
 from ifm.errors import UserError
 from ifm.files import file_sha256
@@ -38,7 +38,7 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    copy_store(empty_store, tmp_path)
     stores.connect.cache_clear()
     yield tmp_path
     stores.connect.cache_clear()
@@ -129,7 +129,7 @@ def test_teacher_and_flow_are_logged_with_their_figures_and_registered_once():
 
 def test_a_clones_store_gets_the_models_from_the_records(project: Path, empty_store: Path):
     records = [train("flow-ve", "bb")]
-    shutil.copy(empty_store, project / "mlflow.db")
+    copy_store(empty_store, project)
     stores.connect.cache_clear()
     made = track_state(state("s1", records, figures(0.7)))
     assert track_state(state("s1", records, figures(0.7))) == made

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import make_empty_store
+from mlflow_server import copy_store, make_empty_store
 
 from ifm import tracking
 from ifm.tracking import PipelineState, delivery, digest, flatten, stage_run, states, track_state
@@ -47,7 +47,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def use_store(root: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir(exist_ok=True)
-    shutil.copy(empty_store, root / "mlflow.db")
+    copy_store(empty_store, root)
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     stores.connect.cache_clear()
@@ -168,7 +168,7 @@ def test_a_run_from_start_to_end(store: Path, tmp_path: Path, monkeypatch: pytes
         "version": 1,
         "stage": "teacher-ve",
         "run_id": run.run_id,
-        "tracking_uri": f"sqlite:///{store / 'mlflow.db'}",
+        "tracking_uri": "sqlite:///mlflow.db",
         "timings": {"train_seconds": 1.5, "stage_seconds": run.timings["stage_seconds"]},
         "params": {"teacher.lr": 1e-3, "teacher.steps": 7, "seed": 0, "long": "x" * 7000},
         "metrics": {"fid": 12.5, "count": 3.0},
@@ -451,10 +451,9 @@ def test_the_parent_holds_all_params_and_metrics_and_its_children(store: Path, t
     (tmp_path / "summary.csv").write_text("a,b\n")
     made = track_state(state(records, artifacts=[tmp_path / "summary.csv"]))
     children = {r["stage"]: r["run_id"] for r in records}
-    uri = f"sqlite:///{store / 'mlflow.db'}"
     assert made == {
         "run_id": made["run_id"],
-        "tracking_uri": uri,
+        "tracking_uri": "sqlite:///mlflow.db",
         "state": "s1",
         "children": children,
         "versions": {},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import PASSWORD, Server, make_empty_store, postgres, postgres_command
+from mlflow_server import PASSWORD, Server, copy_store, make_empty_store, postgres, postgres_command
 
 from ifm.errors import UserError
 from ifm.tracking import PipelineState, delivery, stage_run, track_state
@@ -284,7 +284,7 @@ def test_a_killed_stage_loses_at_most_its_last_line(
     project: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, there: bool
 ):
     """A local store, in which a server that was there has all of it already."""
-    shutil.copy(empty_store, project / "mlflow.db")
+    copy_store(empty_store, project)
     with monkeypatch.context() as patch:
         if not there:
             patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -334,7 +334,7 @@ def test_a_sync_that_is_cut_short_anywhere_is_repeated(
     project: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, after: int
 ):
     """A local store; the cut comes when the store has taken an entry and before that is noted."""
-    shutil.copy(empty_store, project / "mlflow.db")
+    copy_store(empty_store, project)
     times = [now()]
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

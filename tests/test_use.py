@@ -132,11 +132,75 @@ def test_the_default_sampler_is_what_the_flow_can_do():
         ({"steps": 2, "sampler": "anchor"}, "takes no anchor"),
         ({"sampler": "chain"}, "objective interval"),
         ({"sampler": "other"}, "unknown sampler"),
+        ({"batch_size": 0}, "a batch of one, got 1 and 0"),
     ],
 )
 def test_what_a_flow_cannot_do_is_said(options, said):
     with pytest.raises(ValueError, match=said):
         small_flow(takes_anchor=False).sample(1, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ({}, "anchor, renoise"),
+        ({"takes_anchor": False}, "renoise"),
+        ({"two_times": True}, "chain, anchor, renoise"),
+        ({"two_times": True, "takes_anchor": False}, "chain, renoise"),
+    ],
+)
+def test_only_what_a_flow_can_do_is_offered(kind, others, tmp_path):
+    """By the model, by the pipeline for diffusers, and each of them works."""
+    flow = small_flow(**kind)
+    with pytest.raises(ValueError, match=f"for several this flow has {others}$"):
+        flow.sample(1, steps=2, sampler="one_step")
+    for sampler in others.split(", "):
+        assert flow.sample(1, steps=2, sampler=sampler).shape == (1, 1, 8, 8)
+    if not flow.takes_anchor and "chain" not in others:
+        with pytest.raises(ValueError, match="for several steps use renoise$"):
+            flow.sample(1, steps=2, sampler="chain")
+    pipe = pipeline_of(flow, tmp_path)
+    with pytest.raises(ValueError, match=f"this flow has {others}$"):
+        pipe(num_inference_steps=2, sampler="one_step")
+    for sampler in others.split(", "):
+        assert len(pipe(batch_size=2, num_inference_steps=2, sampler=sampler).images) == 2
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_the_pipeline_makes_one_image_at_least(batch_size, tmp_path):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        pipeline_of(small_flow(), tmp_path)(batch_size=batch_size)
+
+
+def pipeline_of(flow, folder):
+    """The exported pipeline, as diffusers loads it."""
+    from diffusers import DiffusionPipeline
+
+    save_model(flow, folder / "m", record={})
+    (folder / "out").mkdir()
+    write_folder(flow, folder / "m", folder / "out")
+    with quiet_diffusers():
+        pipe = DiffusionPipeline.from_pretrained(folder / "out", trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_package_lists_what_it_offers():
+    assert {"IntegrationFlow", "Teacher", "__version__"} <= set(dir(ifm))
+    assert all(hasattr(ifm, name) for name in dir(ifm))
+
+
+@pytest.mark.parametrize("command", ["sample", "export", "evaluate", "doctor", "promote", "ui"])
+def test_an_unknown_option_points_to_the_commands_own_help(command, capsys):
+    needed = {
+        "sample": "--model m --out o.npy", "export": "--model m --out o", "promote": "--metric fid",
+        "evaluate": "--samples s --reference r",
+    }.get(command, "")  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        main([command, *needed.split(), "--setps", "3"])
+    assert stop.value.code == 1
+    said = f"ifm {command}: unrecognized arguments: --setps 3; ifm {command} --help lists the options\n"
+    assert capsys.readouterr().err == said
 
 
 def test_sampling_leaves_a_model_in_the_mode_it_was():

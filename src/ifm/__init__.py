@@ -7,6 +7,10 @@ __version__ = "0.1.0"
 _MODELS = ("IntegrationFlow", "Teacher")  # of ifm.model
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODELS])
+
+
 def __getattr__(name: str) -> Any:
     """`from ifm import IntegrationFlow`: the models once they are asked for, since they bring torch with them."""
     if name in _MODELS:

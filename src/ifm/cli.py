@@ -35,15 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         summary = run.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_options(command)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
     words = list(sys.argv[1:] if arguments is None else arguments)
     with suppress(AttributeError):  # another kind of stream
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no error
     try:
         if words[:1] and words[0] in checkout.COMMANDS:  # with options of its own
             checkout.run(words[0], words[1:])
-        given = parser.parse_args(words)
+        given, unknown = parser.parse_known_args(words)
+        if unknown:  # said by the command, whose options they are not
+            given.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         given.run(given)
+    except KeyboardInterrupt:
+        if _is_main():
+            print("ifm: stopped", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         if os.environ.get("IFM_DEBUG"):
             raise

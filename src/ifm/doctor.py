@@ -7,6 +7,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,7 @@ def examine(root: Path | None) -> Iterator[Finding]:
         checks.append(("checkout", lambda: iter([Finding("checkout", WARNING, "this folder is in none", mend)])))
     else:
         checks += [
+            ("package", lambda: package(root)),
             ("params.yaml", lambda: params(root)),
             ("disk", lambda: disk(root)),
             ("DVC", lambda: dvc(root)),
@@ -96,6 +98,24 @@ def python() -> Iterator[Finding]:
         )
     else:
         yield Finding("Python", OK, found)
+    name, mend = "python on PATH", "source .venv/bin/activate, or use make: DVC's stages call `python`"
+    there = shutil.which("python")
+    if there is None:
+        yield Finding("Python", PROBLEM, f"there is no {name}", mend)
+        return
+    ask = [there, "-c", "import sys; print(sys.prefix)"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        prefix = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=SECONDS).stdout.strip()
+        if not prefix or Path(prefix).resolve() != Path(sys.prefix).resolve():
+            yield Finding("Python", PROBLEM, f"{name} is {there}, and not this environment's", mend)
+
+
+def package(root: Path) -> Iterator[Finding]:
+    """Whether this package is the checkout's: an environment that was moved or copied has that of its old place."""
+    own, used = root / "src" / "ifm", Path(__file__).parent
+    if own.is_dir() and own.resolve() != used.resolve():
+        mend = "rm -r .venv; make setup: an environment cannot be moved or copied"
+        yield Finding("package", WARNING, f"`ifm` is {used}, and not this checkout's", mend)
 
 
 def torch_devices() -> Iterator[Finding]:
@@ -199,6 +219,9 @@ def dvc(root: Path) -> Iterator[Finding]:
         commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
         if commit:
             yield Finding("Git", OK, f"commit {commit[:10]}")
+            if missing := checkout.missing_identity(root):
+                text = f"does not know your {' and '.join(missing)}: dvc exp run and sweeps end in an unexpected error"
+                yield Finding("Git", WARNING, text, "; ".join(f"git config --global {key} ..." for key in missing))
         else:
             yield Finding("Git", PROBLEM, "this folder is no checkout with a commit", "git clone the project")
     if importlib.util.find_spec("dvc") is None:
@@ -276,29 +299,79 @@ def tracking(root: Path) -> Iterator[Finding]:
     if reason:
         yield Finding("tracking", WARNING, reason, "the pipeline runs all the same, and logs no runs")
         return
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    scheme = uri.partition(":")[0]
-    if scheme == "sqlite":
-        yield _sqlite(Path(uri.removeprefix("sqlite:///")), root)
-    elif scheme in ("http", "https"):
+    from ifm.tracking import places, store
+
+    with _in(root):
+        uri = store.tracking_uri()
+        own = not os.environ.get("MLFLOW_TRACKING_URI")
+        file = root / places.STORE if own else places.sqlite_file(uri)
+    if file is not None:
+        yield from _sqlite(file.absolute() if file.is_absolute() else (root / file).resolve(), root)
+    elif uri.partition(":")[0] in ("http", "https"):
         yield _server(plain_url(uri))
     else:
-        yield Finding("tracking", WARNING, f"{plain_url(uri)}: a store of this kind is not looked at here")
+        found: list[Finding] = []
+        thread = threading.Thread(target=lambda: found.append(_other_store(uri)), daemon=True)
+        thread.start()
+        thread.join(SECONDS)
+        mend = "check address, network and port, or unset MLFLOW_TRACKING_URI"
+        yield from found or [Finding("tracking", PROBLEM, f"{plain_url(uri)}: no answer in {SECONDS} s", mend)]
 
 
-def _sqlite(file: Path, root: Path) -> Finding:
-    shown = file.relative_to(root) if file.is_relative_to(root) else file
-    if not file.is_file():
-        return Finding("tracking", OK, f"{shown}: made by the first run")
+@contextmanager
+def _in(root: Path) -> Iterator[None]:
+    """The current folder, for a moment: addresses may be relative to it."""
+    before = Path.cwd()
+    os.chdir(root)
     try:
-        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-        try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _sqlite(file: Path, root: Path) -> Iterator[Finding]:
+    from ifm.tracking import places
+
+    shown = file.relative_to(root) if file.is_relative_to(root) else file
+    with _in(root):
+        meant = places.sqlite_file(places.address(file))
+        if meant is None or meant.resolve() != file.resolve():
+            mend = "rename the folder, or set MLFLOW_TRACKING_URI to a store elsewhere"
+            yield Finding("tracking", PROBLEM, f"{shown}: its path has characters that an address cannot hold", mend)
+            return
+    if not file.is_file():
+        above = next(folder for folder in file.parents if folder.exists())
+        if not os.access(above, os.W_OK | os.X_OK):
+            yield Finding("tracking", PROBLEM, f"{shown}: cannot be made, {above} takes no writes", "check its rights")
+        else:
+            yield Finding("tracking", OK, f"{shown}: made by the first run")
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
             runs = connection.execute("select count(*) from runs where lifecycle_stage = 'active'").fetchone()[0]
-        finally:
-            connection.close()
+            own = file.resolve() == (root / places.STORE).resolve()
+            elsewhere = list(places.strays(connection, root)) if own else []
     except sqlite3.Error as error:
-        return Finding("tracking", PROBLEM, f"{shown}: no store of MLflow's ({error})", "move it away, then make track")
-    return Finding("tracking", OK, f"{shown}: {runs} runs")
+        yield Finding("tracking", PROBLEM, f"{shown}: no store of MLflow's ({error})", "move it away, then make track")
+        return
+    yield Finding("tracking", OK, f"{shown}: {runs} runs")
+    for folder in dict.fromkeys(folder for *_, folder in elsewhere):
+        left = sum(bool(rest) and (folder / rest[1:]).is_dir() for *_, rest, where in elsewhere if where == folder)
+        text = f"this project was at {folder.parent}, or is a copy of it; {left} runs have their artifacts there"
+        mend = f"cp -rn {shlex.quote(str(folder))} . brings them; the next run does the rest"
+        yield Finding("tracking", WARNING, text, mend if left else "the next run has the store point here")
+
+
+def _other_store(uri: str) -> Finding:
+    """Asks a store of another kind."""
+    from ifm.tracking import store
+
+    shown = store.without_secrets(uri)
+    try:
+        store.ask(uri)
+    except Exception as error:  # each kind of store has its own
+        return Finding("tracking", PROBLEM, f"{shown}: {store.brief(error)}", "or unset MLFLOW_TRACKING_URI")
+    return Finding("tracking", OK, f"{shown}: answers")
 
 
 def _server(url: str) -> Finding:

@@ -227,7 +227,8 @@ def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int) -> Sampler:
     if kind not in ("one_step", "anchor", "renoise", "chain"):
         raise ValueError(f"unknown sampler {kind!r}; known: one_step, anchor, renoise, chain")
     if kind == "chain" and not isinstance(flow, IntervalFlow):
-        raise ValueError("sampler chain needs a flow trained by objective interval")
+        others = "anchor and renoise" if flow.takes_anchor else "renoise"
+        raise ValueError(f"sampler chain needs a flow trained by objective interval; for several steps use {others}")
     return Sampler("flow", kind, steps, run)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,9 +48,8 @@ def _weights(folder: Path, sha256: str) -> Path | None:
 
 def _check_out(md5: str, folder: Path, *, name: str) -> None:
     """Copies a folder out of DVC's cache."""
-    found = subprocess.run(
-        ["dvc", "cache", "dir"], cwd=store.project_root(), capture_output=True, text=True, check=False
-    )
+    words = [sys.executable, "-m", "dvc", "cache", "dir"]
+    found = subprocess.run(words, cwd=store.project_root(), capture_output=True, text=True, check=False)
     objects = Path(found.stdout.strip()) / "files" / "md5"
     listing = objects / md5[:2] / md5[2:]
     if found.returncode or not md5 or not listing.is_file():

@@ -1,17 +1,37 @@
-"""`ifm track`, `ifm promote` and `ifm mlflow-model`."""
+"""`ifm track`, `ifm promote`, `ifm mlflow-model` and `ifm ui`, for the project that the current folder is in."""
 
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 
 from ifm.errors import UserError
-from ifm.options import local_path
-from ifm.tracking import locallog, store
+from ifm.options import at_least, local_path
+from ifm.tracking import locallog, places, store
+
+
+def _check_project(command: str) -> None:
+    """Raises UserError outside of a project."""
+    if not places.in_project():
+        raise UserError(f"{command} works on a project, and this folder is in none; go to your clone and try again")
+
+
+def _check_store(command: str) -> None:
+    """Raises UserError where there is no store to read: one that is read is not made."""
+    reason = store.unavailable()
+    if reason:
+        raise UserError(f"tracking is {reason}")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        _check_project(command)
+    file = places.sqlite_file(store.tracking_uri())
+    if file is not None and not file.is_file():
+        raise UserError(f"{file}: there is no store yet; `dvc repro` makes it, and `make track` for results at hand")
 
 
 def track(given: argparse.Namespace) -> None:
     """Deliver what was logged while the tracking server was away (--sync), or list it."""
+    _check_project("track")
     if not given.sync:
         logs = locallog.all_logs()
         print(f"{len(logs)} logs wait in {locallog.logs_folder()}" + ("; deliver: ifm track --sync" if logs else ""))
@@ -45,9 +65,7 @@ def _add_track(parser: argparse.ArgumentParser) -> None:
 
 def promote(given: argparse.Namespace) -> None:
     """Move the alias `best` of each flow in the registry to the version with the best figure."""
-    reason = store.unavailable()
-    if reason:
-        raise UserError(f"tracking is {reason}")
+    _check_store("promote")
     from ifm.tracking.registry import ALIAS
     from ifm.tracking.registry import promote as promoted
 
@@ -79,6 +97,7 @@ def mlflow_model(given: argparse.Namespace) -> None:
 
     registered = not Path(given.model).is_dir() and re.fullmatch(r"[\w-]+(@[\w-]+|/[0-9]+)", given.model)
     if registered:
+        _check_store("mlflow-model")
         from ifm.tracking.cache import model_folder
 
         with model_folder(given.model) as folder:
@@ -99,7 +118,32 @@ def _add_mlflow_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="a new folder")
 
 
+def ui(given: argparse.Namespace) -> None:
+    """MLflow's pages of this project's runs, for this machine alone (127.0.0.1)."""
+    reason = store.unavailable()
+    if reason:
+        raise UserError(f"tracking is {reason}")
+    _check_project("ui")
+    root = places.project_root()
+    os.chdir(root)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # what is shown is the project's own store
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    try:
+        store.connect()
+    except Exception as error:  # whatever the store raises: MLflow would try for minutes
+        raise UserError(f"{places.STORE}: {store.brief(error)}; `ifm doctor` looks further") from error
+    print(f"runs: http://127.0.0.1:{given.port}/#/experiments?workflowType=machine_learning", flush=True)
+    address = places.address(root / places.STORE)
+    server = ["ui", "--host", "127.0.0.1", "--port", str(given.port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *server, "--backend-store-uri", address])
+
+
+def _add_ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=at_least(1), default=5000, metavar="N", help="default: %(default)s")
+
+
 COMMANDS = {
+    "ui": (_add_ui, ui),
     "track": (_add_track, track),
     "promote": (_add_promote, promote),
     "mlflow-model": (_add_mlflow_model, mlflow_model),

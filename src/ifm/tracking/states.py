@@ -43,7 +43,7 @@ def to_entry(state: PipelineState, log: LocalLog) -> Entry:
     return {
         "op": "state",
         "time": now(),
-        "uri": store.without_secrets(store.tracking_uri()),
+        "uri": store.name_in_records(),
         "experiment": store.experiment_name(),
         "state": asdict(replace(state, artifacts=[])) | {"artifacts": kept},
     }
@@ -97,7 +97,7 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
             versions[model.registered] = version
     if client.get_run(parent).info.status != "FINISHED":  # tracked again, it keeps its end
         client.set_terminated(parent, "FINISHED")
-    uri = store.without_secrets(store.tracking_uri())
+    uri = store.name_in_records()
     return {"run_id": parent, "tracking_uri": uri, "state": state.key, "children": children, "versions": versions}
 
 

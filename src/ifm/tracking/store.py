@@ -8,10 +8,13 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from ifm.errors import in_a_line
+from ifm.tracking import places
+from ifm.tracking.places import project_root
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
@@ -24,14 +27,23 @@ EXPERIMENT_TAGS = {
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
-def project_root() -> Path:
-    """The main checkout: DVC names it in DVC_ROOT (in experiments too); otherwise the current folder."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
-
-
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, or SQLite in the project's folder; a relative SQLite file is taken from that folder on."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or places.OWN
+    relative = re.fullmatch(r"sqlite:///(?!/|file:|:memory:)([^?]+)", given)
+    return places.address(project_root() / unquote(relative[1])) if relative else given
+
+
+def is_own(uri: str) -> bool:
+    """Whether an address is that of the project's own store."""
+    file = places.sqlite_file(uri)
+    return file is not None and file.resolve() == (project_root() / places.STORE).resolve()
+
+
+def name_in_records() -> str:
+    """The store as logs and records name it, which go where the project goes and to everybody who pulls its cache."""
+    uri = tracking_uri()
+    return places.OWN if is_own(uri) else without_secrets(uri)
 
 
 def without_secrets(uri: str) -> str:
@@ -58,8 +70,8 @@ def scrubbed_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def brief(error: Exception) -> str:
-    """The first line of what a store says: SQLAlchemy appends the statement and a link."""
-    return f"{type(error).__name__}: {scrubbed((str(error).splitlines() or [''])[0])[:200]}"
+    """The first line of what a store says, MLflow's mend at its end included: SQLAlchemy appends a statement."""
+    return f"{type(error).__name__}: {in_a_line(scrubbed((str(error).splitlines() or [''])[0]))}"
 
 
 def notice(message: str) -> None:
@@ -77,9 +89,12 @@ def unavailable() -> str | None:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """One process of this project at a time."""
+    """One process of this project at a time; outside of one, with a server, there is nothing to lock."""
     from filelock import FileLock
 
+    if not places.in_project() and not is_own(tracking_uri()):
+        yield
+        return
     lock = project_root() / ".ifm" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -118,13 +133,21 @@ def connect(name: str | None = None) -> tuple[Any, str]:
     from mlflow.exceptions import MlflowException
 
     root, uri, name = project_root(), tracking_uri(), name or experiment_name()
+    file = places.sqlite_file(uri)
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
     mlflow.set_tracking_uri(uri)
+    os.environ["MLFLOW_TRACKING_URI"] = given  # MLflow has written the address there, which may be a relative one
     with locked():
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(name)
+        if file is not None:
+            places.check(file)
+        with places.defaults(root) if file is not None else nullcontext():
+            client = MlflowClient(uri)
+            experiment = client.get_experiment_by_name(name)
+        if is_own(uri):
+            for line in places.take_along(file, root):
+                notice(line)
         if experiment is None:
-            local = uri.startswith("sqlite:")
-            location = (root / "mlartifacts").as_uri() if local else None
+            location = (root / places.ARTIFACTS).as_uri() if file is not None else None
             try:
                 return client, client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
             except MlflowException:  # another machine was quicker
@@ -134,6 +157,19 @@ def connect(name: str | None = None) -> tuple[Any, str]:
     if experiment.lifecycle_stage == "deleted":
         raise RuntimeError(f"experiment {name!r} is deleted; restore it or set MLFLOW_EXPERIMENT_NAME")
     return client, experiment.experiment_id
+
+
+def ask(uri: str) -> None:
+    """Raises what a store raises that does not answer: the database behind it, else MLflow itself. Nothing is made."""
+    quiet()
+    if uri.partition(":")[0].partition("+")[0] in ("postgresql", "mysql", "mssql"):
+        import sqlalchemy
+
+        sqlalchemy.create_engine(uri).connect().close()
+    else:
+        import mlflow
+
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
 
 
 def find_run(client: Any, experiment: str, query: str) -> str | None:

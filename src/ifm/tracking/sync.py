@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ifm.errors import UserError
-from ifm.tracking import delivery, locallog, states, store
+from ifm.tracking import delivery, locallog, places, states, store
 from ifm.tracking.lineage import flatten, lineage_tags
 from ifm.tracking.locallog import LocalLog, Pending
 from ifm.tracking.states import PipelineState
@@ -43,8 +43,8 @@ def sync(*, elsewhere: bool = False) -> Synced:
                 continue
             try:
                 pending = locallog.read(folder)
-                meant = pending.head["uri"]
-                if meant != store.without_secrets(store.tracking_uri()):
+                meant = _meant(pending.head)
+                if meant != store.name_in_records():
                     if not elsewhere:
                         done.elsewhere[folder.name] = meant
                         continue
@@ -56,6 +56,13 @@ def sync(*, elsewhere: bool = False) -> Synced:
             done.delivered.append(folder.name)
             log.remove()
     return done
+
+
+def _meant(head: dict[str, Any]) -> str:
+    """The store that a log was meant for. Earlier logs name the project's own by the path that it had."""
+    tags = head.get("tags") or head.get("state", {}).get("tags", {})
+    own = f"sqlite:///{tags.get('ifm.root')}/{places.STORE}"
+    return places.OWN if head["uri"] == own else head["uri"]
 
 
 def deliver(pending: Pending, log: LocalLog) -> None:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ifm import stopping
 from ifm.config import TrainConfig
 from ifm.devices import Compiled, compiles, memory_format
 from ifm.errors import UserError
@@ -39,6 +40,7 @@ class Diverged(UserError, FloatingPointError):
     """Steps whose gradient is not finite come one after the other."""
 
 
+WINDOW = "window"  # a checkpoint's tensor
 LONGEST_STREAK = 10  # such steps are skipped, and this many of them in a row end training
 SCALE_SEARCH = 16  # as many more at the start with fp16: torch's GradScaler begins at 2^16 and halves at each of them
 
@@ -115,6 +117,8 @@ def fit(
     Resumes from the newest checkpoint, and then goes through exactly the steps it would have gone through.
     A step whose gradient is not finite changes nothing but the count in the curve; raises Diverged at the tenth in a
     row, with the last checkpoint kept.
+    Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt. One of several processes cannot: the others
+    may be a step ahead, so all of them go on from the last checkpoint.
     """
     device, splits = accelerator.device, sharded.shards(accelerator)
     own = sharded.to_split(accelerator, model) if splits else model.to(device, memory_format=memory_format(device))
@@ -145,13 +149,15 @@ def fit(
         if accelerator.scaler is not None and saved.record["scaler"]:
             accelerator.scaler.load_state_dict(saved.record["scaler"])
         result = FitResult(saved.record["history"], resumed_from=first, seconds=saved.record["seconds"])
-        seen.skipped += result.history[-1]["skipped"]
+        seen.skipped += result.history[-1]["skipped"] if result.history else 0.0
+        seen.restore(saved.tensors)
         accelerator.print(f"{label}: goes on from step {first} of {settings.steps}")
 
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     clock = _Clock(result.seconds)
     bar = progress(range(first, settings.steps), label=label, unit="step", initial=first, total=settings.steps)
-    for step in bar:
+    stop = stopping.Note(when=checkpoints is not None and accelerator.num_processes == 1)
+    for step in stop.during(bar):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         if drops:
@@ -181,13 +187,16 @@ def fit(
             bar.set_postfix(loss=f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "steps skipped")
             if on_log:
                 on_log(row)
-        if checkpoints and done % settings.checkpoint_every == 0 and done < settings.steps:
-            kept = memory.state() if memory else {}  # by all processes
+        stopped = stop.asked
+        if checkpoints and (stopped or (done % settings.checkpoint_every == 0 and done < settings.steps)):
+            kept = seen.state() | (memory.state() if memory else {})  # by all processes
             packed = sharded.collect(pack(own, ema, optimizer), keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 record = _record(accelerator, done, result.history, clock.seconds())
                 checkpoints.save(done, Snapshot(packed | kept, record))
             accelerator.wait_for_everyone()
+        if stopped:
+            raise KeyboardInterrupt
 
     result.seconds = clock.seconds()
     with torch.no_grad():
@@ -259,6 +268,16 @@ class _Window:
         row = self._rows[self._count]
         row[0], row[1] = loss, norm
         self._count += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint between two lines holds of this; nothing at a line, as the window is empty then."""
+        return {WINDOW: self._rows[: self._count].clone()} if self._count else {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes what `state` gave."""
+        rows = tensors.get(WINDOW, self._rows[:0])
+        self._count = len(rows)
+        self._rows[: self._count] = rows
 
     def close(self, accelerator: Accelerator) -> dict[str, float]:
         """The line's figures; a loss of no sound step is NaN. Where the host waits for the device, and nowhere else."""

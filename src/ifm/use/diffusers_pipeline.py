@@ -88,6 +88,8 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampler = self._sampler(sampler, num_inference_steps)
         x_T = self.draw_prior(batch_size, generator) if latents is None else latents
         x_T = x_T.to(self._execution_device, torch.float32)
@@ -116,10 +118,12 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             return "one_step" if steps == 1 else "chain" if c.two_times else "anchor" if c.takes_anchor else "renoise"
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+        can = {"chain": c.two_times, "anchor": c.takes_anchor, "renoise": True}
+        others = ", ".join(name for name, is_able in can.items() if is_able)
         if sampler == "chain" and not c.two_times:
-            raise ValueError("sampler chain needs a flow of two times")
+            raise ValueError(f"sampler chain needs a flow of two times; for several steps this one has {others}")
         if steps > 1 and (sampler == "one_step" or (sampler == "anchor" and not c.takes_anchor)):
-            raise ValueError(f"{steps} steps of sampler {sampler} would repeat the first")
+            raise ValueError(f"{steps} steps of sampler {sampler} would repeat the first; this flow has {others}")
         return sampler
 
     def _refine(self, x_T: torch.Tensor, x_anchor: torch.Tensor | None, steps: int) -> torch.Tensor:

@@ -35,13 +35,19 @@ def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if sampler is None:
-        several = "chain" if isinstance(model, IntervalFlow) else "anchor" if model.takes_anchor else "renoise"
-        sampler = "one_step" if steps == 1 else several
+        sampler = "one_step" if steps == 1 else several_steps(model)[0]
     if steps > 1 and sampler == "one_step":
-        raise ValueError(f"sampler one_step takes one step, not {steps}; the others are anchor, renoise, chain")
+        others = ", ".join(several_steps(model))
+        raise ValueError(f"sampler one_step takes one step, not {steps}; for several this flow has {others}")
     if steps > 1 and sampler == "anchor" and not model.takes_anchor:
         raise ValueError("this flow takes no anchor, so sampler anchor would repeat its first step; use renoise")
     return flow_sampler(model, kind=sampler, steps=steps)
+
+
+def several_steps(flow: IntegrationFlow) -> list[str]:
+    """The samplers of several steps that a flow can do, the first of them being the default."""
+    can = {"chain": isinstance(flow, IntervalFlow), "anchor": flow.takes_anchor, "renoise": True}
+    return [name for name, is_able in can.items() if is_able]
 
 
 def data_shape(model: Model) -> tuple[int, ...]:
