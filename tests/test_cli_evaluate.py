@@ -231,7 +231,7 @@ def test_figures_against_a_reference_folder_are_those_of_the_stage(tmp_path, bui
     row = evaluate_samples(tmp_path, reference, measures=MEASURES).figures["flow-1"]
     found = run("--samples", tmp_path / "flow-1.npy", "--reference", built, "--sets", 2)
     assert found["figures"] == {key: row[key] for key in found["figures"]}
-    assert row.keys() - found["figures"].keys() <= {"model", "sampler", "nfe", "n_samples", "seeds"}
+    assert row.keys() - found["figures"].keys() <= {"model", "sampler", "nfe", "n_samples", "seeds", "warnings"}
     assert found["protocol"]["extractor"] == "classifier"
     assert found["protocol"]["checksum"] == reference.extractor.checksum
 
