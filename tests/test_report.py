@@ -772,6 +772,13 @@ def browser():
     return found
 
 
+@pytest.fixture(scope="module")
+def wide_pages():
+    """With names of classes that are long."""
+    long = {"classes": ["a class with a rather long name"] * 10}
+    return {"images": render(full_report(**long)), "points": render(points_report(**long))}
+
+
 def chromium(browser, folder, *arguments):
     flags = [
         "--headless",
@@ -789,11 +796,10 @@ def chromium(browser, folder, *arguments):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", ["images", "points"])
-def test_page_never_scrolls_sideways_and_sorts_by_number(width, kind, browser, tmp_path):
+def test_page_never_scrolls_sideways_and_sorts_by_number(width, kind, browser, wide_pages, tmp_path):
     """Nothing is cut but the long table, which scrolls in its own box; what decides is in sight there."""
     judged = {"images": "FID", "points": "Sliced 2-Wasserstein"}[kind]
-    long = ["a class with a rather long name"] * 10
-    page = render(full_report(classes=long) if kind == "images" else points_report(classes=long))
+    page = wide_pages[kind]
     probe = tmp_path / "probe.html"
     column = headings(page).index(judged)
     filled = PROBE.format(width=width, page=html.escape(page), column=column, split_words=SPLIT_WORDS)
