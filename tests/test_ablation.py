@@ -346,6 +346,17 @@ def test_sentences_follow_the_numbers():
     assert ablation_page.tally(answers_of(mixed, ANCHOR)) == "agrees in 2 of 6, contradicts in 4 of 6"
 
 
+def test_a_change_is_the_mean_of_the_seeds_own_ratios():
+    """1/2 and 9/3: the mean of the ratios is 1.75, the ratio of the means 2."""
+    first, second = (ablation_page.summarised(pd.Series(v, index=[0, 1])) for v in ([1.0, 9.0], [2.0, 3.0]))
+    assert ablation_page.mean_ratio(first, second) == 1.75
+    other = ablation_page.summarised(pd.Series([4.0, 1.0], index=[1, 7]))
+    assert ablation_page.mean_ratio(first, other) == 9 / 4  # the seed that both have
+    assert ablation_page.mean_ratio(first, ablation_page.summarised(pd.Series([1.0], index=[5]))) is None
+    table = table_of(lambda task, d, nfe: [1.0, 9.0][task.seed] if task.variant.anchor == "bank" else 1.0, seeds=[0])
+    assert "equal" in answers_of(table, ANCHOR)[0]["lines"][0]["text"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [

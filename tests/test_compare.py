@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from test_report import browser, chromium, diagnostics_of  # noqa: F401 (browser is a fixture)
+from test_report import SPLIT_WORDS, browser, chromium, diagnostics_of, summary_of  # noqa: F401 (browser is a fixture)
 
 from ifm.errors import UserError
+from ifm.report import Estimate, headlines
 from pipeline import compare, comparison
 from pipeline.compare import read_side
 from pipeline.compare_page import render
@@ -346,6 +347,39 @@ def test_several_seeds_are_their_mean_in_the_headline(project):
     assert page.rows(**{"class": "headline"}) == [line]
     assert "± one standard deviation." in page.text
     assert [row[4] for row in page.rows(id="rows")] == ["one step", "one step"]  # after the seed's column
+
+
+def test_the_ratio_is_the_reports(project):
+    """The mean over seeds of the ratio, which the summary holds, and not the ratio of the two means: 1.25."""
+    write([record(**TEACHER, nfe=35, fid=0.4), record(**FLOW, fid=0.5, ratio=1.04, ratio_sd=0.0123)])
+    commit("a column of ratios")
+    summary = summary_of("ve")
+    write(summary.to_dict("records"))
+    line = Tables(page_of()).rows(**{"class": "headline"})[-1]
+    assert line[:4] == ["Flow / teacher", "1.040 ± 0.012", "2.200 ± 0.032", "2.115 beyond the spread"]
+    assert headlines(summary)[0].ratio == Estimate(2.2, 0.0321, 1)
+    assert "not the ratio of the two means" in Tables(page_of()).text
+
+
+def test_without_the_column_the_ratio_is_had_by_seed(project):
+    """1/1 and 9/3 have the mean 2; the ratio of the means would be 2.5."""
+    rows = [record(**{**FLOW, "seed": seed}, fid=fid) for seed, fid in ((0, 1.0), (1, 9.0))]
+    rows += [record(**TEACHER, nfe=35, seed=seed, fid=fid) for seed, fid in ((0, 1.0), (1, 3.0))]
+    write([row | {"seed": row["seed"]} for row in rows])
+    found = Tables(page_of("workspace", "workspace")).rows(**{"class": "headline"})
+    assert found[-1][:2] == ["Flow / teacher", "2.000 ± 1.4"]
+    write([row | {"seeds": 3} for row in rows])  # of several sets: their ratios are not known
+    assert len(Tables(page_of("workspace", "workspace")).rows(**{"class": "headline"})) == 2
+
+
+def test_points_are_called_points(project):
+    rows = [record(**FLOW, fid="", sliced_wasserstein=0.2, seconds_per_image=1e-7, peak_memory_mb=3.0, extractor=name)
+            for name in ("coordinates", "pixels")]  # fmt: skip
+    write(rows[:1])
+    titles = {line[0] for line in Tables(page_of("workspace", "workspace")).rows(id="rows")}
+    assert titles == {"Sliced 2-Wasserstein", "Seconds per point", "Peak memory MB"}
+    write(rows[1:])
+    assert "Seconds per image" in {line[0] for line in Tables(page_of("workspace", "workspace")).rows(id="rows")}
 
 
 def test_points_are_judged_by_their_distance(project):
@@ -680,6 +714,7 @@ def test_an_experiments_name_may_be_another_ones_too(project, monkeypatch):
 PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <iframe id="f" style="width:{width}px;height:900px;border:0"
 srcdoc="{page}"></iframe><script>
+{split_words}
 addEventListener("load", () => {{
   const inner = document.getElementById("f").contentDocument, root = inner.documentElement;
   const column = [...inner.querySelectorAll("#rows thead th")].findIndex((head) => head.textContent === "B");
@@ -695,7 +730,8 @@ addEventListener("load", () => {{
   metric.dispatchEvent(new Event("change"));
   const all = shown().length;
   changed.click();
-  document.body.dataset.seen = JSON.stringify([root.scrollWidth, root.clientWidth, sorted, kid, all, shown().length]);
+  document.body.dataset.seen = JSON.stringify(
+    [root.scrollWidth, root.clientWidth, sorted, kid, all, shown().length, splitWords(inner)]);
 }});
 </script></body>"""
 
@@ -710,7 +746,12 @@ def page(project):
     rows = [row | {"kid": 0.5, "fid": row["fid"] * (1 + i)} for i, row in enumerate(records(fid_sd=0.1))]
     write(
         rows,
-        params=PARAMS | {"a_long_section": {"with_a_long_key_in_it": "new/" * 30}},
+        params=PARAMS
+        | {
+            "a_long_section": {"with_a_long_key_in_it": "new/" * 30},
+            "flow": {"lr": "constant, then falling to nothing", "steps": 100},
+            "data": {"source": "imagefolder"},
+        },
         reference=REFERENCE | {"checksum": "d" * 64},
         lock=LOCK | {"trajectories@pfgmpp": {"outs": {}}},
     )
@@ -720,10 +761,12 @@ def page(project):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_never_scrolls_sideways_sorts_and_chooses(width, browser, page, tmp_path):  # noqa: F811
     probe = tmp_path / "probe.html"
-    probe.write_text(PROBE.format(width=width, page=html.escape(page)), encoding="utf-8")
+    filled = PROBE.format(width=width, page=html.escape(page), split_words=SPLIT_WORDS)
+    probe.write_text(filled, encoding="utf-8")
     dom = chromium(browser, tmp_path, f"--window-size={width},900", "--dump-dom", probe.as_uri())
     seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
-    scroll, client, cells, kid, total, changed = seen
+    scroll, client, cells, kid, total, changed, split = seen
+    assert split == []
     assert client == pytest.approx(width, abs=20)  # less a scroll bar
     assert scroll <= client
     figures = [float(cell.split(" ± ")[0]) for cell in cells]

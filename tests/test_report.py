@@ -139,6 +139,7 @@ def full_report(**changes):
         created="2025-11-03 14:20 UTC",
         curves={(stage, name): curve(i + 1.0) for stage in ("teacher", "flow") for i, name in enumerate(dynamics)},
         grids={name: pictures(i) for i, name in enumerate(dynamics)},
+        real=("train split", pictures(9)[0][1]),
         pairs={name: pictures(i)[0][1] for i, name in enumerate(dynamics)},
         batch_seconds={name: {1: 4.2e-3, 64: 2.1e-4, 256: 2.5e-4} for name in dynamics},
         class_shares={name: [0.08, *[0.92 / 9] * 9] for name in dynamics},
@@ -365,6 +366,190 @@ def test_significant_digits():
     ]
 
 
+# --- numbers, nouns and columns by the kind of data ---------------------------------------------------------
+
+
+def points_summary(dimensions=2, *, memory=0.0, seeds=3):
+    """Of a law in so many dimensions: no FID, and none of what images alone have."""
+    common = {
+        "data": "gaussian", "extractor": "coordinates", "checksum": "identity", "seed": 0, "seeds": seeds,
+        "reference": "train split (8,000 points)", "n_samples": 1000, "peak_memory_mb": memory, "train_images": 192_000,
+        "seconds_batch_1": 7.1e-4,
+    }  # fmt: skip
+    rows = [
+        common
+        | kind
+        | {"dynamics": d, "nfe": nfe, "sliced_wasserstein": quality, "energy_distance": quality / dimensions,
+           "sliced_wasserstein_sd": 0.0041 if seeds > 1 else np.nan, "seconds_per_image": 2.3e-7 * nfe}
+        for d in ("ve", "rf", "pfgmpp")
+        for kind, nfe, quality in (
+            ({"model": "teacher", "sampler": "heun"}, 1, 0.9),
+            ({"model": "teacher", "sampler": "heun"}, 63, 0.4318),
+            ({"model": "flow", "sampler": "one_step", "objective": "trajectory", "anchor": "self", "ratio": 1.0357,
+              "ratio_sd": 0.0123 if seeds > 1 else np.nan}, 1, 0.4472),
+        )
+    ]  # fmt: skip
+    return pd.DataFrame(rows).reindex(columns=list(SUMMARY_COLUMNS))
+
+
+def points_report(dimensions=2, **changes):
+    data = np.random.default_rng(0).standard_normal((50, dimensions))
+    shown = {"ve": report.PointSamples(data, [("Flow, 1 NFE", data)], None)} if dimensions > 1 else {}
+    return full_report(
+        summary=points_summary(dimensions),
+        data="gaussian",
+        grids={},
+        real=None,
+        pairs={},
+        points=shown,
+        curves={},
+        diagnostics={},
+        params_text="",
+        reference={"extractor": "coordinates", "dimension": dimensions, "n_train": 8000, "split": "train",
+                   "resize": "none", "floor_sliced_wasserstein": 0.0107},
+        **changes,
+    )  # fmt: skip
+
+
+def measurements(summary):
+    """The table of all rows: heading -> its cells."""
+    table = report._full_table(summary)
+    columns = zip(*table["rows"], strict=True)
+    return {c.title: [cell.text for cell in cells] for c, cells in zip(table["columns"], columns, strict=True)}
+
+
+def headline_of(summary):
+    """Dynamics -> its cells, from the flow's figure on."""
+    lines = report._headline_cells(report.headlines(summary))
+    return {line["name"]: [line[key] for key in ("flow", "teacher", "ratio", "single")] for line in lines}
+
+
+def headings(page):
+    head = page[page.index('id="rows"') :]
+    return re.findall(r"<th[^>]*>([^<]*)</th>", head[: head.index("</thead>")])
+
+
+def test_the_deciding_figure_stands_behind_what_a_row_is(page):
+    what = ["Dynamics", "Model", "Sampler", "NFE"]
+    assert headings(page)[:6] == [*what, "FID", "Over the teacher’s"]
+    judged = ["Sliced 2-Wasserstein", "Over the teacher’s", "Energy distance"]
+    seeds = pd.concat([points_summary(), points_summary().assign(seed=1)])
+    for summary in (points_summary(), points_summary(16, seeds=1), seeds):
+        assert list(measurements(summary))[:7] == [*what, *judged]
+
+
+def test_columns_without_a_figure_are_left_out_of_the_page_and_kept_in_the_files():
+    rows = summary_of("ve").assign(recall=np.inf, density=np.nan, peak_memory_mb=0.0)
+    shown = measurements(rows)
+    assert not {"Recall", "Density", "Memory, MB", "Sliced 2-Wasserstein", "Energy distance"} & set(shown)
+    assert "Coverage" in shown
+    assert summary_csv(rows).splitlines()[0] == ",".join(SUMMARY_COLUMNS)
+    for summary in (rows, points_summary()):
+        assert all(set(column) != {"–"} for column in measurements(summary).values())
+
+
+def test_memory_is_rounded_by_its_size_and_hidden_where_there_is_none():
+    rows = summary_of("ve")
+    rows["peak_memory_mb"] = np.resize([0.004096, 1.6384, 62.4394, 0.0, 12345.6, np.nan], len(rows))
+    assert measurements(rows)["Memory, MB"][:6] == ["< 0.1", "1.6", "62", "0", "12,346", "–"]
+    assert "Memory, MB" not in measurements(points_summary(memory=0.0))
+    assert "Memory, MB" in measurements(points_summary(memory=0.01))
+
+
+def test_a_deviation_is_seen_in_headline_and_table():
+    assert headline_of(points_summary())["VE diffusion"][:3] == ["0.447 ± 0.004", "0.432 ± 0.004", "1.036 ± 0.012"]
+    table = measurements(points_summary())
+    assert [table[name][2] for name in list(table)[4:6]] == ["0.447 ± 0.004", "1.036 ± 0.012"]
+    assert headline_of(points_summary(seeds=1))["VE diffusion"] == ["0.45", "0.43", "1.04", "0.90"]
+    tiny = points_summary()
+    tiny[["sliced_wasserstein", "sliced_wasserstein_sd"]] *= 1e-6
+    assert headline_of(tiny)["PFGM++"][0] == "(4.47 ± 0.04)·10⁻⁷"
+    missing = points_summary().assign(sliced_wasserstein=np.nan, ratio=np.nan)
+    assert headline_of(missing)["PFGM++"] == ["–"] * 4
+
+
+@pytest.mark.parametrize("dimensions", [1, 16])
+def test_points_are_called_points_everywhere(dimensions, page):
+    found = render(points_report(dimensions))
+    labels = " ".join(attributes.get("aria-label") or "" for _, attributes in Page(found).tags)
+    text = Page(found).text.split("Published figures")[0] + labels
+    assert not re.search(r"\b[Ii]mages?\b|pixel(?!\))", text)
+    for words in ("takes noise to a point", "Real points", "ms per point", "Time a point takes", "Training points"):
+        assert words in text, words
+    for words in ("evaluations per point (NFE)", "Time per point", "Real test points", "real test points score 0.0107"):
+        assert words in text, words
+    assert ("the first two of 16 coordinates" in text) == (dimensions == 16)
+    of_images = Page(page).text
+    assert not re.search(r"(?:per|a|real|training) points?\b", of_images)
+    assert "ms per image" in of_images
+
+
+def test_commits_are_short(page):
+    full = full_report().git_commit
+    assert not re.search(r"[0-9a-f]{40}", Page(page).text)
+    assert Page(page).text.count("3f9c2a7e41 + uncommitted changes") == 2
+    assert f'title="{full}"' in page
+    assert report.short_commit(f"{'a1' * 20} and {'b2' * 32}, abc") == "a1a1a1a1a1 and b2b2b2b2b2, abc"
+
+
+def test_real_images_stand_first_and_are_as_large_as_the_others(page):
+    tags = [attributes for tag, attributes in Page(page).tags if tag == "img"]
+    assert tags[0]["alt"] == "Real images: grid of images, Train split"
+    assert len({(image["width"], image["height"]) for image in tags[:10]}) == 1
+    alone = render(full_report(summary=summary_of("rf"), grids={"rf": pictures(0)}))
+    captions = re.findall(r"<figcaption>([^<]*)</figcaption>", alone)
+    assert captions[:2] == ["Real images, train split", "Flow, one step"]
+    none = render(full_report(real=None))
+    assert "Real images</h3>" not in none
+
+
+def test_curves_that_coincide_are_all_seen():
+    """Equal figures of three dynamics: each has a line of its own width, the narrower in front, and markers apart."""
+    svg = plots.quality_against_nfe(summary_of("ve", "rf", "pfgmpp"))
+    lines = re.findall(r'<path d="M ([\d.]+)[^"]*"[^>]*style="fill: none; ([^"]*)"', svg)
+    shades = [plots.css_colour(d) for d in ("ve", "rf", "pfgmpp")]
+
+    def drawn(shade, dashed):
+        mine = [(float(x), style) for x, style in lines if f"stroke: {shade}" in style]
+        mine = [(x, style) for x, style in mine if ("stroke-dasharray" in style) == dashed]
+        width = re.search(r"stroke-width: ([\d.]+)", mine[0][1])
+        return mine[0][0], float(width[1]) if width else 1.0
+
+    for dashed in (True, False):
+        (x_1, w_1), (x_2, w_2), (x_3, w_3) = (drawn(shade, dashed) for shade in shades)
+        assert w_1 > w_2 + 0.5 > w_3 + 1.0
+        assert x_1 < x_2 < x_3
+    assert list(plots.widths(["x", "ve"])) == ["ve", "x"]
+    assert plots.widths(["rf"]) == {"rf": 1.0}
+    many = list(plots.widths("abcdefgh").values())
+    assert many == sorted(many, reverse=True)
+    assert max(many) < 3
+
+
+def test_many_classes_with_long_names_fit_under_their_axis():
+    names = [f"a class with a rather long name {i}" for i in range(200)]
+    svg = plots.class_histogram({"ve": [1 / 200] * 200}, real_shares=[1 / 200] * 200, classes=names)
+    labels = re.findall(r">(a class[^<]*)<", svg)
+    assert 5 < len(labels) <= 24
+    assert max(map(len, labels)) <= plots.LABEL
+
+
+# --- one definition of a ratio ------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_the_mean_of_ratios_over_the_seeds_of_training():
+    """1/1 and 9/3: their mean is 2, the ratio of the means 2.5. One of a single set of samples needs no column."""
+    flow = pd.DataFrame({"seed": [0, 1], "fid": [1.0, 9.0]})
+    teacher = pd.DataFrame({"seed": [1, 0, 7], "fid": [3.0, 1.0, 100.0]})
+    found = report.over_teacher(flow, teacher)
+    assert (found.mean, found.deviation, found.seeds) == (2.0, pytest.approx(2**0.5), 2)
+    assert report.over_teacher(flow.assign(seeds=3), teacher) is None  # the sets' ratios are not known
+    stored = report.over_teacher(flow.assign(seeds=3, ratio=[1.2, 1.4], ratio_sd=0.1), teacher)
+    assert (stored.mean, stored.seeds) == (pytest.approx(1.3), 2)
+    assert report.over_teacher(flow, teacher.assign(fid=0.0)) is None
+    assert "not the ratio of the two means" in Page(render(full_report())).text
+
+
 # --- what it is ---------------------------------------------------------------------------------------------
 
 
@@ -404,7 +589,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
 
 def test_pictures_have_alternative_text_and_size(page):
     images = [attributes for tag, attributes in Page(page).tags if tag == "img"]
-    assert len(images) == 9 + 3  # grids, and the closest pairs
+    assert len(images) == 1 + 9 + 3  # real images, grids, and the closest pairs
     assert all(image["alt"] and int(image["width"]) > 0 and int(image["height"]) > 0 for image in images)
     assert len(page.encode()) < 5_000_000
 
@@ -540,15 +725,41 @@ def test_json_round_trip():
 
 # --- in a browser -------------------------------------------------------------------------------------------
 
+# Words of up to 20 letters in tables that begin on one line and end on another.
+SPLIT_WORDS = """const splitWords = (inner) => {
+  const texts = inner.createTreeWalker(inner.body, NodeFilter.SHOW_TEXT), found = [];
+  for (let text; (text = texts.nextNode());) {
+    if (!text.parentElement.closest("td, th")) continue;
+    for (const word of text.data.matchAll(/(?<![\\w-])[A-Za-z]{2,20}(?![\\w-])/g)) {
+      const range = inner.createRange();
+      range.setStart(text, word.index);
+      range.setEnd(text, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+};"""
+
 # The probe measures the page in a frame of exact width: a headless window has a least width of its own.
 PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <iframe id="f" style="width:{width}px;height:900px;border:0"
 srcdoc="{page}"></iframe><script>
+{split_words}
 addEventListener("load", () => {{
   const inner = document.getElementById("f").contentDocument, root = inner.documentElement;
   inner.querySelectorAll("#rows button")[{column}].click();
   const cells = [...inner.querySelectorAll("#rows tbody tr")].map((row) => row.cells[{column}].textContent);
-  document.body.dataset.seen = JSON.stringify([root.scrollWidth, root.clientWidth, cells]);
+  const cut = [...inner.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth + 1);
+  const hidden = [...inner.querySelectorAll("main *, header *")].filter((one) => {{
+    const box = one.getBoundingClientRect();
+    return box.width && (box.right > root.clientWidth + 1 || box.left < -1) && !one.closest(".scroll, pre");
+  }});
+  const deciding = inner.querySelector("#rows tbody tr").cells[{column}].getBoundingClientRect();
+  const places = [deciding.left, deciding.right, inner.getElementById("rows").parentNode.clientWidth];
+  document.body.dataset.seen = JSON.stringify([
+    root.scrollWidth, root.clientWidth, cells, cut.map((box) => box.getAttribute("aria-label")),
+    hidden.map((one) => one.outerHTML.slice(0, 90)), places, splitWords(inner),
+  ]);
 }});
 </script></body>"""
 
@@ -559,6 +770,13 @@ def browser():
     if not found:
         pytest.skip("no Chromium on this machine: the page's layout cannot be measured")
     return found
+
+
+@pytest.fixture(scope="module")
+def wide_pages():
+    """With names of classes that are long."""
+    long = {"classes": ["a class with a rather long name"] * 10}
+    return {"images": render(full_report(**long)), "points": render(points_report(**long))}
 
 
 def chromium(browser, folder, *arguments):
@@ -577,15 +795,24 @@ def chromium(browser, folder, *arguments):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_never_scrolls_sideways_and_sorts_by_number(width, browser, page, tmp_path):
-    headings = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index('id="rows"') :])
+@pytest.mark.parametrize("kind", ["images", "points"])
+def test_page_never_scrolls_sideways_and_sorts_by_number(width, kind, browser, wide_pages, tmp_path):
+    """Nothing is cut but the long table, which scrolls in its own box; what decides is in sight there."""
+    judged = {"images": "FID", "points": "Sliced 2-Wasserstein"}[kind]
+    page = wide_pages[kind]
     probe = tmp_path / "probe.html"
-    filled = PROBE.format(width=width, page=html.escape(page), column=headings.index("FID"))
+    column = headings(page).index(judged)
+    filled = PROBE.format(width=width, page=html.escape(page), column=column, split_words=SPLIT_WORDS)
     probe.write_text(filled, encoding="utf-8")
     dom = chromium(browser, tmp_path, f"--window-size={width},900", "--dump-dom", probe.as_uri())
-    scroll, client, cells = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
+    seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
+    scroll, client, cells, cut, hidden, (left, right, box), split = seen
     assert client == pytest.approx(width, abs=20)  # less a scroll bar
     assert scroll <= client
+    assert set(cut) <= {"All measurements"}
+    assert hidden == []
+    assert split == []
+    assert right <= client if width > 400 else (left + right) / 2 < box
     means = [float(cell.split(" ±")[0]) for cell in cells]
     assert means == sorted(means)
 
