@@ -233,10 +233,9 @@ def test_a_changed_folder_is_noticed_and_nobody_else_needs_it(graph, tmp_path):
     assert graph.repro("fetch") == ["source@path", "fetch"]
     assert graph.json("data/raw/metadata.json")["splits"] == {"train": 3}
     assert "up to date" in graph.run("dvc", "status", "fetch")
-    os.utime(photos / "1.png", (1, 1))
-    assert graph.repro() == ["source@path"]
 
-    graph.run("git", "commit", "-qam", "photos")
+    graph.run("git", "add", "-A")
+    graph.run("git", "commit", "-qm", "photos")
     clone = Project(tmp_path / "clone")
     clone.env |= {"IFM_TRACKING": "off"}
     graph.run("git", "clone", "-q", str(graph.folder), str(clone.folder))
@@ -253,8 +252,7 @@ def test_a_changed_folder_is_noticed_and_nobody_else_needs_it(graph, tmp_path):
 
 def test_embedded_sources_have_no_stage_source(graph):
     shutil.copy(ROOT / "params.yaml", graph.folder)
-    graph.run("dvc", "repro")
-    assert graph.repro() == []
+    assert "source" not in graph.run("dvc", "repro")
     assert "up to date" in graph.run("dvc", "status")
 
 
