@@ -157,7 +157,7 @@ def test_only_what_a_flow_can_do_is_offered(kind, others, tmp_path):
     for sampler in others.split(", "):
         assert flow.sample(1, steps=2, sampler=sampler).shape == (1, 1, 8, 8)
     if not flow.takes_anchor and "chain" not in others:
-        with pytest.raises(ValueError, match="for several steps use renoise$"):
+        with pytest.raises(ValueError, match=r"for several steps use renoise$"):
             flow.sample(1, steps=2, sampler="chain")
     pipe = pipeline_of(flow, tmp_path)
     with pytest.raises(ValueError, match=f"this flow has {others}$"):
