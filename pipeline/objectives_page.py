@@ -113,7 +113,7 @@ def _figure(by_dynamics: dict[str, pd.DataFrame], metric: str, steps: Sequence[i
         handles = [panels[0].plot([], [], color=colour[o], linewidth=3)[0] for o in shown]
         handles.append(panels[0].plot([], [], color=plots.INK, linestyle="--", linewidth=1)[0])
         titles = [*(TITLES[o] for o in shown), "teacher, most evaluations"]
-        figure.legend(handles, titles, loc="outside lower center", ncols=3)
+        figure.legend(handles, titles, loc="outside lower center", ncols=2 if len(by_dynamics) < 3 else 3)
 
     size = (2.6 * max(2, len(by_dynamics)), 3.6)
     return plots.svg(draw, name=re.sub(r"\W", "-", name), label=f"{METRICS[metric]} against evaluations", size=size)

@@ -67,7 +67,7 @@ def mean_and_deviation(mean: float, deviation: float | None, *, digits: int = 3)
     """
     if not math.isfinite(mean) or deviation is None or not math.isfinite(deviation):
         return significant(mean, digits), ""
-    known = math.floor(math.log10(abs(mean))) + 1 + spread_decimals(deviation) if mean else 0
+    known = math.floor(math.log10(abs(mean))) + 1 + decimals_of(deviation, 1) if mean else 0
     return significant(mean, max(digits, min(known, MOST_DIGITS))), f"± {significant(deviation, 2)}"
 
 
