@@ -5,6 +5,7 @@ Light on purpose: stage `source` asks at the beginning of every `dvc repro`.
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -38,35 +39,46 @@ def image_files(folder: Path) -> ImageFiles:
     followed.
     """
     paths, passed_over, root = [], Counter(), folder.resolve()
-    for path in walk(folder, passed_over):
-        kind = _kind(path, root)
-        if kind in SUFFIXES:
-            paths.append(PurePath(path.relative_to(folder)))
-        else:
-            passed_over[kind] += 1
+    for place, names in _places(folder, passed_over):
+        inside = os.path.relpath(place, folder)
+        for name in names:
+            kind = _kind(place, name, root)
+            if kind in SUFFIXES:
+                paths.append(PurePath(inside, name))
+            else:
+                passed_over[kind] += 1
     return ImageFiles(sorted(paths, key=lambda path: path.parts), passed_over)
 
 
-def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
-    """All files below a folder; no hidden or linked folder is entered, and linked ones are counted."""
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder; no hidden or linked folder is entered."""
+    return (Path(place, name) for place, names in _places(folder, Counter()) for name in names)
+
+
+def _places(folder: Path, passed_over: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below, itself included, with the names of its files. Linked folders are counted."""
     for place, folders, files in os.walk(folder):
         # os.walk enters no linked folder, but lists it.
         linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        if passed_over is not None and linked:
+        if linked:
             passed_over[LINKS] += len(linked)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in linked)
-        yield from (Path(place, name) for name in files)
+        yield place, files
 
 
-def _kind(path: Path, root: Path) -> str:
+def _kind(place: str, name: str, root: Path) -> str:
     """The suffix in small letters, or why it is no image."""
-    if path.name.startswith("."):
+    if name.startswith("."):
         return HIDDEN
-    suffix = path.suffix.lower() or BARE
+    suffix = os.path.splitext(name)[1].lower().rstrip(".") or BARE
+    if suffix not in SUFFIXES:
+        return suffix
     # A pipe or a device would have the reader wait for ever.
-    if suffix in SUFFIXES and (not path.is_file() or (path.is_symlink() and not path.resolve().is_relative_to(root))):
-        return LINKS
-    return suffix
+    mode = os.lstat(os.path.join(place, name)).st_mode
+    if stat.S_ISLNK(mode):
+        target = Path(place, name)
+        return suffix if target.is_file() and target.resolve().is_relative_to(root) else LINKS
+    return suffix if stat.S_ISREG(mode) else LINKS
 
 
 def is_split_like(name: str) -> bool:
@@ -172,7 +184,7 @@ def _digest(named: list[tuple[bytes, Path]], memory: Path | None) -> str:
     for name, path in named:
         # The time of the last change of a file's entry cannot be set back, as that of its content can.
         try:
-            at = path.stat()
+            at = os.stat(path)
             seen.update(b"%d %s %d %d %d\n" % (len(name), name, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
         except OSError:
             seen.update(b"%d %s gone\n" % (len(name), name))
