@@ -31,6 +31,7 @@ endif
 $(STAMP): pyproject.toml constraints.txt
 	$(if $(MOVED),@echo "$(VENV) was made in another folder: it is made anew"; rm -rf $(VENV))
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import os, sys; bad = sorted(set("$$:") & set(os.getcwd())); sys.exit(f"the path of this folder has {bad[0]} in it, with which Python environments do not work; rename the folder" if bad else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@# uv installs in a sixth of pip's time; where it cannot be had, or fails (a mirror that pip alone knows), pip does.
 	$(PIP) uv -c constraints.txt 2>/dev/null && $(UV) -e '.[test]' -c constraints.txt || $(PIP) -e '.[test]' -c constraints.txt

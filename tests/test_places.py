@@ -287,6 +287,20 @@ def test_an_environment_of_another_folder_is_made_anew(tmp_path):
     assert "venv" not in planned()
 
 
+@pytest.mark.parametrize("name", ["a$HOME", "a:b"])
+def test_a_folder_that_no_environment_can_be_in_is_named_at_once(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, folder / file)
+    done = subprocess.run(["make", "setup"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        f"the path of this folder has {name[1]} in it, with which Python environments do not work; rename the folder"
+    )
+    assert not (folder / ".venv").exists()
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 

@@ -35,8 +35,8 @@ def test_a_line_every_thirty_seconds_with_what_is_known(clock):
         if step == 120:
             bar.set_postfix(loss="0.25")
     assert said[:2] == [
-        "teacher ve: 160 of 500 step, loss 0.25, 2 step/s, 3 min left",  # 60 steps in 30 s: 340 are left
-        "teacher ve: 220 of 500 step, loss 0.25, 2 step/s, 2 min left",
+        "teacher ve: step 160 of 500, loss 0.25, 2.0 step/s, 3 min left",  # 60 steps in 30 s: 340 are left
+        "teacher ve: step 220 of 500, loss 0.25, 2.0 step/s, 2 min left",
     ]
     assert len(said) == 6
     assert all(is_line(line) for line in said)
@@ -62,11 +62,15 @@ def test_updates_by_hand_an_unknown_total_and_slow_units(clock):
         bar.set_postfix_str("at work")
         clock.now += 60
         bar.n = 12
-    assert said == ["fetch: 7 img, 0.117 img/s", "fetch: 12 img, at work, 0.1 img/s"]
+    assert said == ["fetch: img 7, 8.6 s each", "fetch: img 12, at work, 10 s each"]
     slow = Lines(label="experiments", unit="exp", total=3, clock=clock, say=said.append)
     clock.now += 3600
     slow.update()
-    assert said[-1] == "experiments: 1 of 3 exp, 3.6e+03 s/exp, 2.0 h left"
+    assert said[-1] == "experiments: exp 1 of 3, 60 min each, 2.0 h left"
+    fast = Lines(label="features", unit="img", total=10**6, clock=clock, say=said.append)
+    clock.now += 30
+    fast.update(370_000)
+    assert said[-1] == "features: img 370000 of 1000000, 12,333 img/s, 51 s left"
     assert all(is_line(line) for line in said)
 
 
@@ -128,7 +132,7 @@ def test_work_without_any_progress_says_that_it_runs_and_how_long_it_took():
 def test_a_failed_experiments_message_is_not_lost_behind_them():
     log = (
         "Running stage 'teacher@ve':\n> python -m pipeline.stages.teacher ve\n"
-        "teacher-ve: data/processed is damaged\nteacher ve: 60 of 100 step, loss 0.5, 2 step/s, 20 s left\n"
+        "teacher-ve: data/processed is damaged\nteacher ve: step 60 of 100, loss 0.5, 2 step/s, 20 s left\n"
         "teacher-ve: at work for 3 min\nERROR: failed to reproduce 'teacher@ve'\n"
     )
     assert last_lines(log) == "teacher-ve: data/processed is damaged; ERROR: failed to reproduce 'teacher@ve'"

@@ -15,7 +15,8 @@ from typing import Any, Self
 EVERY = 30.0  # seconds between lines at first, ...
 SHARE = 0.02  # ... then this part of the time that has passed: a day's work has some hundred lines, ...
 RAREST = 600.0  # ... and never longer than this
-LINE = re.compile(r": \d+( of \d+)? \w+, (.*, )?[\d.e+-]+ (\w+/s|s/\w+)(, |$)|: at work for ")  # see `is_line`
+# What `is_line` knows one by.
+LINE = re.compile(r": \w+ \d+( of \d+)?(, .*)?, ([\d.,]+ \w+/s|[\d.]+ (s|min|h) each)(, |$)|: at work for ")
 
 _last = 0.0  # when a line was said
 
@@ -35,7 +36,7 @@ def is_line(text: str) -> bool:
 
 
 class Lines:
-    """A line every 30 seconds or so, e.g. "teacher ve: 1200 of 20000 step, loss 0.123, 48 step/s, 6 min left"."""
+    """A line every 30 seconds or so, e.g. "teacher ve: step 1200 of 20000, loss 0.123, 48 step/s, 6 min left"."""
 
     def __init__(
         self,
@@ -97,10 +98,11 @@ class Lines:
     def _line(self, seconds: float) -> str:
         done = self._n - self._initial
         of = f" of {self.total}" if self.total is not None else ""
-        parts = [f"{self._label}: {self._n}{of} {self._unit}", self._postfix]
+        parts = [f"{self._label}: {self._unit} {self._n}{of}", self._postfix]
         if done > 0 and seconds > 0:
             rate = done / seconds
-            parts.append(f"{rate:.3g} {self._unit}/s" if rate >= 0.1 else f"{1 / rate:.3g} s/{self._unit}")
+            shown = f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.1f}"
+            parts.append(f"{shown} {self._unit}/s" if rate >= 0.5 else f"{in_words(1 / rate)} each")
             if self.total is not None and self.total > self._n:
                 parts.append(f"{in_words((self.total - self._n) / rate)} left")
         return ", ".join(filter(None, parts))

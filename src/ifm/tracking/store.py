@@ -134,9 +134,12 @@ def connect(name: str | None = None) -> tuple[Any, str]:
 
     root, uri, name = project_root(), tracking_uri(), name or experiment_name()
     file = places.sqlite_file(uri)
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
-    os.environ["MLFLOW_TRACKING_URI"] = given  # MLflow has written the address there, which may be a relative one
+    # MLflow has written the address there, which may be a relative one.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if given is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = given
     with locked():
         if file is not None:
             places.check(file)
