@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from ruamel.yaml.error import YAMLError
 
 from ifm.errors import UserError
 from ifm.files import write_text
@@ -165,7 +164,7 @@ class _Reader:
     def _read(self, path: str, content: bytes, read: Any) -> Any:
         try:
             return read(content.decode("utf-8"))
-        except (ValueError, KeyError, TypeError, AttributeError, YAMLError, yaml.YAMLError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             self.missing.append(f"{path}: cannot be read ({first})")
             return None

@@ -204,7 +204,7 @@ def _remarks(text: str, node: Any) -> _Remarks:
         indent, last = text[begin:position], until - 1
         if indent.strip():
             i = _beside(entries[:until], [i for i in range(until) if lines[i] == number], position)
-            if i is None:  # behind an item of a list, or the --- of a document
+            if i is None or entries[i].path in found.beside:  # behind an item, the --- of a document, a merge key
                 before(max(last, 0), _indented(entries[max(last, 0)], comment))
             else:
                 found.beside[entries[i].path] = comment

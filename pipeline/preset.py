@@ -48,6 +48,8 @@ def apply(name: str, text: str, *, objective: str = "trajectory", data: str | No
         raise UserError(f"preset {name} reads local files; say where: make preset NAME={name} DATA=path/to/folder")
     if data and not local:
         raise UserError(f"preset {name} reads no local files; leave DATA out")
+    if data and data.encode(errors="replace").decode() != data:
+        raise UserError(f"DATA={data!a}: the folder's name is not UTF-8, which params.yaml is; rename the folder")
     spelt: dict[params_file.Path, str] = {}
     for overlay, words in (base, chosen, *_objective(objective, name)):
         _merge(values, overlay, at="")

@@ -111,7 +111,7 @@ FORMS = {
     "list over lines": TEXT.replace("[32, 64]", "[32,  # one\n    64  # two\n  ]"),
     "anchors": TEXT.replace("  lr: 2.0e-3", "  lr: &rate 2.0e-3").replace("  lr: 1.0e-3", "  lr: *rate"),
     "anchored list": TEXT.replace("[32, 64]", "&c [32, 64]").replace("flow_steps: [1, 2, 4, 8]", "flow_steps: *c"),
-    "merge key": TEXT.replace("  ve:\n", "  ve: &ve\n").replace(
+    "merge key": TEXT.replace("  ve:\n", "  ve: &ve\n").replace("pfgmpp:\n", "pfgmpp:  # as\n").replace(
         "    t_min: 0.002\n    t_max: 20.0\n    rho: 7.0\n    log_time_mean: -1.2\n    log_time_std: 1.2\n\nnetwork",
         "    <<: *ve  # as ve\n\nnetwork",
     ),

@@ -1,6 +1,7 @@
 """`make preset`: every preset is a valid configuration, keeps comments, and leaves nothing behind."""
 
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -92,5 +93,7 @@ def test_messages():
         preset.apply("imagefolder", TEXT)
     with pytest.raises(UserError, match="reads no local files"):
         preset.apply("digits", TEXT, data="x")
+    with pytest.raises(UserError, match="the folder's name is not UTF-8"):
+        preset.apply("imagefolder", TEXT, data=os.fsdecode(b"bilder-\xfc"))
     with pytest.raises(UserError, match=r"params.yaml has no teacher\.lr"):
         preset.apply("digits", re.sub(r"  lr: 2.0e-3\n", "", TEXT, count=1))
