@@ -196,7 +196,7 @@ def preprocess_points(
             splits=splits,
             mean=train.mean(axis=0).tolist(),
             std=train.std(axis=0).tolist(),
-            test_in_train=int(np.isin(digests["test"], digests["train"]).sum()),
+            test_in_train=int(np.isin(digests["test"], digests["train"], kind="sort").sum()),
         )
         metadata.write(folder)
     return metadata

@@ -220,7 +220,7 @@ def preprocess(
             splits={name: writer.described(statistics[name], source["classes"]) for name, writer in writers.items()},
             mean=mean,
             std=std,
-            test_in_train=int(np.isin(test, train).sum()),
+            test_in_train=int(np.isin(test, train, kind="sort").sum()),
         )
         metadata.write(folder)
     return metadata
