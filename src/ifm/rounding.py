@@ -31,7 +31,7 @@ def fixed(value: float, decimals: int) -> str:
     if value == 0:
         return f"{0:.{decimals}f}"
     if not PLAIN[0] <= abs(value) < PLAIN[1]:
-        return significant(value, 2)
+        return significant(value)
     text = f"{value:,.{min(decimals, decimals_of(value, MOST_DIGITS))}f}"
     return _signed(text) if text.strip("-0.") else significant(value, 2)
 
