@@ -340,7 +340,7 @@ BAD_SAMPLES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "empty folder": (
         lambda t: (t / "e").mkdir() or t / "e",
         "",
-        r"e: no .png, .jpg, .jpeg, .webp files (0 other files)",
+        r"e: no .png, .jpg, .jpeg, .jpe, .jfif, .webp, .avif, .gif, .bmp, .tif, .tiff, .ppm, .pgm, .pbm, .pnm files (0 other",
     ),
     "arrays in a folder": (lambda t: saved(t / "x.npy", GOOD).parent, "", "name one of its arrays: "),
     "corrupt image": (

@@ -271,4 +271,4 @@ def test_a_name_where_a_list_has_to_be_is_said_before_dvc_is_asked(change, said,
     with pytest.raises(SystemExit) as caught:
         params_file.main()
     assert caught.value.code == f"params.yaml: {said}"
-    assert "-m pipeline.params_file\n\t$(BIN)/dvc repro\n" in (ROOT / "Makefile").read_text()
+    assert "-m pipeline.params_file\n\t$(BIN)/python -m dvc repro\n" in (ROOT / "Makefile").read_text()
