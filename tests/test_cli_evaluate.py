@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import ifm
 from ifm.cli import main
 from ifm.config import EvaluateConfig, read_params
+from ifm.data.local import SUFFIXES
 from ifm.data.preprocessing import to_array
 from ifm.files import file_sha256
 from ifm.metrics.collections import Images, Resize, inspected, open_pictures
@@ -340,7 +341,7 @@ BAD_SAMPLES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "empty folder": (
         lambda t: (t / "e").mkdir() or t / "e",
         "",
-        r"e: no .png, .jpg, .jpeg, .jpe, .jfif, .webp, .avif, .gif, .bmp, .tif, .tiff, .ppm, .pgm, .pbm, .pnm files (0 other",
+        f"e: no {', '.join(SUFFIXES)} files (0 other files)",
     ),
     "arrays in a folder": (lambda t: saved(t / "x.npy", GOOD).parent, "", "name one of its arrays: "),
     "corrupt image": (
