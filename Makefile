@@ -10,7 +10,7 @@ MOVED := $(shell [ -L $(VENV) ] || [ ! -s $(STAMP) ] || [ "$$(cat $(STAMP))" = "
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 # Tests run in two processes of one thread each: two threads of one would wait for each other beside any other work.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations 15
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
     $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)

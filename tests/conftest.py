@@ -4,6 +4,18 @@ import gc
 
 import pytest
 
+# Modules that take minutes come first: with two processes the last ones are then short, and both end together.
+LONGEST = (
+    "test_pipeline", "test_training", "test_sharded", "test_report", "test_combinations", "test_sharing",
+    "test_together", "test_trained", "test_tracking_server", "test_hosts", "test_hub", "test_kill", "test_points",
+    "test_use", "test_inputs",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Imported modules leave the collector's rounds: training ends with one, which takes 0.2 s beside all of them."""
