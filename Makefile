@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Programs are called as modules: a script's first line holds the environment's path, which not every path survives.
 STAMP := $(VENV)/.installed
 # An environment cannot be moved: its programs and its link to src/ stay those of the old folder. It is made anew.
 MOVED := $(shell [ -L $(VENV) ] || [ ! -s $(STAMP) ] || [ "$$(cat $(STAMP))" = "$$(pwd -P)" ] || echo moved)
@@ -14,7 +15,6 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(WORKERS
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
     $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Programs are called as modules: a script's first line holds the environment's path, which not every path survives.
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
