@@ -161,7 +161,7 @@ def test_the_outs_of_a_stage_are_those_of_its_branch(monkeypatch):
     monkeypatch.chdir(ROOT)
     values = read_params(Path("params.yaml"))
     stage = Stage("evaluate-rf", "evaluate", parse(values), values, "rf")
-    names = {"data/pairs/rf", "reports/runs/evaluate-rf.json", "reports/metrics/rf.json"}
+    names = {"data/pairs/rf", "reports/runs/evaluate-rf.json", "reports/metrics/rf.json", "reports/headline/rf.json"}
     assert {p.as_posix() for p in stage.outs()} == names
 
 
