@@ -42,7 +42,7 @@ doctor: setup ## what of this machine and this folder stands in the way of a run
 
 repro: setup ## run the pipeline (dvc repro) and say where the report is
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
-	@$(BIN)/python -m pipeline.params_file
+	@$(BIN)/python -m pipeline.tools.params_file
 	$(BIN)/python -m dvc repro
 	@# On a clone with pulled results nothing runs: the empty MLflow store gets its rows all the same.
 	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/python -m dvc repro --quiet --force --single-item track
@@ -64,41 +64,41 @@ lint: setup ## ruff alone, mending what it can
 	$(BIN)/python -m ruff format .
 
 preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, imagenet64 or imagefolder (DATA=folder); OBJECTIVE=...
-	$(BIN)/python -m pipeline.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
+	$(BIN)/python -m pipeline.tools.preset "$(NAME)" --objective "$(OBJECTIVE)" --data "$(DATA)"
 
 sweep: setup ## a grid or a search over params.yaml, ranked: ARGS="-S flow.lr=1e-4,3e-4 --seeds 0,1,2", docs/sweeps.md
-	$(BIN)/python -m pipeline.sweep $(ARGS)
+	$(BIN)/python -m pipeline.studies.sweep $(ARGS)
 
 ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", DRY=1 to list them
-	$(BIN)/python -m pipeline.ablation $(STUDY)
+	$(BIN)/python -m pipeline.studies.ablation $(STUDY)
 
 objectives: setup ## what a flow can be trained by, at equal budgets: PRESETS, SEEDS, ONLY, SET, DRY as for ablation
-	$(BIN)/python -m pipeline.objectives $(STUDY)
+	$(BIN)/python -m pipeline.studies.objectives $(STUDY)
 
 compare: setup ## two states side by side, reports/compare.html: A=HEAD B=workspace; any revision or DVC experiment
-	$(BIN)/python -m pipeline.compare "$(or $(A),HEAD)" "$(or $(B),workspace)"
+	$(BIN)/python -m pipeline.tools.compare "$(or $(A),HEAD)" "$(or $(B),workspace)"
 
 bench: setup ## how fast it is, as ratios, into docs/benchmarks.md: ARGS="--only frechet --threads 1", see there
 	$(BIN)/python -m benchmarks $(ARGS)
 
 audit: setup ## known vulnerabilities of the pinned packages (pip-audit, needs the network): docs/security.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
-	$(BIN)/python -m pipeline.audit
+	$(BIN)/python -m pipeline.tools.audit
 
 kill-test: setup ## kill running pipelines N times at random and compare what they end with, docs/reliability.md
-	$(BIN)/python -m pipeline.kill_test --kills $(or $(N),30)
+	$(BIN)/python -m tests.robustness.kill_test --kills $(or $(N),30)
 
 check-cache: setup ## read all of DVC's cache for damaged files; MEND=1 removes them, docs/reliability.md
-	$(BIN)/python -m pipeline.check_cache $(if $(MEND),--mend)
+	$(BIN)/python -m pipeline.tools.check_cache $(if $(MEND),--mend)
 
 ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5000
 	$(BIN)/python -m ifm ui --port $(or $(PORT),5000)
 
 params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
-	$(BIN)/python -m pipeline.params_reference
+	$(BIN)/python -m pipeline.tools.params_reference
 
 readme: setup ## the README's picture and table, from the results at hand
-	$(BIN)/python -m pipeline.readme
+	$(BIN)/python -m pipeline.tools.readme
 
 clean: ## remove the environment and caches of tools (not data, models or runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -15,17 +15,17 @@ from benchmarks.results import Result, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
 from benchmarks.timing import Spread, fresh_process, interleave, timed
 from benchmarks.training import STORED_TIMES, clocked, flow_training, random_paths
-from ifm import devices
 from ifm.anchors import AnchorBank, Visit
 from ifm.data.arrays import ShardedArray
-from ifm.memory import peak_resident
+from ifm.hardware import devices
+from ifm.hardware.memory import peak_resident
 from ifm.trajectories import stored_bytes
 
 CPU = torch.device("cpu")
 SHAPE = (3, 32, 32)
 SHARDS, BATCH, CALLS = 4, 512, 20
 BLOCK = 1000  # rows that are written together, again and again
-RESIDENT = "ifm.devices.RESIDENT_BYTES"
+RESIDENT = "ifm.hardware.devices.RESIDENT_BYTES"
 
 
 def shards(options: Options) -> Iterator[Result]:

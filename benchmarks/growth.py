@@ -21,7 +21,7 @@ from benchmarks.timing import Contestant, Spread, interleave, timed
 from benchmarks.training import clocked, flow_training
 from ifm.anchors import AnchorBank, Visit
 from ifm.data.arrays import ShardedArray
-from ifm.memory import peak_memory
+from ifm.hardware.memory import peak_memory
 from ifm.metrics.classifier import Classifier
 from ifm.metrics.distances import fid, moments
 from ifm.metrics.extraction import extract

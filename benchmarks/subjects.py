@@ -12,7 +12,7 @@ from ifm.config import Config, parse
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_network
 from ifm.training.engine import make_accelerator
-from pipeline.preset import apply, parse_yaml
+from pipeline.tools.preset import apply, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 1437  # of the digits' train split

@@ -16,8 +16,8 @@ from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
 from benchmarks.timing import Apart, Contestant, Spread, StepClock, fresh_process, interleave, speed_ratio, timed
 from ifm import anchors
-from ifm.devices import Rows, memory_format
-from ifm.memory import peak_memory
+from ifm.hardware.devices import Rows, memory_format
+from ifm.hardware.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
 from ifm.random import Streams
 from ifm.training.flow import train_flow

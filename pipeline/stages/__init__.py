@@ -18,7 +18,7 @@ def _stop(number: int, frame: object) -> None:
 
 if sys.argv[:1] == ["-m"]:  # a stage is being started, and its imports are to come
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored, in the background
-        signal.signal(signal.SIGINT, _stop)  # until the stage's work begins (pipeline.stage)
+        signal.signal(signal.SIGINT, _stop)  # until the stage's work begins (pipeline.runner.stage)
     # Imports make a million objects and next to no garbage: looking for it takes a fifth of the time that they take.
     gc.disable()  # so long too
     atexit.register(gc.freeze)  # nor is there a use in looking through all of them once more before memory is freed

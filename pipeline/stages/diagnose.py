@@ -12,8 +12,8 @@ from ifm.files import write_json
 from ifm.images import at_work
 from ifm.sampling import Draws
 from ifm.tracking import flatten
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 DATA_ROWS = 50_000  # training images for the data's spacing: the first, where there are more
 

@@ -8,12 +8,12 @@ from ifm.metrics import cautions
 from ifm.metrics.evaluation import Evaluation, evaluate_samples
 from ifm.metrics.figures import Measures
 from ifm.metrics.reference import load_reference
-from ifm.pictures import save_grid
+from ifm.modalities.pictures import save_grid
 from ifm.progress import progress
 from ifm.training.engine import make_accelerator
-from pipeline import paths
-from pipeline.headline import headline
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.headline import headline
+from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:

@@ -4,8 +4,8 @@ from ifm.data import local
 from ifm.data.points import fetch_points
 from ifm.data.sources import fetch
 from ifm.tracking import project_root
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 
 def work(stage: Stage) -> None:

@@ -27,8 +27,8 @@ from ifm.training.phases import (
     trajectory_phase,
 )
 from ifm.trajectories import open_trajectories
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from ifm import needs
+from ifm.data import needs
 from ifm.data.arrays import duplicates_in_words
 from ifm.data.points import preprocess_points
 from ifm.data.preprocessing import preprocess
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 
 def work(stage: Stage) -> None:

@@ -1,11 +1,11 @@
 """reference: the evaluation extractor and its statistics of the real data."""
 
-from ifm import needs
+from ifm.data import needs
 from ifm.data.splits import open_split
 from ifm.files import write_json
 from ifm.metrics.reference import build_reference
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 
 def work(stage: Stage) -> None:

@@ -14,12 +14,12 @@ from ifm.data.arrays import ImageSet
 from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import cautions
-from ifm.pictures import COLUMNS, grid_png, side_by_side_choice
-from ifm.report import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
+from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
+from ifm.report.page import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
 from ifm.tracking import git_commit
-from pipeline import paths
-from pipeline.records import read_timings, train_seconds
-from pipeline.stage import Stage, data_name, main
+from pipeline.runner import paths
+from pipeline.runner.records import read_timings, train_seconds
+from pipeline.runner.stage import Stage, data_name, main
 
 SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
 POINTS_SHOWN = 2000

@@ -7,15 +7,15 @@ import numpy as np
 from accelerate import Accelerator
 
 from ifm import pretrained
-from ifm.devices import Compiled, compiles
 from ifm.files import fresh_folder, write_json
-from ifm.memory import peak_memory
-from ifm.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
+from ifm.hardware.devices import Compiled, compiles
+from ifm.hardware.memory import peak_memory
+from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
 from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
 from ifm.training.engine import make_accelerator
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 TIMED_BATCHES = (1, 8, 64, 256, 1024)  # of one evaluation of the flow
 

@@ -12,7 +12,7 @@ import yaml
 
 from ifm.data import local
 from ifm.errors import UserError
-from pipeline import paths
+from pipeline.runner import paths
 
 NULL = ("", "~", "null", "Null", "NULL")
 

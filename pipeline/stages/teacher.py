@@ -15,8 +15,8 @@ from ifm.training.checkpoint import Checkpoints
 from ifm.training.engine import make_accelerator
 from ifm.training.loop import TrainSettings, write_curve
 from ifm.training.teacher import train_teacher
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:

@@ -10,10 +10,10 @@ from ifm.config import read_mapping
 from ifm.files import read_json, write_json
 from ifm.metrics import cautions
 from ifm.tracking import ModelRecord, PipelineState, as_tag, digest, flatten, track_state
-from pipeline import paths
-from pipeline.headline import headline
-from pipeline.records import read_record
-from pipeline.stage import Stage, data_inputs, data_name, locked_outputs, main
+from pipeline.runner import paths
+from pipeline.runner.headline import headline
+from pipeline.runner.records import read_record
+from pipeline.runner.stage import Stage, data_inputs, data_name, locked_outputs, main
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
 BRANCHED = ("teacher", "trajectories", "flow", "sample", "evaluate", "diagnose")

@@ -10,8 +10,8 @@ from ifm.files import fresh_folder
 from ifm.sampling import solver_nfe
 from ifm.training.engine import make_accelerator
 from ifm.trajectories import generate, move_shards, open_trajectories, save_first, stored_times
-from pipeline import paths
-from pipeline.stage import Stage, main
+from pipeline.runner import paths
+from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:

@@ -1,6 +1,6 @@
 """python -m ifm"""
 
-from ifm.cli import main
+from ifm.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifm.devices import is_sharded, to_device
 from ifm.dynamics.base import NoiseSource
+from ifm.hardware.devices import is_sharded, to_device
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
 

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from ifm.errors import UserError
 
-COMMANDS = {"sweep": "params.yaml over a grid or a search, ranked; in a checkout."}  # each is python -m pipeline.NAME
+COMMANDS = {"sweep": "params.yaml over a grid or a search, ranked; in a checkout."}
+MODULES = {"sweep": "pipeline.studies.sweep"}
 
 
 def find(start: Path | None = None) -> Path | None:
@@ -28,13 +29,13 @@ def missing_identity(root: Path) -> list[str]:
     return [key for key in ("user.name", "user.email") if not known(key)]
 
 
-FILES = ("dvc.yaml", "params.yaml", "pipeline/stage.py")
+FILES = ("dvc.yaml", "params.yaml", "pipeline/runner/stage.py")
 
 
 def run(command: str, words: Sequence[str]) -> NoReturn:
-    """Becomes `python -m pipeline.COMMAND` in the checkout. Raises UserError where there is none."""
+    """Becomes the command's module in the checkout. Raises UserError where there is none."""
     root = find()
     if root is None:
         raise UserError(f"{command} runs the pipeline of a checkout, and this folder is in none; clone the repository")
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.{command}", *words])
+    os.execv(sys.executable, [sys.executable, "-m", MODULES[command], *words])

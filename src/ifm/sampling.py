@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ifm.dynamics import Dynamics, expand
 from ifm.dynamics.base import NoiseSource
+from ifm.hardware.parallel import shared_batches
 from ifm.images import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
-from ifm.parallel import shared_batches
 from ifm.random import Streams
 
 if TYPE_CHECKING:

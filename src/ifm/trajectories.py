@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ifm.data.arrays import ShardedArray
 from ifm.data.trajectories import FIRST, TrajectoryMetadata
-from ifm.devices import RowReader, Rows, to_device
 from ifm.dynamics import Dynamics
 from ifm.errors import UserError
 from ifm.files import atomic_path, warn_of_space
+from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.progress import progress
 from ifm.random import Streams
 from ifm.sampling import Denoiser, solve_trajectory, stored_indices

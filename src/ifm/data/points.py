@@ -33,9 +33,9 @@ from ifm.data.arrays import (
     count_duplicates,
     row_digests,
 )
+from ifm.data.needs import Counts
 from ifm.errors import in_a_line
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
-from ifm.needs import Counts
 from ifm.random import stream
 
 POINTS, LABELS = "points.npy", "labels.npy"

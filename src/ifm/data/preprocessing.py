@@ -28,9 +28,9 @@ from ifm.data.arrays import (
     count_duplicates,
     row_digests,
 )
+from ifm.data.needs import Counts
 from ifm.errors import in_a_line
 from ifm.files import fresh_folder, read_json
-from ifm.needs import Counts
 from ifm.progress import progress
 from ifm.random import stream
 

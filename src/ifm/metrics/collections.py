@@ -25,8 +25,8 @@ from ifm.data.local import SUFFIXES, image_files
 from ifm.data.preprocessing import WORKERS, decode, flatten, to_array
 from ifm.errors import UserError
 from ifm.files import readable
+from ifm.hardware.parallel import shared_batches
 from ifm.images import to_uint8
-from ifm.parallel import shared_batches
 from ifm.progress import progress
 
 if TYPE_CHECKING:

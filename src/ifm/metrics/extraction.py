@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ifm.hardware.parallel import shared_batches
 from ifm.metrics.extractors import Extractor, finite
 from ifm.metrics.figures import Found
-from ifm.parallel import shared_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ifm.config import EvaluateConfig
+from ifm.data.needs import check_classes
 from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, read_json, write_json
 from ifm.metrics import cautions
@@ -31,7 +32,6 @@ from ifm.metrics.extractors import (
 from ifm.metrics.figures import Measures, Real
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
-from ifm.needs import check_classes
 
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
 BATCH = 256

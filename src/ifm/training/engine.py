@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import Tensor
 
-from ifm.devices import keep_freed_memory
 from ifm.errors import UserError
+from ifm.hardware.devices import keep_freed_memory
 
 
 class LaunchError(UserError, ValueError):

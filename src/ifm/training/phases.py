@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifm import objectives
 from ifm.anchors import evenly_chosen
-from ifm.devices import RowReader, Rows, to_device
 from ifm.dynamics import Dynamics, expand
 from ifm.exact import ExactTeacher
+from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.images import at_work
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.random import EndlessShuffle, Streams

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from ifm.devices import is_sharded
+from ifm.hardware.devices import is_sharded
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm import objectives
-from ifm.devices import RowReader, Rows, to_device
 from ifm.dynamics import expand
+from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.images import at_work
 from ifm.model import Teacher
 from ifm.random import EndlessShuffle, Streams

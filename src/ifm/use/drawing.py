@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ifm.exact import ExactTeacher
+from ifm.hardware.parallel import shared_batches
 from ifm.images import at_rest
-from ifm.mlp import MLP
 from ifm.model import IntegrationFlow, IntervalFlow
-from ifm.parallel import shared_batches
+from ifm.networks.mlp import MLP
 from ifm.progress import progress
 from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
 from ifm.use.loading import Model

@@ -1,0 +1,269 @@
+"""What every stage shares: arguments, checked params, tracking, signals, one clear message for what a user can mend."""
+
+import argparse
+import gc
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ifm import tracking
+from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
+from ifm.errors import UserError
+from ifm.files import located, read_json, readable
+from ifm.progress import at_work, tell
+from ifm.tracking import StageRun
+from pipeline.runner import launch, paths, unfinished
+
+if TYPE_CHECKING:
+    import torch
+
+
+# What a stage uses its data for, in MLflow's words; other stages prepare it.
+CONTEXTS = {"teacher": "training", "flow": "training", "evaluate": "evaluation", "diagnose": "evaluation"}
+
+
+@dataclass
+class Stage:
+    """What a stage's work gets: the whole checked config, its dynamics (if any), and its MLflow run."""
+
+    name: str  # e.g. "teacher-ve": also the names of its run, curve and record
+    module: str
+    config: Config
+    values: dict[str, Any]  # params.yaml as plain values
+    dynamics: str | None
+    run: StageRun = field(default_factory=lambda: StageRun("untracked"))
+    _work: unfinished.WorkFolder | None = None  # of the main process
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The plain values of some params, by dotted name, e.g. ``sections("seed", "ode.ve")``."""
+        return {name: lookup(self.values, name) for name in names}
+
+    @property
+    def device(self) -> "torch.device":
+        """A GPU where there is one."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def work_folder(self, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+        """Where this very computation keeps what a kill must not lose: .ifm/checkpoints/<stage>-<hash>.
+
+        Called once, by every process. Says on stderr what is left of the stage with other params, code or inputs.
+        """
+        code = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in declared_code(self.module)}
+        made_of = {"params": dict(params), "code": code, "inputs": dict(inputs)}
+        root = tracking.project_root() / ".ifm" / "checkpoints"
+        if int(os.environ.get("RANK", "0")) == 0:
+            unfinished.tell(self.name, unfinished.left(root, self.name, made_of), root=root)
+            self._work = unfinished.WorkFolder.open(root, self.name, made_of)
+        return root / _from_main_process(self._work.path.name if self._work else None)
+
+    def finish(self) -> None:
+        """Removes the work folder: the stage's outputs are in place."""
+        if self._work:
+            self._work.finish()
+
+    def warn(self, texts: Sequence[str]) -> None:
+        """What speaks against the stage's figures: a line each on stderr, and a tag of its run."""
+        for text in texts:
+            print(f"{self.name}: warning: {text}", file=sys.stderr, flush=True)
+        if texts:
+            self.run.log_tags({"warnings": tracking.as_tag(texts)})
+
+    def outs(self) -> list[Path]:
+        """The outputs of dvc.yaml."""
+        entry = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][self.module]
+        return [Path(name) for name in resolved(entry, self.dynamics)["outs"]]
+
+
+def _from_main_process(value: str | None) -> str:
+    """What process 0 passes, in every process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return str(value)
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def placed(config: Config, root: Path) -> Config:
+    """Local files by whole paths: relative ones begin in the main checkout, where a DVC experiment does not run."""
+    data, evaluate = config.data, config.evaluate
+    changed = {"path": data.path and str(located(data.path, root))}
+    if data.source == "hub" and located(data.name, root).exists():
+        changed["name"] = str(located(data.name, root))
+    weights = {key: getattr(evaluate, key) for key in ("inception_path", "dinov2_path")}
+    weights = {key: path and str(located(path, root)) for key, path in weights.items()}
+    sections = {"data": data.model_copy(update=changed), "evaluate": evaluate.model_copy(update=weights)}
+    return config.model_copy(update=sections)
+
+
+def lookup(values: Mapping[str, Any], dotted: str) -> Any:
+    """A value of params.yaml by dotted name."""
+    for part in dotted.split("."):
+        values = values[part]
+    return values
+
+
+def declared_code(stage: str) -> list[Path]:
+    """The Python files among the deps of a stage in dvc.yaml."""
+    graph = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8"))
+    return [Path(d) for d in graph["stages"][stage]["deps"] if str(d).endswith(".py")]
+
+
+def of_dvc(text: str) -> dict[str, Any]:
+    """dvc.yaml or dvc.lock, by libyaml: the reader of params.yaml, in pure Python, takes half a second for the lock."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def main(
+    work: Callable[[Stage], None],
+    *,
+    module: str,
+    params: Callable[[Stage], Mapping[str, Any]],
+    per_dynamics: bool = False,
+    parallel: bool = False,
+    tracked: bool = True,
+) -> None:
+    """Runs a stage from the command line and exits with its status.
+
+    `params` says which values are logged with the run; `parallel` stages may be launched as several processes;
+    `tracked=False` is for the stage that does the tracking itself.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m pipeline.stages.{module}", description=work.__doc__)
+    if per_dynamics:
+        parser.add_argument("dynamics", choices=DYNAMICS_NAMES)
+    arguments = parser.parse_args()
+    try:
+        values = read_params(paths.PARAMS)
+        config = placed(parse(values, source=str(paths.PARAMS)), tracking.project_root())
+    except ConfigError as error:
+        sys.exit(f"{error}")
+    dynamics = getattr(arguments, "dynamics", None)
+    name = f"{module}-{dynamics}" if dynamics else module
+    stage = Stage(name, module, config, values, dynamics)
+    if os.environ.get("DVC_STAGE"):
+        unfinished.end_with_parent()
+    if "RANK" not in os.environ:
+        unfinished.remove_temporaries(stage.outs())
+    if parallel:
+        status = launch.relaunch(f"pipeline.stages.{module}", sys.argv[1:], name=name)
+        if status is not None:
+            sys.exit(status)
+    signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline.stages had one for the time of the imports
+    try:
+        with at_work(name), _tracked(stage, params(stage), tracked=tracked):
+            gc.freeze()
+            gc.enable()  # pipeline.stages has put it off while modules were imported
+            work(stage)
+        stage.finish()
+    except KeyboardInterrupt:
+        if launch.LAUNCHED not in os.environ:  # else the process that launched this one says so
+            tell(f"{name}: {unfinished.goes_on(stage._work.path if stage._work else None)}")
+        sys.exit(128 + signal.SIGINT)
+    except UserError as error:
+        if os.environ.get("IFM_DEBUG"):
+            raise
+        sys.exit(f"{name}: {error}")
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the stage by an exception, so that its run is closed and its temporary files go."""
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _tracked(stage: Stage, params: Mapping[str, Any], *, tracked: bool) -> Iterator[None]:
+    """Opens the stage's run on the main process; the others work untracked."""
+    if not tracked or int(os.environ.get("RANK", "0")) != 0:
+        yield
+        return
+    made = made_before(stage)
+    tags = {"ifm.dynamics": stage.dynamics} if stage.dynamics else {}
+    tags |= {"data": data_name(stage.config)} | {f"input.{path}": md5 for path, md5 in made.items()}
+    inputs = data_inputs(stage.config, made, context=CONTEXTS.get(stage.module, "preparation"))
+    record = paths.run_record(stage.name)
+    with tracking.stage_run(stage.name, params=params, record=record, tags=tags, inputs=inputs) as run:
+        stage.run = run
+        yield
+
+
+def data_name(config: Config) -> str:
+    """What the data set is called in reports: its hub name, its folder's name, "digits", or its law."""
+    data = config.data
+    if data.source == "points":
+        return data.points.law
+    given = data.name or data.path
+    if not given:
+        return data.source
+    return readable(Path(given).resolve().name if given == data.path or Path(given).is_absolute() else given)
+
+
+def locked_outputs(lock: Path = Path("dvc.lock")) -> dict[str, str]:
+    """md5 of each output of the stages that have run, by path."""
+    if not lock.is_file():
+        return {}
+    made = outputs(of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {})
+    return {path: md5 for path, md5 in made.items() if md5}
+
+
+def outputs(stages: Mapping[str, Any]) -> dict[str, str | None]:
+    """md5 of each output of the stages of a dvc.lock, by path; None where it holds none."""
+    return {out["path"]: out.get("md5") for entry in stages.values() for out in entry.get("outs") or ()}
+
+
+def resolved(entry: Mapping[str, Any], dynamics: str | None) -> dict[str, list[str]]:
+    """Params, deps and outs of a stage of dvc.yaml, for one dynamics; what has options is a mapping of one key."""
+
+    def names(*kinds: str) -> list[str]:
+        listed = [one for kind in kinds for one in entry.get(kind, [])]
+        plain = [next(iter(one)) if isinstance(one, dict) else one for one in listed]
+        return [name.replace("${item.dynamics}", dynamics or "") for name in plain]
+
+    return {"params": names("params"), "deps": names("deps"), "outs": names("outs", "metrics", "plots")}
+
+
+def made_before(stage: Stage) -> dict[str, str]:
+    """md5 of each input of this stage that another one made, by path."""
+    graph, made = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8")), locked_outputs()
+    deps = resolved(graph["stages"][stage.module], stage.dynamics)["deps"]
+    return {d: made[d] for d in deps if d in made}
+
+
+def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> list[dict[str, Any]]:
+    """The data sets among some outputs, as MLflow shows them: digits/processed with the start of its md5."""
+    return [
+        {
+            "name": path.replace("data/", f"{data_name(config)}/", 1),
+            "digest": md5[:12],
+            "source": tracking.cache_uri(md5),
+            "profile": _profile(Path(path)),
+            "context": context,
+        }
+        for path, md5 in made.items()
+        if path.startswith("data/") and path != str(paths.SOURCE)
+    ]
+
+
+def _profile(folder: Path) -> dict[str, Any]:
+    """How much is in a data folder, as far as its metadata says; {} where it is not here."""
+    try:
+        metadata = read_json(folder / "metadata.json")
+    except (OSError, ValueError):
+        return {}
+    shown = {key: metadata[key] for key in ("shape", "image_shape", "count", "seeds") if key in metadata}
+    splits = metadata.get("splits")
+    if isinstance(splits, dict):
+        counts = {name: split["count"] if isinstance(split, dict) else split for name, split in splits.items()}
+        shown["splits"] = counts
+    return shown

@@ -1,0 +1,1 @@
+"""Many experiments compared: sweeps, ablation, objectives."""

@@ -1,0 +1,117 @@
+"""`make objectives`: what a flow can be trained by, at equal numbers of network evaluations (see study.py).
+
+The budget of a preset is what its teacher, paths and flow take together; the values and steps that each objective gets
+for it stand in pipeline/presets/objectives. Where no teacher is needed one is trained all the same, beside the flow and
+with the whole budget where that is cheap (`COMPARED`), to compare with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ifm.config import DYNAMICS_NAMES, Config
+from ifm.sampling import solver_nfe
+from pipeline.studies import study
+from pipeline.studies.pages import objectives as objectives_page
+from pipeline.studies.study import METRICS, TEACHERS, Study, Task
+from pipeline.tools import preset
+
+KEY_COLUMNS = ("data", "extractor", "dynamics", "objective", "seed", "sampler", "steps")
+COLUMNS = (
+    *KEY_COLUMNS, "train_steps", "train_batch", "evaluations", "train_seconds", "peak_memory_mb", "n_samples", *METRICS,
+    "min_class_share", "teacher_evaluations", *TEACHERS, "warnings",
+)  # fmt: skip
+# Of teachers that are trained to compare with alone: as many steps as make the preset's whole budget.
+COMPARED = {"points": {"teacher.steps": 4600}}
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether the flow is trained on a teacher's paths, from its weights, or by its velocities."""
+    flow = config.flow
+    asks = flow.velocity == "teacher" and any(o in flow.objectives for o in ("consistency", "interval"))
+    return "trajectory" in flow.objectives or flow.init == "teacher" or asks
+
+
+def flow_evaluations(config: Config) -> float:
+    """Network evaluations of one sample in training the flow: of the flow, and of a teacher that it asks.
+
+    An evaluation is a sample's way through a network, with or without gradient; a backward pass is none. A forward-mode
+    derivative goes through with value and tangent: two. Policy self takes an extra pass for a share of each batch.
+    """
+    flow = config.flow
+    asks = 1 if flow.velocity == "teacher" else 0
+    of = {
+        "trajectory": 1,
+        "data": 1,
+        "consistency": 2 * (1 + asks),  # both at both times
+        "interval": 1 + 2 * (1 - flow.interval.same_share) + asks,
+    }
+    anchor = config.anchor.self_probability if config.anchor.policy == "self" else 0
+    per_step = sum(of[name] for name in flow.objectives) / len(flow.objectives) + anchor
+    return per_step * flow.steps * flow.batch_size
+
+
+def teacher_evaluations(config: Config) -> float:
+    """Network evaluations in training the teacher."""
+    return config.teacher.steps * config.teacher.batch_size if config.teacher.kind == "network" else 0
+
+
+def evaluations(config: Config) -> float:
+    """Network evaluations that one dynamics' flow needs in all: with its teacher's and its paths' where it has them."""
+    total = flow_evaluations(config)
+    if needs_teacher(config):
+        total += teacher_evaluations(config)
+    if "trajectory" in config.flow.objectives:
+        solved = config.trajectories.count
+        if config.trajectories.store == "none":
+            solved = config.flow.steps // len(config.flow.objectives) * config.flow.batch_size
+        total += solved * solver_nfe(config.trajectories.solver_steps)
+    return total
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One row of the table: an objective with the values that its preset gives it, and a teacher to compare with."""
+
+    name: str
+    dynamics: tuple[str, ...] = DYNAMICS_NAMES
+
+    def params(self, preset_name: str) -> dict[str, Any]:
+        values = preset.objective_values(self.name, preset_name)
+        if values.get("teacher.kind") == "none":
+            values |= {"teacher.kind": "network"} | COMPARED.get(preset_name, {})
+        return values
+
+    def facts(self, task: Task, dynamics: str, records: Mapping[str, Any]) -> dict[str, Any]:
+        config, flow = task.config, records.get(f"flow-{dynamics}", {})
+        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * ("trajectory" in self.name)
+        timings = [records.get(f"{stage}-{dynamics}", {}).get("timings", {}) for stage in used]
+        seconds = [t.get("train_seconds", t.get("stage_seconds")) for t in timings]
+        return {
+            "objective": self.name,
+            "train_batch": config.flow.batch_size,
+            "evaluations": round(evaluations(config)),
+            "train_seconds": None if None in seconds else sum(seconds),
+            "peak_memory_mb": flow.get("memory", {}).get("peak_memory_mb"),
+            "teacher_evaluations": round(teacher_evaluations(config)),
+        }
+
+
+STUDY = Study(
+    name="objectives",
+    variants=tuple(map(Objective, ("trajectory", "trajectory-consistency", "consistency", "interval", "data"))),
+    variant_column="objective",
+    key_columns=KEY_COLUMNS,
+    columns=COLUMNS,
+    budget=("n_samples",),
+    render=objectives_page.render,
+)
+
+
+def main() -> None:
+    """Trains a flow by every objective and writes reports/objectives.csv and objectives.html."""
+    study.main(STUDY, module="pipeline.studies.objectives", about=main.__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Several experiments at a time, by `dvc exp run --temp`, each in a folder of its own.
+
+DVC's own queue (`dvc queue start -j`) makes a stage that two experiments share twice, and gives its workers one
+environment. Here no two run at once that would make the same stage, what they share is a job of its own that goes
+first, and each worker has its GPU. One starts after the other: DVC keeps what it is about to start in one place.
+"""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ifm.progress import is_line, progress
+from pipeline.studies import study
+from pipeline.studies.study import duration
+
+POLL = 0.2  # seconds
+STARTED = "Reproducing experiment"  # DVC's line once the folder is filled
+MESSAGE_LINES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """An experiment, or the stages that several of them share."""
+
+    name: str  # of the experiment
+    label: str
+    settings: Mapping[str, Any]  # by dotted name: what differs from params.yaml
+    makes: frozenset[str]  # keys of its stages (pipeline/studies/shared.py)
+    targets: tuple[str, ...] = ()  # none: the whole graph
+    shared: bool = False
+
+
+class Process(Protocol):
+    """A job that runs."""
+
+    def ended(self) -> bool: ...
+    def started(self) -> bool: ...  # whether DVC has taken it up
+    def message(self) -> str: ...  # why it failed
+    def at(self) -> str: ...  # the stage it is at, or ""
+    def end(self) -> None: ...
+
+
+class Experiments(Protocol):
+    """Where jobs run and what is finished of them."""
+
+    def finished(self) -> set[str]: ...
+    def start(self, job: Job, environment: Mapping[str, str]) -> Process: ...
+
+
+@dataclass
+class DvcProcess:
+    """`dvc exp run --temp` and its log."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def started(self) -> bool:
+        text = self._text()
+        return STARTED in text or "ERROR: " in text
+
+    def message(self) -> str:
+        return f"{last_lines(self._text())} (log: {self.log})"
+
+    def at(self) -> str:
+        return (re.findall(r"^Running stage '([^']*)'", self._text(), flags=re.MULTILINE) or [""])[-1]
+
+    def end(self) -> None:
+        study.end(self.process)
+
+    def _text(self) -> str:
+        return self.log.read_bytes().decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class DvcExperiments:
+    """Experiments whose names begin with a prefix; their logs are kept."""
+
+    prefix: str
+    logs: Path
+
+    def finished(self) -> set[str]:
+        return set(study.experiments(self.prefix))
+
+    def start(self, job: Job, environment: Mapping[str, str]) -> DvcProcess:
+        log = self.logs / f"{job.name}.log"
+        return DvcProcess(study.start(job.name, job.settings, job.targets, log=log, environment=environment), log)
+
+
+def last_lines(text: str) -> str:
+    """What the failed stage said last, then DVC's own line; without DVC's notices and overdrawn progress bars."""
+    lines = [line.rpartition("\r")[2].strip() for line in text.split("\n")]
+    lines = [line for line in lines if line]
+    at = next((i for i, line in enumerate(lines) if line.startswith("ERROR: ")), len(lines))
+    stage = next((i for i in range(at, 0, -1) if lines[i - 1].startswith("> ")), 0)  # > python -m pipeline.stages...
+    said = [line for line in lines[stage:at] if not (line.startswith(("WARNING: ", "tracking: ")) or is_line(line))]
+    return "; ".join([*said[-MESSAGE_LINES:], *lines[at : at + 1]]) or "no output"
+
+
+def slots(jobs: int | None) -> list[dict[str, str]]:
+    """The environment of each worker. jobs: how many; None: one for each GPU, one without."""
+    gpus = visible_gpus()
+    count = jobs or len(gpus) or 1
+    if count == 1:
+        return [{}]  # everything there is
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], "IFM_LAUNCH": "none"} for i in range(count)]
+    if "OMP_NUM_THREADS" in os.environ:
+        return [{}] * count
+    return [{"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}] * count
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name of this machine's GPUs."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is not None:
+        return [name.strip() for name in asked.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+@dataclass
+class Pool:
+    """Workers that take jobs in their order, except for those that wait for a stage that another is making.
+
+    What fails in shared stages is said of every job that needs them, and these are not tried.
+    """
+
+    experiments: Experiments
+    slots: Sequence[Mapping[str, str]]  # the environment of each worker
+    say: Callable[[str], None] = print
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    made: set[str] = field(default_factory=set)  # keys of stages that lie in DVC's cache by now
+    failed: dict[str, str] = field(default_factory=dict)  # why, by the job's name
+    _waiting: list[Job] = field(default_factory=list)
+    _running: dict[int, tuple[Job, Process, float]] = field(default_factory=dict)  # by slot; since when
+    _broken: list[Job] = field(default_factory=list)  # shared ones that failed
+    _again: set[str] = field(default_factory=set)
+    _spent: list[float] = field(default_factory=list)
+    _total: int = 0
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Runs what is not finished; `failed` says why the others are not. Ends all that runs, after an error too."""
+        done = self.experiments.finished()
+        self.made |= {key for job in jobs if job.name in done for key in job.makes}
+        self._waiting = [job for job in jobs if job.name not in done and not (job.shared and job.makes <= self.made)]
+        self._total = len(self._waiting)
+        try:
+            with progress(label="experiments", unit="exp", total=self._total) as bar:
+                while self._waiting or self._running:
+                    self._take_in()
+                    self._start_one()
+                    bar.n = self._total - len(self._waiting) - len(self._running)
+                    bar.set_postfix_str(", ".join(process.at() for _, process, _ in self._running.values()))
+                    self.sleep(POLL)
+        finally:
+            for _, process, _ in self._running.values():
+                process.end()
+            self._running.clear()
+
+    def _take_in(self) -> None:
+        for slot in [slot for slot, (_, process, _) in self._running.items() if process.ended()]:
+            job, process, since = self._running.pop(slot)
+            if job.name in self.experiments.finished():
+                self.made |= job.makes
+                self._spent.append(self.clock() - since)
+                self._tell(job, f"{duration(self._spent[-1])}{self._left()}")
+            elif not process.started() and job.name not in self._again:
+                # Another `dvc exp run` that ended just then took it up.
+                self._again.add(job.name)
+                self._waiting.insert(0, job)
+            else:
+                self._fail(job, process.message())
+
+    def _start_one(self) -> None:
+        """Starts the first job whose stages nobody is making, once the one before has started."""
+        if not all(process.started() or process.ended() for _, process, _ in self._running.values()):
+            return
+        free = next((slot for slot in range(len(self.slots)) if slot not in self._running), None)
+        busy = {key for job, _, _ in self._running.values() for key in job.makes} - self.made
+        job = next((job for job in self._waiting if not job.makes & busy), None)
+        if free is None or job is None:
+            return
+        self._waiting.remove(job)
+        cause = next((one for one in self._broken if one.makes <= job.makes), None)
+        if cause:
+            self._fail(job, f"not run: {cause.label} failed: {self.failed[cause.name]}")
+            return
+        self.say(f"{job.label} ...")
+        self._running[free] = (job, self.experiments.start(job, self.slots[free]), self.clock())
+
+    def _fail(self, job: Job, message: str) -> None:
+        self.failed[job.name] = message
+        if job.shared:
+            self._broken.append(job)
+        self._tell(job, f"failed: {message}")
+
+    def _tell(self, job: Job, text: str) -> None:
+        ended = self._total - len(self._waiting) - len(self._running)
+        self.say(f"[{ended}/{self._total}] {job.label}: {text}")
+
+    def _left(self) -> str:
+        """About how long the rest takes, at the mean of those that ran."""
+        rest = len(self._waiting) + len(self._running)
+        seconds = rest * sum(self._spent) / len(self._spent) / len(self.slots)
+        return f"; about {duration(seconds)} left" if rest else ""

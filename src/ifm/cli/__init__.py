@@ -1,0 +1,1 @@
+"""The command `ifm`: one module a subcommand."""

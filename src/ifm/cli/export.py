@@ -1,0 +1,183 @@
+"""`ifm export`: a trained flow as a folder for diffusers, as an ONNX or a pt2 graph, with a model card."""
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ifm.cli.options import check_writable, local_path
+from ifm.errors import UserError
+
+if TYPE_CHECKING:
+    from ifm.model import IntegrationFlow
+
+FORMATS = ("diffusers", "onnx", "pt2")
+PICTURE, SHOWN, COLUMNS = "samples.png", 64, 8
+
+USAGE = {
+    "diffusers": """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{id}", custom_pipeline="{id}", trust_remote_code=True)
+images = pipe(batch_size=16).images  # one evaluation; num_inference_steps=2, 4, ... for more
+```
+
+`pipeline.py` is short and needs torch and diffusers alone: read it before you trust it. With `ifm` installed:
+
+```python
+from ifm import IntegrationFlow
+
+images = IntegrationFlow.from_pretrained("{id}").sample(16)  # uint8 [16, C, H, W]
+```""",
+    "onnx": """```python
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+{numpy}
+x_0_hat = session.run(None, {feed})[0]{range}
+```""",
+    "pt2": """```python
+import torch
+
+model = torch.export.load("model.pt2").module()
+{torch}
+x_0_hat = model({arguments}){range}
+```""",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_ID", help="a flow's folder (models/flow/ve), or a Hub id owner/name")
+    add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
+    add("--out", type=local_path, required=True, metavar="FOLDER", help="where to write; new or empty")
+    add("--format", choices=FORMATS, default="diffusers", help="default: %(default)s")
+    add("--evaluation", type=local_path, metavar="FILE.json", help="for the card: reports/metrics/ve.json")
+    add("--grid", type=local_path, metavar="FILE.png", help="for the card; default: the model's samples of seed 0")
+    add("--title", metavar="TEXT", help="of the card; default: the folder's name")
+    add("--dataset", metavar="TEXT", help="for the card: what it was trained on, best as a Hub id")
+    add("--license", metavar="ID", help="for the card, as the Hub names it: apache-2.0, cc-by-4.0, ...")
+    add("--push-to-hub", metavar="ID", help="upload to owner/name, as who is logged in (hf auth login, or HF_TOKEN)")
+    add("--private", action="store_true", default=None, help="with --push-to-hub: make a new repository private")
+
+
+def run(given: argparse.Namespace) -> None:
+    """A trained flow as a folder for diffusers, ONNX or pt2, with a model card; to the Hub on demand."""
+    from ifm.use import card
+
+    _check(given)
+    evaluation = None if given.evaluation is None else card.read_evaluation(given.evaluation)
+    from ifm.files import fresh_folder, write_text
+    from ifm.use import graphs, loading
+
+    graphs.check_packages(given.format)
+    model = loading.find(given.model, revision=given.revision)
+    flow = loading.load_any(model, named=given.model)
+    _check_model(given, flow)
+    with fresh_folder(given.out) as folder:
+        difference = _write(given.format, flow, model, folder)
+        picture, caption = _picture(given.grid, flow, folder)
+        text = card.model_card(
+            loading.describe(model),
+            title=given.title or given.out.resolve().name,
+            usage=_usage(given, flow),
+            library={"diffusers": "diffusers", "onnx": "onnx"}.get(given.format),
+            data=given.dataset,
+            license_id=given.license,
+            evaluation=evaluation,
+            picture=picture,
+            caption=caption,
+        )
+        write_text(folder / "README.md", text)
+    print(f"{given.out}: {given.format}; read again, it differs from the model by at most {difference:.2g}", end=" ")
+    print(f"(allowed: {graphs.TOLERANCE}, data in [-1, 1])")
+    if given.push_to_hub:
+        from ifm.use.publishing import push
+
+        print(f"pushed: {push(given.out, given.push_to_hub, private=given.private)}")
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raises UserError for options that would fail in the end."""
+    if given.out.exists() and not (given.out.is_dir() and not any(given.out.iterdir())):
+        raise UserError(f"--out {given.out}: is there and not an empty folder; name another")
+    check_writable("--out", given.out)
+    if given.grid is not None:
+        try:
+            with open(given.grid, "rb") as file:
+                is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+        except OSError as error:
+            raise UserError(f"--grid {given.grid}: cannot be read") from error
+        if not is_png:
+            raise UserError(f"--grid {given.grid}: is no PNG")
+    if given.private and not given.push_to_hub:
+        raise UserError("--private: goes with --push-to-hub")
+    if given.push_to_hub:
+        from ifm.use.publishing import check_login
+
+        check_login(given.push_to_hub)
+
+
+def _check_model(given: argparse.Namespace, model: object) -> None:
+    """Raises UserError for a model that the format cannot hold."""
+    from ifm.model import IntegrationFlow
+    from ifm.networks.mlp import MLP
+
+    if not isinstance(model, IntegrationFlow):
+        raise UserError(f"{given.model}: holds a teacher; ifm export takes flows")
+    if given.format == "diffusers" and isinstance(model.network, MLP):
+        raise UserError(f"{given.model}: points have no pipeline in diffusers; use --format onnx or pt2")
+
+
+def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> float:
+    """Writes the format's files; the largest difference from the model."""
+    if form == "diffusers":
+        from ifm.use.diffusers_folder import write_folder
+
+        return write_folder(flow, model, folder)
+    from ifm.use.graphs import write_graph
+
+    return write_graph(flow, folder, kind=form).largest_difference
+
+
+def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[str | None, str]:
+    """The card's picture, copied or drawn, and its caption; none for points."""
+    if grid is not None:
+        shutil.copyfile(grid, folder / PICTURE)
+        return PICTURE, "Samples."
+    from ifm.use.drawing import data_shape
+
+    if len(data_shape(flow)) == 1:
+        return None, ""
+    from ifm.modalities.pictures import save_grid
+
+    try:
+        save_grid(flow.sample(SHOWN), folder / PICTURE, columns=COLUMNS)
+    except ValueError as error:
+        raise UserError(f"the model's samples: {error}") from error
+    return PICTURE, f"{SHOWN} samples in one evaluation: numbers 0 to {SHOWN - 1} of seed 0, not chosen."
+
+
+def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
+    """How to use the exported files, as code for the card."""
+    from ifm.use.drawing import data_shape
+
+    shape = (16, *data_shape(flow))
+    names = ["x_T", "x_anchor"] if flow.takes_anchor else ["x_T"]
+    scale = float(flow.dynamics.t_max)  # b(t_max) = t_max for every dynamics
+    D = getattr(flow.dynamics, "augmented_dimensions", None)
+    lead = {"x_T": "" if scale == 1 else f"{scale:g} * ", "x_anchor": ""}
+    notes = {
+        "x_T": f"  # then divide each sample by sqrt(chi2 / {D:g}), chi2 of {D:g} degrees of freedom" if D else "",
+        "x_anchor": "  # the anchor starts as noise",
+    }
+    draws = {"numpy": f"np.random.standard_normal({shape}).astype(np.float32)", "torch": f"torch.randn{shape}"}
+    where = given.push_to_hub or given.out.resolve().name
+    return USAGE[given.format].format(
+        id=where if re.fullmatch(r"[\w./-]+", where) else "path/to/this/folder",
+        feed="{" + ", ".join(f'"{n}": {n}' for n in names) + "}",
+        arguments=", ".join(names),
+        range="  # images in [-1, 1]" if len(shape) == 4 else "",
+        **{by: "\n".join(f"{n} = {lead[n]}{draw}{notes[n]}" for n in names) for by, draw in draws.items()},
+    )

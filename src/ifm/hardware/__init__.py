@@ -1,0 +1,1 @@
+"""Devices, memory and the sharing of work over processes."""

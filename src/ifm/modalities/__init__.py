@@ -1,0 +1,1 @@
+"""What samples are: images, points."""

@@ -1,0 +1,1 @@
+"""The report: tables, plots, pictures, one HTML page."""

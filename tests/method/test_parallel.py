@@ -1,0 +1,54 @@
+"""Batches shared out over processes: the same samples and features, to the byte, for any number of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ifm.hardware.parallel import shared_batches
+from tests.support.on_cpus import on_cpus
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_take_turns_and_all_see_every_batch_in_order(processes, monkeypatch):
+    """gather_object stands in for the processes of one round: it asks each rank's own work."""
+    batches = [range(0, 4), range(4, 8), range(8, 11)]
+    rounds = []
+
+    class First:
+        num_processes, process_index = processes, 0
+
+    def gather(mine):
+        start = len(rounds) * processes
+        rounds.append(mine)
+        others = [(rank, batch) for rank, batch in enumerate(batches[start : start + processes]) if rank]
+        return mine + others
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    accelerator = None if processes == 1 else First()
+    found = list(shared_batches(lambda members: (0, members), count=11, batch_size=4, accelerator=accelerator))
+    assert [members for members, _ in found] == batches
+    assert [members for _, (_, members) in found] == batches
+    assert [rank for _, (rank, _) in found] == [i % processes for i in range(3)]
+    assert all(len(mine) == 1 for mine in rounds)
+
+
+def test_samples_and_features_are_the_same_in_one_two_and_three_processes(tmp_path):
+    """Samples end in the main process's file; every process has all features, and none has done all the work."""
+    script, found = Path(__file__).parents[1] / "support" / "sharing_worker.py", {}
+    for count in (1, 2, 3):
+        out = tmp_path / f"{count}"
+        out.mkdir()
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
+        command = [sys.executable, *launcher, str(script), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
+        assert done.returncode == 0, done.stderr[-3000:]
+        notes = [json.loads((out / f"digests-{rank}.json").read_text()) for rank in range(count)]
+        assert all(note["digests"] == notes[0]["digests"] for note in notes)
+        assert sorted(n for note in notes for n in note["worked"]) == [3, 5, 5, 5, 5]
+        assert all(note["worked"] for note in notes)
+        found[count] = notes[0]["digests"], np.load(out / "samples.npy").tobytes()
+    assert found[1] == found[2] == found[3]

@@ -1,0 +1,171 @@
+"""FSDP2: a model split over processes (on CPUs, see split_worker.py) against one process that holds it whole."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+
+from ifm.training.engine import LaunchError, check_splitting
+from ifm.training.phases import interval_phase
+from tests.support.on_cpus import on_cpus
+
+# Every block split for itself, or the model as one; each process's initial weights, or the main one's.
+BLOCKS = {
+    "fsdp_version": 2,
+    "auto_wrap_policy": "transformer_based_wrap",
+    "transformer_cls_names_to_wrap": ["ResnetBlock2D"],
+}
+ROOT = {"fsdp_version": 2, "auto_wrap_policy": "no_wrap", "cpu_ram_efficient_loading": True}
+CASES = [
+    {
+        "name": "teacher",
+        "objective": "teacher",
+        "plugin": BLOCKS,
+        "settings": {"gradient_accumulation": 2, "gradient_checkpointing": True, "lr_decay": "none"},
+    },
+    {"name": "average", "objective": "average", "plugin": BLOCKS},
+    {"name": "average-root", "objective": "average", "plugin": ROOT},
+    {"name": "online", "objective": "online", "plugin": BLOCKS | {"activation_checkpointing": True}},
+    {"name": "poisoned", "objective": "poisoned", "plugin": BLOCKS},
+    {"name": "bf16", "objective": "online", "plugin": BLOCKS, "precision": "bf16"},
+]
+BANK = {"name": "bank", "objective": "bank", "plugin": BLOCKS, "settings": {"steps": 12, "gradient_accumulation": 2}}
+
+
+def config_in_docs(path):
+    """docs/multi-gpu.md's accelerate config, in a file."""
+    text = (Path(__file__).parents[2] / "docs/multi-gpu.md").read_text()
+    path.write_text(re.search(r"```yaml\n(distributed_type: FSDP\n.*?)```", text, re.DOTALL)[1])
+    return path
+
+
+def work(launcher, cases, out):
+    """Runs the cases, split if there is a launcher of several processes."""
+    out.mkdir()
+    (out / "cases.json").write_text(json.dumps(cases))
+    script = str(Path(__file__).parents[1] / "support" / "split_worker.py")
+    words = [sys.executable, *launcher, script, "split" if launcher else "whole", str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=on_cpus())
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What one process and three wrote. `resumed` went to step 6 in two, to 10 in one, and on in three."""
+    folder = tmp_path_factory.mktemp("split")
+    resumed = BANK | {"name": "resumed", "checkpoints": str(folder / "resumed")}
+    config = str(config_in_docs(folder / "fsdp.yaml"))
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
+    work([*accelerate, "--main_process_port=0"], [resumed | {"stop": 6, "plugin": {}}], folder / "two")
+    of_two = load_file(next((folder / "resumed").glob("*.safetensors")))
+    undisturbed = BANK | {"checkpoints": str(folder / "undisturbed")}
+    work([], [*CASES, undisturbed, resumed | {"stop": 10}], folder / "one")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    work(torchrun, [*CASES, resumed], folder / "three")
+    return SimpleNamespace(folder=folder, one=folder / "one", three=folder / "three", of_two=of_two)
+
+
+def told(out, name, process=0):
+    return torch.load(out / f"{name}-{process}.pt", weights_only=True)
+
+
+NO_GRADIENT = "to_k.bias"  # softmax does not see it: its gradient is rounding, which Adam makes steps of
+
+
+def assert_same_training(one, many):
+    """Weights and curves up to the order of sums. loss_max is over the parts of a batch, which are others."""
+    assert one["weights"].keys() == many["weights"].keys()
+    for name, whole in one["weights"].items():
+        if not name.endswith(NO_GRADIENT):
+            torch.testing.assert_close(many["weights"][name], whole, rtol=1e-3, atol=2e-5)
+    assert len(one["curve"]) == len(many["curve"])
+    for a, b in zip(one["curve"], many["curve"], strict=True):
+        for key in a.keys() - {"loss_max"}:
+            assert b[key] == pytest.approx(a[key], rel=1e-3), (key, a["step"])
+
+
+@pytest.mark.parametrize("name", [case["name"] for case in CASES if case["name"] != "bf16"])
+def test_a_split_model_trains_as_a_whole_one(name, trained):
+    assert_same_training(told(trained.one, name), told(trained.three, name))
+
+
+def test_every_process_gets_the_whole_average(trained):
+    for name in ("teacher", "average"):
+        first = told(trained.three, name)["weights"]
+        for process in (1, 2):
+            other = told(trained.three, name, process)["weights"]
+            assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_steps_that_are_not_finite_in_one_process_are_skipped_in_all(trained):
+    for out in (trained.one, trained.three):
+        assert [row["skipped"] for row in told(out, "poisoned")["curve"]] == [0, 1, 2, 2]
+
+
+def test_bf16_trains_alike_and_keeps_float32_weights(trained):
+    one, many = told(trained.one, "bf16"), told(trained.three, "bf16")
+    assert {t.dtype for t in many["weights"].values()} == {torch.float32}
+    for a, b in zip(one["curve"], many["curve"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+        assert b["ema_distance"] == pytest.approx(a["ema_distance"], rel=0.1)
+
+
+def test_a_checkpoint_does_not_tell_how_the_model_was_split(trained):
+    """Of two processes with a part each, and of one: equal names, shapes and types, values up to the order of sums."""
+    of_one = load_file(trained.folder / "undisturbed/step-000000004.safetensors")
+    assert trained.of_two.keys() == of_one.keys()
+    order = list(told(trained.one, "bank")["weights"])  # which ema.{i} and optimizer.{i} count
+    assert {f"optimizer.{i}.exp_avg_sq" for i in range(len(order))} <= of_one.keys()
+    for name, x in of_one.items():
+        assert (trained.of_two[name].dtype, trained.of_two[name].shape) == (x.dtype, x.shape)
+        kind, key = name.split(".")[:2]
+        if (order[int(key)] if kind in ("ema", "optimizer") else name).endswith(NO_GRADIENT):
+            continue
+        near = {"rtol": 2e-2, "atol": 2e-3} if name == "anchor.bank" else {"rtol": 2e-3, "atol": 2e-5}
+        torch.testing.assert_close(trained.of_two[name], x, **near)
+
+
+def test_a_run_goes_on_split_whole_and_split_again(trained):
+    whole, resumed = told(trained.one, "bank"), told(trained.three, "resumed")
+    assert (whole["resumed_from"], resumed["resumed_from"]) == (0, 8)
+    assert_same_training(whole, resumed)
+    for name, bank in whole["bank"].items():
+        torch.testing.assert_close(resumed["bank"][name], bank, rtol=2e-2, atol=2e-3)
+
+
+def set_up_for(kind=DistributedType.FSDP, precision="no", **options):
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2} | options)
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    return SimpleNamespace(distributed_type=kind, state=state, mixed_precision=precision, parallelism_config=None)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "line"),
+    [
+        (set_up_for(DistributedType.DEEPSPEED), "set up for DEEPSPEED; to split a model .* distributed_type: FSDP"),
+        (set_up_for(fsdp_version=1), "fsdp_version: 1; use fsdp_version: 2"),
+        (set_up_for(auto_wrap_policy="size_based_wrap"), "SIZE_BASED_WRAP, .* use TRANSFORMER_BASED_WRAP"),
+        (set_up_for(cpu_offload=True), "fsdp_offload_params: true; use false"),
+        (set_up_for(precision="fp16"), "fp16 is not supported with FSDP; use bf16 or no"),
+    ],
+)
+def test_ways_of_splitting_that_training_does_not_know_are_refused(accelerator, line):
+    with pytest.raises(LaunchError, match=line):
+        check_splitting(accelerator)
+
+
+def test_what_training_knows_is_let_through():
+    check_splitting(set_up_for(auto_wrap_policy="no_wrap"))
+    check_splitting(set_up_for(DistributedType.MULTI_GPU, "fp16", cpu_offload=True))
+
+
+def test_objective_interval_is_refused_before_any_work():
+    with pytest.raises(LaunchError, match="objective interval cannot train a model split by FSDP"):
+        interval_phase(set_up_for(), None, None, batch_size=6, same_share=0.5, whole_share=0.5, power=0.0)

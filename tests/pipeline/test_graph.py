@@ -1,0 +1,210 @@
+"""The shape of the project: what stages depend on, which module may import which."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ifm.config import Config
+from pipeline import graph
+
+ROOT = Path(__file__).parents[2]
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = list(GRAPH)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_stage_has_its_module():
+    assert set(STAGES) == {p.stem for p in Path("pipeline/stages").glob("*.py")} - {"__init__"}
+
+
+def test_the_deps_written_are_the_deps_committed():
+    """DVC does not follow imports. `python -m pipeline.graph --write` writes what dvc.yaml must list."""
+    text = Path("dvc.yaml").read_text(encoding="utf-8")
+    assert graph.rewritten(text) == text
+    without = "".join(line for line in text.splitlines(True) if not graph.is_code(line.strip().removeprefix("- ")))
+    assert graph.rewritten(without) == text
+    for stage in STAGES:
+        assert f"pipeline/stages/{stage}.py" in GRAPH[stage]["deps"]
+
+
+def test_a_template_is_a_dep_of_the_stage_that_fills_it():
+    templates = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "src/ifm").rglob("*.html"))
+    assert templates == [d for d in GRAPH["report"]["deps"] if d.endswith(".html")]
+
+
+def test_the_closure_follows_what_python_really_imports():
+    """The modules loaded by importing a stage are all in its closure."""
+    code = (
+        "import sys, pipeline.stages.{}; "
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('ifm', 'pipeline')], sep='\\n')"
+    )
+    for stage in ("flow", "report"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(stage)], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        loaded = {Path(line).resolve().relative_to(ROOT.resolve()).as_posix() for line in done.stdout.split()}
+        assert loaded <= graph.closure(Path(f"pipeline/stages/{stage}.py"))
+
+
+def test_files_left_out_of_deps_exist_and_are_few():
+    assert all(Path(file).is_file() for file in graph.WITHOUT_EFFECT)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_exist(stage):
+    """Every params entry of every branch is a key of the configuration."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    for dynamics in ("ve", "rf", "pfgmpp"):
+        for name in GRAPH[stage].get("params", []):
+            at = values
+            for part in name.replace("${item.dynamics}", dynamics).split("."):
+                assert part in at, name
+                at = at[part]
+
+
+def test_every_section_is_read_by_some_stage():
+    """A key that no stage lists could change without anything being run again."""
+    listed = {name.split(".")[0] for stage in GRAPH.values() for name in stage.get("params", [])}
+    assert listed == set(Config.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("stage", "unread"),
+    [
+        ("teacher", {"flow", "anchor", "trajectories", "sample", "evaluate", "data", "dynamics"}),
+        ("trajectories", {"flow", "anchor", "teacher", "sample", "evaluate", "network"}),
+        ("flow", {"teacher", "sample", "evaluate", "trajectories"}),
+        ("evaluate", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "diagnose"}),
+        ("diagnose", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "evaluate"}),
+    ],
+)
+def test_stages_read_no_more_than_they_must(stage, unread):
+    needed = {"flow.objective", "flow.phases"} if stage == "trajectories" else set()  # whether there is anything to do
+    assert not unread & {name.split(".")[0] for name in GRAPH[stage]["params"] if name not in needed}
+
+
+def test_hardware_is_not_in_the_graph():
+    text = (ROOT / "dvc.yaml").read_text()
+    assert not any(word in text for word in ("accelerate launch", "torchrun", "num_processes", "cuda"))
+
+
+# --- directions -----------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    # module: what it must not import
+    "ifm.networks": {"ifm.dynamics", "ifm.model", "ifm.training", "ifm.sampling", "ifm.metrics"},
+    "ifm.networks.mlp": {"ifm.dynamics", "ifm.model", "ifm.training", "ifm.sampling", "ifm.metrics", "ifm.data"},
+    "ifm.dynamics": {"ifm.networks", "ifm.model", "ifm.training", "ifm.sampling", "ifm.metrics", "ifm.random"},
+    "ifm.model": {"ifm.training", "ifm.sampling", "ifm.metrics", "ifm.anchors", "ifm.objectives"},
+    "ifm.objectives": {"ifm.training", "ifm.sampling", "ifm.metrics", "ifm.networks", "ifm.model"},
+    "ifm.anchors": {"ifm.training", "ifm.sampling", "ifm.metrics"},
+    "ifm.sampling": {"ifm.training", "ifm.metrics", "ifm.data"},
+    "ifm.exact": {"ifm.training", "ifm.sampling", "ifm.metrics", "ifm.networks", "ifm.data"},
+    "ifm.diagnostics": {"ifm.training", "ifm.metrics", "ifm.data", "ifm.report"},
+    "ifm.metrics": {"ifm.training", "ifm.sampling", "ifm.model", "ifm.networks", "ifm.dynamics"},
+    "ifm.training": {"ifm.metrics", "ifm.tracking", "ifm.report"},
+    "ifm": {"pipeline"},
+}
+
+
+def modules():
+    for path in sorted((ROOT / "src" / "ifm").rglob("*.py")):
+        parts = path.relative_to(ROOT / "src").with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def test_directions_of_import():
+    for name, path in modules():
+        imported = graph.imported_modules(path)
+        for layer, forbidden in LAYERS.items():
+            if name == layer or name.startswith(layer + "."):
+                bad = {i for i in imported for f in forbidden if i == f or i.startswith(f + ".")}
+                assert not bad, f"{name} imports {sorted(bad)}"
+
+
+@pytest.mark.parametrize(("package", "only"), [("mlflow", "ifm.tracking"), ("matplotlib", "ifm.report.plots")])
+def test_one_module_imports(package, only):
+    for name, path in modules():
+        names = {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        used = any(n == package or n.startswith(package + ".") for n in names)
+        assert not used or f"{name}.".startswith(f"{only}."), f"{name} imports {package}"
+
+
+def test_importing_ifm_is_light():
+    heavy = ("diffusers", "accelerate", "mlflow", "dvc", "cleanfid", "datasets", "matplotlib", "pandas", "sklearn")
+    code = f"import ifm, ifm.dynamics, ifm.model, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_stages_that_compute_nothing_do_not_import_torch():
+    names = ("fetch", "preprocess", "report", "track")
+    code = "import sys, {}; print('torch' in sys.modules)".format(", ".join(f"pipeline.stages.{n}" for n in names))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+def test_garbage_is_collected_while_a_stage_works():
+    """And not while its modules are imported: sys.argv is what `python -m` makes of it then."""
+    code = (
+        "import gc, sys; sys.argv = ['-m']; import pipeline.stages; print(gc.isenabled())\n"
+        "from pipeline.runner.stage import main\n"
+        "main(lambda stage: print(gc.isenabled()), module='fetch', params=lambda stage: {}, tracked=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "True"]
+
+
+BLOCKER = """
+import importlib.util, sys
+gone = ("dvc", "mlflow", "cleanfid", "datasets", "matplotlib", "sklearn", "pandas")
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in gone else real(name, package)
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in gone:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_training_runs_without_dvc_mlflow_and_clean_fid(tmp_path):
+    """Teacher, trajectories and flow, in a process where those packages do not exist."""
+    worker = ROOT / "tests" / "support" / "distributed_worker.py"
+    code = (
+        BLOCKER
+        + f"import runpy; sys.argv = ['w', {str(tmp_path)!r}]; runpy.run_path({str(worker)!r}, run_name='__main__')"
+    )
+    code += "\nfrom ifm import tracking\nwith tracking.stage_run('x', params={}, record=None): pass"
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "flow.pt").is_file()
+    assert "tracking: off (mlflow is not installed)" in done.stderr
+
+
+def test_no_tracked_file_names_a_machine_or_a_package_host():
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a Git checkout")
+    hosts = ["files.python" + "hosted", "py" + "pi.org", "registry.np" + "mjs", "/ro" + "ot/", "/ho" + "me/"]
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".py", ".yaml", ".yml", ".toml", ".md", ".txt", ".json", ".csv", ".lock", ".html", ""}:
+            text = path.read_text(encoding="utf-8", errors="ignore") if path.is_file() else ""
+            assert not [h for h in hosts if h in text], name

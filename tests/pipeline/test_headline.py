@@ -1,0 +1,105 @@
+"""The few figures that DVC shows, and what `dvc repro` ends with."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ifm.config import read_params
+from ifm.files import read_json
+from pipeline.runner import stage
+from pipeline.runner.headline import headline
+from pipeline.stages import track
+
+ROOT = Path(__file__).parents[2]
+IMAGES = {
+    "data-test": {"model": "data", "sampler": "test", "nfe": 0, "fid": 0.5},
+    "teacher-1": {"model": "teacher", "sampler": "heun", "nfe": 1, "fid": 60.0, "recall": 0.1},
+    "teacher-35": {"model": "teacher", "sampler": "heun", "nfe": 35, "fid": 0.4, "recall": 0.9},
+    "flow-1": {"model": "flow", "sampler": "one_step", "nfe": 1, "fid": 0.6, "recall": 0.8, "ratio": 1.52, "kid": 0.1},
+    "flow-2": {"model": "flow", "sampler": "renoise", "nfe": 2, "fid": 0.3, "recall": 0.7, "ratio": 0.8},
+}
+POINTS = {
+    "teacher-63": {"model": "teacher", "sampler": "heun", "nfe": 63, "sliced_wasserstein": 0.02},
+    "flow-1": {"model": "flow", "sampler": "one_step", "nfe": 1, "sliced_wasserstein": 0.03, "ratio": 1.5},
+}
+NO_TEACHER = {"flow-1": {"model": "flow", "sampler": "one_step", "nfe": 1, "fid": 0.6, "recall": 0.8}}
+NULLS = {name: row | {"fid": None, "ratio": None, "recall": None} for name, row in IMAGES.items()}
+
+
+def test_a_handful_of_figures_says_what_decides():
+    assert headline(IMAGES) == {"fid": 0.6, "teacher_fid": 0.4, "teacher_nfe": 35, "ratio": 1.52, "recall": 0.8}
+    assert headline(POINTS) == {
+        "sliced_wasserstein": 0.03, "teacher_sliced_wasserstein": 0.02, "teacher_nfe": 63, "ratio": 1.5,
+    }  # fmt: skip
+    assert headline(NO_TEACHER) == {
+        "fid": 0.6, "teacher_fid": None, "teacher_nfe": None, "ratio": None, "recall": 0.8,
+    }  # fmt: skip
+    assert headline(NULLS) == {"fid": None, "teacher_fid": None, "teacher_nfe": 35, "ratio": None, "recall": None}
+
+
+def test_the_last_stage_prints_them_and_where_the_page_is():
+    assert track.closing({"ve": IMAGES, "rf": NO_TEACHER, "pfgmpp": NULLS}, ["ve", "rf", "pfgmpp"]) == [
+        "        fid: flow, 1 NFE  teacher, 35 NFE  ratio",
+        "    ve               0.6              0.4   1.52",
+        "    rf               0.6                -      -",
+        "pfgmpp                 -                -      -",
+        "page: reports/index.html",
+    ]
+    assert track.closing({"ve": POINTS}, ["ve"])[0] == "    sliced_wasserstein: flow, 1 NFE  teacher, 63 NFE  ratio"
+    assert track.closing({"ve": NO_TEACHER}, ["ve"])[1].split() == ["ve", "0.6", "-", "-"]
+
+
+def test_dvc_shows_the_headline_and_nothing_else(tmp_path):
+    """By DVC's own reading of dvc.yaml."""
+    from dvc.repo import Repo
+
+    graph = stage.of_dvc((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    params = read_params(ROOT / "params.yaml") | {"dynamics": ["ve", "rf"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"vars": [{"watched": []}], "stages": graph}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    for d in ("ve", "rf"):
+        (tmp_path / "reports/headline").mkdir(parents=True, exist_ok=True)
+        track.write_json(tmp_path / f"reports/headline/{d}.json", {d: headline(IMAGES if d == "ve" else NULLS)})
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        shown = repo.metrics.show()[""]["data"]
+        kept = {out.def_path: out.use_cache for out in repo.index.outs}
+    found = {}
+    for file in shown.values():
+        found |= file["data"]
+    assert found["ve"] == {"fid": 0.6, "teacher_fid": 0.4, "teacher_nfe": 35, "ratio": 1.52, "recall": 0.8}
+    assert found["rf"] == {"teacher_nfe": 35}
+    assert len(shown) == 2
+    for name in ("metrics/ve", "metrics/reference", "diagnostics/rf", "headline/ve"):  # data, and in Git
+        assert kept[f"reports/{name}.json"] is False
+
+
+@pytest.mark.parametrize("d", ["ve", "rf", "pfgmpp"])
+def test_the_committed_figures_have_a_headline(d):
+    found = headline(read_json(ROOT / "reports" / "metrics" / f"{d}.json"))
+    assert len(found) <= 6
+    assert all(isinstance(value, float | int) for value in found.values())
+
+
+@pytest.mark.parametrize("committed", [b"seed: [1\n", b"\xff\n", b"", b"- 1\n", None])
+def test_params_of_the_commit_that_cannot_be_read_do_not_stop_the_last_stage(committed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    if committed is not None:
+        Path("params.yaml").write_bytes(committed)
+        subprocess.run(["git", "add", "-A"], check=True)
+        names = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *names, "commit", "-qm", "start"], check=True)
+    assert track._changes({"flow": {"lr": 1e-4}}) == ""
+
+
+def test_changes_are_named_as_they_are_read(tmp_path, monkeypatch):
+    """`no` is a word and 1e-4 a number, in the commit's file as in today's."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    Path("params.yaml").write_text("flow:\n  lr: 1e-4\n  precision: no\n")
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"], check=True)
+    assert track._changes({"flow": {"lr": 1e-4, "precision": "no"}}) == ""
+    assert track._changes({"flow": {"lr": 2e-4, "precision": "bf16"}}) == "flow.lr=0.0002, flow.precision=bf16, "

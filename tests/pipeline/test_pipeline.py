@@ -1,0 +1,316 @@
+"""The real graph, by the real `dvc repro`, on a tiny configuration in a clone of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.tools import params_file
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "dynamics": ["rf"],
+    "network.channels": [16, 16],
+    "teacher.steps": 20, "teacher.batch_size": 16, "teacher.warmup_steps": 2, "teacher.log_every": 5,
+    "teacher.checkpoint_every": 10,
+    "trajectories.count": 64, "trajectories.shard_size": 32, "trajectories.batch_size": 16,
+    "trajectories.solver_steps": 4, "trajectories.stored_times": 3,
+    "flow.steps": 20, "flow.batch_size": 16, "flow.warmup_steps": 2, "flow.log_every": 5, "flow.checkpoint_every": 10,
+    "sample.seeds": 2, "sample.count": 48, "sample.batch_size": 32, "sample.grid_images": 16,
+    "sample.flow_steps": [1, 2],
+    "evaluate.teacher_nfe": [1, 5], "evaluate.kid_subsets": 3, "evaluate.classifier.steps": 20,
+    "diagnose.paths": 8, "diagnose.solver_steps": 4, "diagnose.jacobian_paths": 2, "diagnose.jacobian_times": 2,
+}  # fmt: skip
+SINGLE = ["fetch", "preprocess", "reference", "report", "track"]
+BRANCH = ["teacher@rf", "trajectories@rf", "flow@rf", "sample@rf", "evaluate@rf", "diagnose@rf"]
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+class Project:
+    """A clone with its own Git history, DVC cache and MLflow store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "IFM_", "GIT_"))}
+        self.env = clean | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "true",
+            "CUDA_VISIBLE_DEVICES": "",  # bytes that must be equal, and several processes: on CPUs
+            "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
+        }  # fmt: skip
+
+    def run(self, *words: str, ok: bool = True, **env: str) -> str:
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.env | env, text=True, check=False, timeout=900,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert (done.returncode == 0) == ok, done.stdout[-20000:]
+        return done.stdout
+
+    def set(self, **values) -> None:
+        edit(self.folder / "params.yaml", {name.replace("__", "."): value for name, value in values.items()})
+
+    def repro(self, *words: str, **options) -> list[str]:
+        """The stages that ran."""
+        out = self.run("dvc", "repro", *words, **options)
+        return [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
+
+    def json(self, path: str):
+        return json.loads((self.folder / path).read_text())
+
+    def runs(self) -> list:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        return client.search_runs([client.get_experiment_by_name("ifm").experiment_id])
+
+
+def edit(path: Path, values: dict) -> None:
+    path.write_text(params_file.edited(path.read_text(), values))
+
+
+def clone_of_this(folder: Path) -> Project:
+    """A copy of the working tree without its results."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a Git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        source, target = ROOT / name, folder / name
+        # Results of the default configuration are the clone's own to make.
+        if source.is_file() and not name.startswith("reports/") and name != "dvc.lock":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    return Project(folder)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    made = clone_of_this(tmp_path_factory.mktemp("clone") / "ifm")
+    edit(made.folder / "params.yaml", TINY)
+    made.run("git", "init", "-q")
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "start")
+    assert set(made.repro()) == {*SINGLE, *BRANCH}
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "results")
+    return made
+
+
+def test_outputs(project):
+    folder = project.folder
+    samples = folder / "data/samples/rf"
+    names = {"teacher-heun-nfe001", "teacher-heun-nfe005", "flow-one_step-nfe001", "flow-anchor-nfe002",
+             "flow-renoise-nfe002"}  # fmt: skip
+    assert {p.stem for p in samples.glob("*.npy")} == names
+    for name in names:
+        images = np.load(samples / f"{name}.npy", allow_pickle=False)
+        assert (images.shape, images.dtype) == ((96, 1, 8, 8), np.uint8)
+        assert (samples / "grids" / f"{name}.png").is_file()
+    assert (samples / "grids" / "side_by_side.png").is_file()
+    trajectories = [np.load(p) for p in sorted((folder / "data/trajectories/rf").glob("shard-*.npy"))]
+    assert [a.shape for a in trajectories] == [(32, 2, 1, 8, 8)] * 2
+    assert trajectories[0].dtype == np.float16
+    assert np.load(folder / "data/trajectories/rf/first.npy").shape == (64, 3, 1, 8, 8)
+    assert project.json("data/trajectories/rf/metadata.json")["times"] == pytest.approx([1.0, 0.0306, 0.0], rel=1e-2)
+    assert (folder / "reports/index.html").stat().st_size < 5_000_000
+    assert not (folder / ".ifm/checkpoints").exists() or not list((folder / ".ifm/checkpoints").iterdir())
+
+
+def test_summary_is_in_long_form(project):
+    table = pd.read_csv(project.folder / "reports/summary.csv")
+    assert len(table) == 5 + 1
+    assert pd.read_json(project.folder / "reports/summary.json").shape == table.shape
+    real, table = table[table.model == "data"], table[table.model != "data"]
+    assert (real.sampler.tolist(), real.n_samples.tolist()) == (["test"], [359])
+    assert set(table.columns) >= {
+        "data", "extractor", "dynamics", "model", "objective", "anchor", "sampler", "nfe", "seed", "n_samples", "fid",
+        "kid", "seconds_per_image", "parameters", "train_images", "train_seconds",
+    }  # fmt: skip
+    flow = table[table.model == "flow"].set_index(["sampler", "nfe"])
+    assert set(flow.index) == {("one_step", 1), ("anchor", 2), ("renoise", 2)}
+    assert set(flow.objective) == {"trajectory"}
+    assert set(flow.anchor) == {"self"}
+    assert (flow.train_images == 320).all()
+    metrics = project.json("reports/metrics/rf.json")
+    assert flow.loc[("one_step", 1), "fid"] == pytest.approx(metrics["flow-one_step-nfe001"]["fid"], rel=1e-5)
+    assert (table[["fid", "fid_sd", "seconds_per_image", "seconds_batch_1", "train_seconds"]] > 0).all(axis=None)
+    assert (table[["n_samples", "seeds"]] == [48, 2]).all(axis=None)
+    assert table[["inception_score", "precision", "recall", "density", "coverage"]].notna().all(axis=None)
+    assert json.loads((project.folder / "data/pairs/rf/pairs.json").read_text()).keys() == {"flow-one_step-nfe001"}
+    assert (project.folder / "data/pairs/rf/flow-one_step-nfe001.png").is_file()
+
+
+def test_tracking(project):
+    runs = project.runs()
+    parents = [r for r in runs if r.data.tags.get("ifm.kind") == "pipeline"]
+    stages = {r.data.tags["ifm.stage"]: r for r in runs if r.data.tags.get("ifm.kind") == "stage"}
+    assert len(parents) == 1
+    assert set(stages) == {"fetch", "preprocess", "reference", "report", *(b.replace("@", "-") for b in BRANCH)}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    (parent,) = parents
+    assert parent.data.params["flow.lr"] == "0.001"
+    assert parent.data.metrics["fid/rf-flow-1nfe"] > 0
+    for name, run in stages.items():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert parent.data.tags[f"stage.{name}.run_id"] == run.info.run_id
+    teacher = stages["teacher-rf"]
+    assert teacher.data.tags["input.data/processed"].endswith(".dir")
+    assert len(teacher.data.tags["mlflow.source.git.commit"]) == 40
+    assert {"loss", "grad_norm", "lr", "train_seconds"} <= set(teacher.data.metrics)
+
+
+def test_a_second_repro_does_nothing(project):
+    assert project.repro() == []
+
+
+def test_a_change_of_evaluate_retrains_nothing_and_going_back_runs_nothing(project):
+    project.set(evaluate__kid_subsets=4)
+    assert set(project.repro()) == {"evaluate@rf", "report", "track"}
+    assert len([r for r in project.runs() if r.data.tags.get("ifm.kind") == "pipeline"]) == 2
+    project.set(evaluate__kid_subsets=3)
+    assert "evaluate@rf" not in project.repro()  # from DVC's run cache
+    parents = [r for r in project.runs() if r.data.tags.get("ifm.kind") == "pipeline"]
+    assert len(parents) == 2  # the same state is the same row
+
+
+def test_a_wrong_value_stops_before_any_work(project):
+    project.set(flow__init="teachr", seed=1)
+    out = project.run("dvc", "repro", ok=False)
+    assert "params.yaml: flow.init = 'teachr' is not allowed; allowed: 'teacher', 'scratch'" in out
+    assert "Traceback" not in out
+    assert not [r for r in project.runs() if r.info.status not in ("FINISHED",)]
+    project.set(flow__init="teacher", seed=0)
+    assert not set(project.repro()) & {*BRANCH}  # nothing was lost
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(project):
+    project.set(teacher__steps=600)
+    process = subprocess.Popen(
+        ["dvc", "repro", "teacher@rf"], cwd=project.folder, env=project.env, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    checkpoints = project.folder / ".ifm/checkpoints"
+    deadline = time.monotonic() + 240
+    while not list(checkpoints.glob("teacher-rf-*/step-*.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert [r.info.status for r in project.runs()].count("RUNNING") == 1
+    out = project.run("dvc", "repro", "teacher@rf")
+    assert "teacher rf: goes on from step" in out
+    statuses = [r.info.status for r in project.runs()]
+    assert "RUNNING" not in statuses
+    assert statuses.count("KILLED") == 1
+    curve = pd.read_csv(project.folder / "reports/curves/teacher-rf.csv")
+    assert curve.step.tolist() == list(range(5, 601, 5))
+    assert not list(checkpoints.glob("*"))
+    project.set(teacher__steps=20)
+    assert not set(project.repro()) & {*BRANCH}
+
+
+@pytest.mark.slow
+def test_without_a_teacher_its_stages_do_no_work(project):
+    """teacher.kind: none with `interval`: the stages say so, the page has the flow alone, and going back is free."""
+    project.set(
+        teacher__kind="none", flow__objective="interval", flow__init="scratch",
+        sample__flow_samplers=["renoise", "chain"],
+    )  # fmt: skip
+    out = project.run("dvc", "repro")
+    assert "teacher-rf: teacher.kind is none: nothing to train" in out
+    assert "trajectories-rf: the flow's objective is interval, which needs no paths: nothing to solve" in out
+    assert "diagnose-rf: teacher.kind is none" in out
+    rows = project.json("reports/metrics/rf.json").values()
+    assert [(r["model"], r["sampler"], r["nfe"]) for r in rows] == [
+        ("data", "test", 0), ("flow", "one_step", 1), ("flow", "renoise", 2), ("flow", "chain", 2)
+    ]  # fmt: skip
+    assert "Flow, sub-intervals" in (project.folder / "reports/index.html").read_text()
+    project.set(
+        teacher__kind="network", flow__objective="trajectory", flow__init="teacher",
+        sample__flow_samplers=["anchor", "renoise"],
+    )  # fmt: skip
+    out = project.run("dvc", "repro")
+    assert "nothing to" not in out
+    assert "Stage 'flow@rf' is cached" in out
+
+
+def test_two_processes_by_the_launcher(project):
+    """torchrun around the stages: the same graph, the same files, shards equal byte for byte given equal weights."""
+    before = {p.name: p.read_bytes() for p in (project.folder / "data/trajectories/rf").glob("*.npy")}
+    project.run("dvc", "repro", "--force", "--single-item", "trajectories@rf", IFM_LAUNCH="torchrun --nproc_per_node 2")
+    assert {p.name: p.read_bytes() for p in (project.folder / "data/trajectories/rf").glob("*.npy")} == before
+    project.set(seed=3)
+    ran = project.repro("flow@rf", IFM_LAUNCH="torchrun --nproc_per_node 2")
+    assert ran == ["teacher@rf", "trajectories@rf", "flow@rf"]
+    # One run a stage: only the main process tracks.
+    names = [r.info.run_name for r in project.runs() if r.data.params.get("seed") == "3"]
+    assert sorted(names) == ["flow-rf", "teacher-rf", "trajectories-rf"]
+    project.set(seed=0)
+    project.run("dvc", "repro")
+
+
+def test_a_colleague_pulls_and_retrains_nothing(project, tmp_path):
+    """A clone with the cache from a remote: no stage of work runs, and `track` fills an empty store."""
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "again", "--allow-empty")
+    remote = tmp_path / "remote"
+    project.run("dvc", "remote", "add", "-f", "--local", "-d", "shared", str(remote))
+    project.run("dvc", "push", "-q", "--run-cache")
+    clone = Project(tmp_path / "colleague")
+    project.run("git", "clone", "-q", str(project.folder), str(clone.folder))
+    clone.run("dvc", "remote", "add", "--local", "-d", "shared", str(remote))
+    # Without any data, from dvc.lock alone: every stage of work is up to date. (`report` and `track` depend on folders
+    # of outputs, which DVC cannot compare before the pull.)
+    out = clone.run("dvc", "repro", "--dry", "--allow-missing", *BRANCH)
+    assert "Running stage" not in out
+    clone.run("dvc", "pull", "-q")
+    assert clone.repro() == []
+    assert clone.repro("--force", "--single-item", "track") == ["track"]
+    runs = clone.runs()
+    (parent,) = [r for r in runs if r.data.tags.get("ifm.kind") == "pipeline"]
+    stages = {r.data.tags["ifm.stage"]: r for r in runs if r.data.tags.get("ifm.kind") == "stage"}
+    assert {*stages} == {"fetch", "preprocess", "reference", "report", *(b.replace("@", "-") for b in BRANCH)}
+    origin = {r.data.tags.get("ifm.stage"): r for r in project.runs() if r.data.params.get("seed", "0") == "0"}
+    assert stages["flow-rf"].data.params == origin["flow-rf"].data.params
+    assert stages["flow-rf"].data.metrics["final_loss"] == origin["flow-rf"].data.metrics["final_loss"]
+    assert stages["flow-rf"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+CIFAR10_JPEG = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10_JPEG.is_dir(), reason="the cifar10-jpeg parquet files are not beside the checkout")
+def test_cifar10_jpeg_with_tiny_budgets(tmp_path):
+    """The preset's own sources, shapes and network, with budgets for a CPU."""
+    project = clone_of_this(tmp_path / "ifm")
+    project.run(sys.executable, "-m", "pipeline.tools.preset", "cifar10-jpeg", "--data", str(CIFAR10_JPEG))
+    tiny = {name: value for name, value in TINY.items() if not name.startswith("network")} | {
+        "data.max_images": 500, "dynamics": ["ve", "rf", "pfgmpp"], "network.channels": [32, 64, 64],
+        "teacher.steps": 4, "flow.steps": 4, "teacher.log_every": 2, "flow.log_every": 2,
+        "teacher.checkpoint_every": 2, "flow.checkpoint_every": 2, "trajectories.count": 16,
+        "trajectories.shard_size": 8, "sample.count": 16, "teacher.precision": "bf16",
+    }  # fmt: skip
+    edit(project.folder / "params.yaml", tiny)
+    project.run("git", "init", "-q")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "start")
+    project.repro()
+    table = pd.read_csv(project.folder / "reports/summary.csv")
+    assert set(table.dynamics.dropna()) == {"ve", "rf", "pfgmpp"}
+    assert set(table.data) == {"cifar10-jpeg"}
+    assert np.load(project.folder / "data/samples/ve/flow-one_step-nfe001.npy").shape == (2 * 16, 3, 32, 32)
+    assert project.json("data/processed/metadata.json")["classes"][3] == "cat"

@@ -1,0 +1,99 @@
+"""`make preset`: every preset is a valid configuration, keeps comments, and leaves nothing behind."""
+
+import functools
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ifm.config import Config, parse
+from ifm.errors import UserError
+from pipeline.tools import preset
+
+ROOT = Path(__file__).parents[2]
+TEXT = preset.apply("digits", (ROOT / "params.yaml").read_text())  # whatever it holds now
+LOCAL = {"cifar10-jpeg", "imagefolder"}
+
+
+@functools.cache
+def applied(name, text=TEXT, **objective):
+    return preset.apply(name, text, data="images/mine" if name in LOCAL else None, **objective)
+
+
+def leaves(values, at=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}"
+
+
+def test_there_are_the_documented_presets():
+    assert set(preset.names()) == {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points"}
+
+
+@pytest.mark.parametrize("name", preset.names())
+def test_preset_is_valid_and_keeps_every_comment(name):
+    text = applied(name)
+    assert isinstance(parse(preset.parse_yaml(text)), Config)
+    comments = re.findall(r"#.*", TEXT)
+    assert re.findall(r"#.*", text) == comments
+
+
+@pytest.mark.parametrize("name", preset.names())
+def test_going_there_and_back_restores_the_file(name):
+    assert applied("digits", applied(name)) == TEXT
+
+
+@pytest.mark.parametrize("first", preset.names())
+@pytest.mark.parametrize("second", preset.names())
+def test_order_does_not_matter(first, second):
+    """What a preset gives does not depend on the one before it."""
+    assert applied(second, applied(first)) == applied(second)
+
+
+def test_own_values_stay():
+    mine = TEXT.replace("seed: 0  #", "seed: 7  #").replace("input: channels", "input: cross_attention")
+    values = yaml.safe_load(applied("cifar10", mine))
+    assert (values["seed"], values["anchor"]["input"]) == (7, "cross_attention")
+    assert values["data"]["name"] == "uoft-cs/cifar10"
+
+
+def test_there_are_the_documented_objectives():
+    names = {"trajectory", "trajectory-consistency", "consistency", "interval", "data"}
+    assert set(preset.objectives()) == names
+
+
+@pytest.mark.parametrize("objective", preset.objectives())
+@pytest.mark.parametrize("name", preset.names())
+def test_objectives_are_valid_for_every_preset_and_leave_nothing_behind(name, objective):
+    text = applied(name, objective=objective)
+    config = parse(preset.parse_yaml(text))
+    assert "+".join(config.flow.objectives) == objective.replace("-", "+")
+    needs = "trajectory" in objective
+    assert (config.teacher.kind == "network") == (config.flow.init == "teacher") == needs
+    assert re.findall(r"#.*", text) == re.findall(r"#.*", TEXT)
+    assert applied("digits", text) == TEXT
+    assert applied(name, text) == applied(name)
+
+
+def test_objectives_name_presets_that_exist():
+    for file in preset.OBJECTIVES.glob("*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) <= {"all", *preset.names()}
+
+
+def test_messages():
+    with pytest.raises(UserError, match="no objective 'gan'; there are consistency, data, interval, trajectory"):
+        preset.apply("digits", TEXT, objective="gan")
+    with pytest.raises(UserError, match="no preset 'mnist'; there are cifar10, cifar10-jpeg, digits"):
+        preset.apply("mnist", TEXT)
+    with pytest.raises(UserError, match="make preset NAME=imagefolder DATA=path/to/folder"):
+        preset.apply("imagefolder", TEXT)
+    with pytest.raises(UserError, match="reads no local files"):
+        preset.apply("digits", TEXT, data="x")
+    with pytest.raises(UserError, match="the folder's name is not UTF-8"):
+        preset.apply("imagefolder", TEXT, data=os.fsdecode(b"bilder-\xfc"))
+    with pytest.raises(UserError, match=r"params.yaml has no teacher\.lr"):
+        preset.apply("digits", re.sub(r"  lr: 2.0e-3\n", "", TEXT, count=1))
