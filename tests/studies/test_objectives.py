@@ -17,9 +17,12 @@ from ifm import anchors, dynamics
 from ifm.config import parse
 from ifm.model import Teacher, build_flow
 from ifm.networks import build_network
+from ifm.objectives.consistency import consistency_phase
+from ifm.objectives.data import data_phase
+from ifm.objectives.interval import interval_phase
+from ifm.objectives.trajectory import trajectory_phase
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
-from ifm.training.phases import consistency_phase, data_phase, interval_phase, trajectory_phase
 from ifm.trajectories import StoredTrajectories
 from pipeline.studies import objectives, study
 from pipeline.studies.objectives import STUDY
