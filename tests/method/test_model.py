@@ -156,7 +156,7 @@ def test_copy_weights_names_what_it_left():
     )  # fmt: skip
     left = wide.start_from(unet())
     assert "model.conv_in.weight" in left
-    assert set(left) < set(wide.model.state_dict())
+    assert set(left) < set(wide.state_dict())
 
 
 @pytest.mark.parametrize("anchor_input", ["channels", "cross_attention"])

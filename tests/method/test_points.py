@@ -322,8 +322,9 @@ def test_mlp_depends_on_inputs_time_and_anchor():
     assert bool((x.grad != 0).all())
 
 
-@pytest.mark.parametrize("scheme", ["edm", "paper"])
-@pytest.mark.parametrize("name", list(dynamics.DYNAMICS))
+@pytest.mark.parametrize(
+    ("name", "scheme"), [(name, scheme) for name in dynamics.DYNAMICS for scheme in dynamics.build(name).schemes]
+)
 def test_boundary_holds_exactly_on_points(name, scheme):
     g = IntegrationFlow(mlp(True), dynamics.build(name), scheme=scheme, takes_anchor=True)
     x = torch.randn(5, 2)

@@ -90,6 +90,7 @@ DYNAMICS: dict[str, Entry] = {
     "vp": Entry("ifm.dynamics.vp:VariancePreserving", VariancePreservingOptions, "VP diffusion", "#CC79A7"),
     "trig": Entry("ifm.dynamics.trig:Trigonometric", TrigonometricOptions, "TrigFlow", "#E69F00"),
 }
+PAPER = tuple(name for name, entry in DYNAMICS.items() if entry.paper)  # the paper's own
 
 
 def of_params(name: str, ode: Any) -> "Dynamics":
