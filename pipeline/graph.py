@@ -8,6 +8,7 @@ import argparse
 import ast
 import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 # No output depends on these: checking, tracking, progress bars, the runner.
@@ -42,6 +43,10 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# It checks params.yaml against the tables of everything there is; what a stage uses, it imports itself.
+SCHEMA = Path("src/ifm/config.py")
+
+
 def module_file(name: str) -> Path | None:
     """The file of a module of this project, or None for a foreign one."""
     base = Path("src") if name.split(".")[0] == "ifm" else Path()
@@ -64,8 +69,8 @@ def imported_modules(file: Path) -> set[str]:
     return {".".join(name.split(".")[:i]) for name in ours for i in range(1, name.count(".") + 2)}
 
 
-def closure(file: Path) -> set[str]:
-    """The files of this project that `file` imports, directly or not, itself included."""
+def closure(file: Path, *, ends: Collection[Path] = ()) -> set[str]:
+    """The files of this project that `file` imports, directly or not, itself included; not followed from `ends`."""
     seen: set[Path] = set()
     waiting = [file]
     while waiting:
@@ -73,6 +78,8 @@ def closure(file: Path) -> set[str]:
         if current in seen:
             continue
         seen.add(current)
+        if current in ends:
+            continue
         waiting += [found for name in imported_modules(current) if (found := module_file(name))]
     packages = {parent / "__init__.py" for path in seen for parent in path.parents}
     return {path.as_posix() for path in seen | {p for p in packages if p.is_file()}}
@@ -80,7 +87,7 @@ def closure(file: Path) -> set[str]:
 
 def code_deps(stage: str) -> list[str]:
     """What dvc.yaml must list for a stage: its closure without the files that no output depends on, and templates."""
-    python = closure(Path(f"pipeline/stages/{stage}.py")) - WITHOUT_EFFECT
+    python = closure(Path(f"pipeline/stages/{stage}.py"), ends=[SCHEMA]) - WITHOUT_EFFECT
     folders = {Path(file).parent for file in python if file.startswith("src/")} - {Path("src/ifm")}
     return sorted(python | {page.as_posix() for folder in folders for page in folder.glob("*.html")})
 
