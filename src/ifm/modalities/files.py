@@ -64,6 +64,7 @@ def writers(modality: str) -> dict[str, Writer]:
 
 
 def in_words(suffixes: Iterable[str]) -> str:
-    """e.g. "a NAME.png, a NAME.npy or a folder"."""
-    *first, last = ["a folder" if suffix == "/" else f"a NAME{suffix}" for suffix in sorted(suffixes, reverse=True)]
+    """e.g. "a NAME.npy, a NAME.png or a folder"."""
+    ordered = sorted(suffixes, key=lambda suffix: (suffix == "/", suffix))
+    *first, last = ["a folder" if suffix == "/" else f"a NAME{suffix}" for suffix in ordered]
     return f"{', '.join(first)} or {last}" if first else last
