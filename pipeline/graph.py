@@ -18,6 +18,7 @@ WITHOUT_EFFECT = frozenset(
         "src/ifm/checkout.py",
         "src/ifm/config.py",
         "src/ifm/errors.py",
+        "src/ifm/extras.py",
         "src/ifm/data/needs.py",
         "src/ifm/progress.py",
         "src/ifm/training/stopping.py",

@@ -496,7 +496,7 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
         return 0
     commit = study.check_checkout()
     if importlib.util.find_spec("dvc") is None:
-        raise UserError("a sweep's experiments are DVC's: pip install -e . -c constraints.txt")
+        raise UserError("a sweep's experiments are DVC's: pip install -e '.[pipeline]' -c constraints.txt")
     pool = Pool(experiments, slots(given.jobs), say=_say)
     options = {"code": plan.code, "retry": given.retry_failed, "failures": Failures()}
     without: dict[str, str] = {}

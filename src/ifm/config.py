@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,13 +21,14 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ifm import modalities
 from ifm.data.sources import SOURCES, Source
 from ifm.errors import UserError, in_a_line
 from ifm.modalities import Modality
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 DynamicsName = Literal["ve", "rf", "pfgmpp"]
 DYNAMICS_NAMES: tuple[str, ...] = get_args(DynamicsName)
@@ -553,7 +554,10 @@ def yaml_node(text: str, *, source: str) -> Any:
     return _with_yaml(lambda yaml: yaml.compose(text), source)
 
 
-def _with_yaml(read: Callable[[YAML], Any], source: str) -> Any:
+def _with_yaml(read: "Callable[[YAML], Any]", source: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         try:
             return read(YAML(typ="safe", pure=True))
