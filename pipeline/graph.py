@@ -19,6 +19,7 @@ WITHOUT_EFFECT = frozenset(
         "src/ifm/checkout.py",
         "src/ifm/config.py",
         "src/ifm/errors.py",
+        "src/ifm/extras.py",
         "src/ifm/data/needs.py",
         "src/ifm/progress.py",
         "src/ifm/schema.py",
@@ -43,6 +44,10 @@ WITHOUT_EFFECT = frozenset(
         "pipeline/runner/unfinished.py",
     }
 )
+
+
+# It checks params.yaml against the tables of everything there is; what a stage uses, it imports itself.
+SCHEMA = Path("src/ifm/config.py")
 
 
 def module_file(name: str) -> Path | None:

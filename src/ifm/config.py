@@ -3,23 +3,27 @@
 This module only checks: what a stage does with the values is in the stage, and DVC tracks the values themselves.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from ifm import objectives
+from ifm import modalities, objectives
 from ifm.conditions import CONDITIONS, NONE
+from ifm.data.sources import SOURCES, Source
 from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError, in_a_line
+from ifm.modalities import Modality
 from ifm.networks import ANCHOR_INPUTS, NETWORKS, UNetOptions
 from ifm.objectives import OBJECTIVES
 from ifm.schema import Count, Distinct, NameOf, Positive, Section
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 Precision = Literal["no", "bf16", "fp16"]
 MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
@@ -65,7 +69,7 @@ class PointsConfig(Section):
 class DataConfig(Section):
     """`data`: where the images or points come from and what is made of them."""
 
-    source: Literal["digits", "hub", "parquet", "imagefolder", "points"]
+    source: Annotated[str, NameOf(SOURCES)]
     name: str | None
     revision: str | None
     path: LocalPath | None
@@ -85,14 +89,29 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
-        needed = {"hub": "name", "parquet": "path", "imagefolder": "path"}.get(self.source)
+        needed = self.origin.watched
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
-        if self.source == "points" and (self.random_flip or self.test_split is not None):
-            key, mend = ("random_flip", "false") if self.random_flip else ("test_split", "null")
-            value = "true" if self.random_flip else self.test_split
-            raise ValueError(f"{key}: {value} does not fit source: points; set it to {mend}")
+        if self.random_flip and not self.modality.mirrors:
+            raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
+        if self.test_split is not None and not self.origin.test_split:
+            raise ValueError(f"test_split: {self.test_split} does not fit source: {self.source}; set it to null")
         return self
+
+    @property
+    def origin(self) -> Source:
+        """What `source` names."""
+        return SOURCES[self.source]
+
+    @property
+    def modality(self) -> Modality:
+        """What the samples are."""
+        return modalities.MODALITIES[self.origin.modality]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) of images, (d,) of points."""
+        return self.modality.shape(self)
 
 
 class OdeConfig(Section):
@@ -293,20 +312,26 @@ class Config(Section):
         for name, options in self.network:
             if name == self.network.kind and options is None:
                 raise ValueError(f"network.{name} is missing, and network.kind asks for it")
-        points = self.data.source == "points"
-        for key, value, wanted in (
-            ("network.kind", self.network.kind, "mlp"),
-            ("evaluate.extractor", self.evaluate.extractor, "coordinates"),
+        fit = self.data.modality
+        networks = [name for name, entry in NETWORKS.items() if entry.modality == fit.name]
+        for key, value, allowed in (
+            ("network.kind", self.network.kind, networks),
+            ("evaluate.extractor", self.evaluate.extractor, fit.extractors),
         ):
-            if points and value != wanted:
-                raise ValueError(f"{key}: {value} does not fit data.source: points; use {wanted}")
-            if not points and value == wanted:
-                other = "unet" if wanted == "mlp" else "classifier, inception, dinov2 or pixels"
-                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {other}")
-        if points and self.anchor.input == "cross_attention":
-            raise ValueError("anchor.input: cross_attention needs the unet; with data.source: points use channels")
+            if value not in allowed:
+                *first, last = allowed
+                use = f"{', '.join(first)} or {last}" if first else last
+                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {use}")
+        takes = NETWORKS[self.network.kind].anchor_inputs
+        if self.anchor.input not in takes:
+            able = " or ".join(name for name, entry in NETWORKS.items() if self.anchor.input in entry.anchor_inputs)
+            raise ValueError(
+                f"anchor.input: {self.anchor.input} needs the {able}; with network.kind: {self.network.kind} use "
+                f"{' or '.join(takes)}"
+            )
+        unet = self.network.kind == "unet"
         halvings = len(self.network.channels) - 1
-        if not points and self.data.image_size % 2**halvings:
+        if unet and self.data.image_size % 2**halvings:
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
@@ -319,7 +344,7 @@ class Config(Section):
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
             )
-        pixels = self.data.channels * self.data.image_size**2
+        pixels = math.prod(self.data.shape)
         if self.evaluate.extractor == "pixels" and pixels > MOST_FEATURES:
             raise ValueError(
                 f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
@@ -372,7 +397,7 @@ class Config(Section):
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
                 "several; use none, noise or self"
             )
-        if not points and self.sample.count <= self.evaluate.neighbours:
+        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
             raise ValueError(
                 f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
@@ -381,14 +406,15 @@ class Config(Section):
             raise ValueError(
                 f"sample.flow_samplers: chain goes through sub-intervals, which flow.objective: {able} alone learns"
             )
-        if self.condition.kind == "classes" and not (points or _has_labels(self.data)):
+        if self.condition.kind == "classes" and not _has_labels(self.data):
             raise ValueError("condition.kind: classes needs labels; set data.label_column, or condition.kind to none")
         return self
 
 
 def _has_labels(data: DataConfig) -> bool:
     """Whether the data set has classes to learn."""
-    return data.source == "digits" or data.label_column is not None
+    said = data.origin.labelled
+    return data.label_column is not None if said is None else said
 
 
 def _with_tables(base: type[Section], sections: dict[str, type[Section] | None]) -> type[Section]:
@@ -440,7 +466,10 @@ def yaml_node(text: str, *, source: str) -> Any:
     return _with_yaml(lambda yaml: yaml.compose(text), source)
 
 
-def _with_yaml(read: Callable[[YAML], Any], source: str) -> Any:
+def _with_yaml(read: "Callable[[YAML], Any]", source: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         try:
             return read(YAML(typ="safe", pure=True))

@@ -15,7 +15,8 @@ from torch import nn
 
 from ifm.config import parse
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
-from ifm.data.points import fetch_points, preprocess_points
+from ifm.data.fetching import fetch_points
+from ifm.data.points import preprocess_points
 from ifm.objectives.interval import differentiable_forward, mean_velocity_target
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage

@@ -13,7 +13,7 @@ from ifm.dynamics.base import Dynamics, expand
 from ifm.exact import ExactTeacher
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions
-from ifm.images import at_work
+from ifm.modalities import at_work
 from ifm.objectives.base import Draw, Examples, Mean
 from ifm.random import EndlessShuffle, Streams
 

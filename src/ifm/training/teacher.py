@@ -11,7 +11,7 @@ from ifm.conditions.base import ReadCondition, rows_of, told
 from ifm.dynamics.base import expand
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions, parts_of
-from ifm.images import at_work
+from ifm.modalities import at_work
 from ifm.model import Teacher
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ import torch
 from ifm.conditions.base import Condition
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
-from ifm.images import at_rest
+from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.progress import progress
 from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
