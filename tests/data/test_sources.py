@@ -146,7 +146,11 @@ def test_the_stages_run_with_a_source_of_points_that_is_registered_here():
             "data.source = 'numbers' is not allowed; allowed: 'digits', 'hub', 'parquet'",
         ),
         ("digits", {"source": "numbers"}, "'imagefolder', 'points', 'letters', 'ring'"),
-        ("digits", {"source": 3}, "data.source = 3: input should be a valid string"),
+        (
+            "digits",
+            {"source": 3},
+            "data.source = 3 is not allowed; allowed: 'digits', 'hub', 'parquet', 'imagefolder', 'points'",
+        ),
     ],
 )
 def test_the_rules_follow_from_the_table(of, changes, said):

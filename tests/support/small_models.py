@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ifm import dynamics
-from ifm.model import IntegrationFlow, Teacher, build_flow
+from ifm.conditions.classes import Classes
+from ifm.model import build_flow
 from ifm.networks import build_network
 from ifm.random import Streams
+from ifm.use.models import IntegrationFlow, Teacher, usable
 
 KINDS: dict[str, dict[str, Any]] = {
     "ve": {},
@@ -18,6 +20,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "pfgmpp-cross": {"name": "pfgmpp", "anchor_input": "cross_attention", "shape": (3, 16, 16)},
     "ve-interval": {"two_times": True},
     "rf-interval-cross": {"name": "rf", "two_times": True, "anchor_input": "cross_attention"},
+    "vp": {"name": "vp"},
+    "vp-cosine": {"name": "vp", "options": {"schedule": "cosine"}},
+    "trig-classes": {"name": "trig", "condition": Classes(classes=["a", "b", "c"], shares=[0.2, 0.3, 0.5])},
+    "trig-interval": {"name": "trig", "two_times": True},
     "pfgmpp-interval-none": {"name": "pfgmpp", "two_times": True, "takes_anchor": False},
 }
 NETWORK = {
@@ -38,12 +44,17 @@ def small_flow(
     takes_anchor: bool = True,
     anchor_input: str = "channels",
     two_times: bool = False,
+    condition: Classes | None = None,
+    options: dict[str, Any] | None = None,
 ) -> IntegrationFlow:
     kind = "mlp" if len(shape) == 1 else "unet"
     anchor = {"takes_anchor": takes_anchor, "anchor_input": anchor_input}
     torch.manual_seed(0)
-    network = build_network(kind=kind, shape=shape, two_times=two_times, **anchor, **NETWORK)
-    return build_flow(loud(network), dynamics.build(name), scheme=scheme, two_times=two_times, **anchor).eval()
+    network = build_network(kind=kind, shape=shape, two_times=two_times, condition=condition, **anchor, **NETWORK)
+    made = build_flow(
+        loud(network), dynamics.build(name, **options or {}), scheme=scheme, two_times=two_times, **anchor
+    )
+    return usable(made.eval())
 
 
 def small_teacher(shape: tuple[int, ...] = (1, 8, 8)) -> Teacher:

@@ -14,7 +14,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import ifm
+from ifm import pretrained
 from ifm.cli.main import main
+from ifm.conditions.classes import Classes, ClassLabels
 from ifm.errors import UserError
 from ifm.modalities.images import to_uint8
 from ifm.pretrained import save_exact_teacher, save_model
@@ -294,29 +296,46 @@ def test_the_diffusers_pipeline_computes_what_the_flow_does(tmp_path, kind):
     pipe.set_progress_bar_config(disable=True)
     n, shape, dynamics = 3, data_shape(flow), flow.dynamics
     x_T, x_anchor = draws_of(n, shape=shape, scale=dynamics.t_max)
-    given = {"latents": x_T, "anchor": x_anchor}
+    condition = None if flow.condition_kind is None else ClassLabels(torch.tensor([0, 2, 1]))
+    given = {"latents": x_T, "anchor": x_anchor, "class_labels": None if condition is None else condition.labels}
     x_anchor = x_anchor if flow.takes_anchor else None
+    common = {"x_anchor": x_anchor, "condition": condition}
 
     def same(found, expected):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
-    one = sample(flow, x_T, x_anchor=x_anchor)
+    one = sample(flow, x_T, **common)
     same(pipe(**given, output_type="latent").images, one)
     pil = np.stack([np.asarray(image) for image in pipe(**given).images])
     assert np.array_equal(pil, to_uint8(one).transpose(0, 2, 3, 1).reshape(pil.shape))
     same(pipe(**given, output_type="pt").images, (one / 2 + 0.5).clamp(0, 1))
     if flow.takes_anchor:
         found = pipe(**given, num_inference_steps=3, sampler="anchor", output_type="latent").images
-        same(found, sample(flow, x_T, x_anchor=x_anchor, steps=3))
+        same(found, sample(flow, x_T, **common, steps=3))
     if isinstance(flow, IntervalFlow):
         found = pipe(**given, num_inference_steps=3, output_type="latent").images
-        same(found, sample_chained(flow, x_T, x_anchor=x_anchor, steps=3))
+        same(found, sample_chained(flow, x_T, **common, steps=3))
     again = Streams(0, "noise", range(n))
     noise = [dynamics.draw_noise(shape, generator=again) for _ in renoising_times(dynamics, 4)[1:]]
     sampler = flow_sampler(flow, kind="renoise", steps=4)
-    draws = graphs.Draws(x_T, x_T if x_anchor is None else x_anchor, Streams(0, "noise", range(n)))
+    draws = graphs.Draws(x_T, x_T if x_anchor is None else x_anchor, Streams(0, "noise", range(n)), condition)
     found = pipe(**given, noise=noise, num_inference_steps=4, sampler="renoise", output_type="latent").images
     same(found, sampler.run(draws))
+    again = pretrained.load_flow(tmp_path / "out" / "unet")  # ours reads the exported folder
+    same(sample(again, x_T, **common), one)
+    if condition is not None:
+        with pytest.raises(ValueError, match="this flow needs class_labels"):
+            pipe(latents=x_T)
+        with pytest.raises(ValueError, match="class_labels must be from 0 to 2, got 3"):
+            pipe(latents=x_T, class_labels=3)
+
+
+def test_a_condition_beside_an_intervals_end_has_no_place_in_diffusers_class_slot(tmp_path):
+    flow = small_flow(two_times=True, condition=Classes(classes=["a", "b"], shares=[0.5, 0.5]))
+    save_model(flow, tmp_path / "m", record={})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="class slot cannot hold an interval's end and a condition; use --format onnx"):
+        write_folder(flow, tmp_path / "m", tmp_path / "out")
 
 
 def test_an_exported_folder_is_a_model_for_ifm_and_for_diffusers_save_pretrained(saved, tmp_path):
@@ -372,7 +391,7 @@ SLOW = [pytest.param(kind, form, marks=pytest.mark.slow) for kind in KINDS for f
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [("points", "pt2"), ("points", "onnx"), ("pfgmpp-cross", "pt2"), ("ve-interval", "onnx"), *SLOW],
+    [("points", "pt2"), ("trig-classes", "onnx"), ("pfgmpp-cross", "pt2"), ("ve-interval", "onnx"), *SLOW],
 )
 def test_graphs_compute_what_the_flow_does_for_any_batch(tmp_path, kind, form):
     if form == "onnx":
@@ -384,12 +403,14 @@ def test_graphs_compute_what_the_flow_does_for_any_batch(tmp_path, kind, form):
     for n in (1, 2, 70):
         x_T, x_anchor = draws_of(n, shape=data_shape(flow), scale=flow.dynamics.t_max)
         inputs = {"x_T": x_T, "x_anchor": x_anchor} if flow.takes_anchor else {"x_T": x_T}
+        condition = None if flow.condition_kind is None else ClassLabels(torch.arange(n) % 3)
+        inputs |= {} if condition is None else condition.tensors()
         if form == "pt2":
             found = torch.export.load(written.path).module()(*inputs.values())
         else:
             session = onnxruntime.InferenceSession(written.path, providers=["CPUExecutionProvider"])
             found = torch.from_numpy(session.run(["x_0_hat"], {k: v.numpy() for k, v in inputs.items()})[0])
-        expected = sample(flow, x_T, x_anchor=inputs.get("x_anchor"))
+        expected = sample(flow, x_T, x_anchor=inputs.get("x_anchor"), condition=condition)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
+from ifm.modalities import MODALITIES
 from ifm.schema import Count, Section, load
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def build_network(
         raise ValueError(f"unknown network {kind!r}; known: {', '.join(NETWORKS)}")
     if anchor_input not in ANCHOR_INPUTS:
         raise ValueError(f"unknown anchor input {anchor_input!r}; known: {', '.join(ANCHOR_INPUTS)}")
+    fit = MODALITIES[NETWORKS[kind].modality]
+    if not fit.owns(tuple(shape)):
+        raise ValueError(f"network {kind} is for {fit.noun}, got data of shape {list(shape)}")
     own = options if kind == "unet" else options[kind]
     return load(NETWORKS[kind].network).build(
         shape=tuple(shape),

@@ -87,8 +87,6 @@ class MLP(Network):
         options: Mapping[str, Any],
     ) -> Self:
         """options: width, layers."""
-        if len(shape) != 1:
-            raise ValueError(f"network.kind: mlp is for points [d], got data of shape {list(shape)}; use unet")
         if takes_anchor and anchor_input != "channels":
             raise ValueError(f"anchor input {anchor_input} needs the U-Net; the mlp takes channels")
         inputs = 2 * shape[0] if takes_anchor else shape[0]

@@ -1,5 +1,6 @@
 """diffusers' U-Nets as F, for images."""
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -64,8 +65,6 @@ class UNet(Network):
         """options: channels, layers_per_block, attention, dropout, norm_groups. With cross-attention to the anchor: a
         CrossAttentionUNet.
         """
-        if len(shape) != 3 or shape[1] != shape[2]:
-            raise ValueError(f"network.kind: unet is for images [C, S, S], got data of shape {list(shape)}; use mlp")
         channels, attends = shape[0], takes_anchor and anchor_input == "cross_attention"
         names = ("channels", "layers_per_block", "attention", "dropout", "norm_groups")
         size = {
@@ -125,9 +124,12 @@ class UNet(Network):
         counts = [count for each in counts for count in (each if isinstance(each, list) else [each])]
         check_weights(folder / WEIGHTS, lambda: model.from_config(config), counts=counts)
         read = model.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
-        if config.get("class_embed_type") == "timestep":
-            return cls._of_class_slot(read)
         told = _told(folder / EMBEDDINGS) if (folder / EMBEDDINGS).is_file() else {}
+        if not told and config.get("class_embed_type") == "timestep":
+            return cls._of_class_slot(read)
+        if told:  # an exported folder has them in diffusers' class slot too
+            read.class_embedding = nn.Identity()
+            read.register_to_config(class_embed_type="identity", num_class_embeds=None)
         network = cls(read, two_times=told.get("two_times", False), condition=kind_of(told.get("condition")))
         if told:
             wanted = {name: list(w.shape) for name, w in network.state_dict().items() if _is_own(name)}
@@ -138,6 +140,27 @@ class UNet(Network):
         elif config.get("class_embed_type") == "identity":
             raise FileNotFoundError(f"{folder / EMBEDDINGS}: no such file")
         return network
+
+    def in_class_slot(self) -> nn.Module:
+        """diffusers' network with our embedding in its class slot, for programs without ifm: a copy.
+
+        An interval's end is embedded as a time ("timestep"), class labels by their number. Raises ValueError for other
+        conditions, and for both at once, which one slot cannot hold.
+        """
+        model = copy.deepcopy(self.model)
+        if self.end is None and self.condition is None:
+            return model
+        table = getattr(self.condition, "table", None)
+        if (self.end is not None and self.condition is not None) or (self.end is None and table is None):
+            held = "an interval's end and a condition" if self.end is not None else self.condition_kind.name
+            raise ValueError(f"diffusers' class slot cannot hold {held}")
+        if self.end is not None:
+            model.class_embedding = copy.deepcopy(self.end)
+            model.register_to_config(class_embed_type="timestep")
+        else:
+            model.class_embedding = copy.deepcopy(table)
+            model.register_to_config(class_embed_type=None, num_class_embeds=table.num_embeddings)
+        return model
 
     @classmethod
     def _of_class_slot(cls, model: nn.Module) -> Self:

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 
-from ifm import networks
-from ifm.dynamics.pfgmpp import PFGMPlusPlus
 from ifm.dynamics.rectified import PATH_T_MIN
 from ifm.errors import UserError
 from ifm.files import write_json
 from ifm.model import IntegrationFlow, IntervalFlow
+from ifm.networks import unet
 from ifm.pretrained import DESCRIPTION
 from ifm.sampling import RENOISE_RHO, sample
-from ifm.use.graphs import TOLERANCE, example
+from ifm.use.graphs import TOLERANCE, example_draws
 from ifm.use.loading import EXPORTED
 
 PIPELINE = Path(__file__).with_name("diffusers_pipeline.py")
@@ -30,9 +29,15 @@ def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
     ifm.json included, so that `IntegrationFlow.from_pretrained` reads an exported folder too.
     """
     (folder / EXPORTED).mkdir()
+    try:
+        network = flow.network.in_class_slot()
+    except ValueError as error:
+        raise UserError(f"diffusers: {error}; use --format onnx or pt2") from error
     for pattern in COPIED:
         for file in model.glob(pattern):
             shutil.copyfile(file, folder / EXPORTED / file.name)
+    if flow.condition_kind is not None or isinstance(flow, IntervalFlow):
+        network.save_pretrained(folder / EXPORTED, safe_serialization=True)
     shutil.copyfile(PIPELINE, folder / "pipeline.py")
     write_json(folder / "model_index.json", _index(flow))
     difference = _compare(flow, folder)
@@ -54,14 +59,17 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
         "t_min": dynamics.t_min,
         "t_max": dynamics.t_max,
         "sigma_data": dynamics.sigma_data,
-        "augmented_dimensions": dynamics.augmented_dimensions if isinstance(dynamics, PFGMPlusPlus) else None,
+        **{
+            name: getattr(dynamics, name, None) for name in ("augmented_dimensions", "schedule", "beta_min", "beta_max")
+        },
+        "classes": None if flow.condition_kind is None else flow.condition_kind.options["classes"],
         "scheme": flow.scheme,
         "takes_anchor": flow.takes_anchor,
         "anchor_input": flow.anchor_input,
         "two_times": two_times,
-        "time_scale": networks.INTERVAL_TIME_SCALE if two_times else networks.TIME_SCALE,
-        "anchor_grid": networks.ANCHOR_GRID,
-        "position_features": networks.POSITION_FEATURES,
+        "time_scale": unet.INTERVAL_TIME_SCALE if two_times else unet.TIME_SCALE,
+        "anchor_grid": unet.ANCHOR_GRID,
+        "position_features": unet.POSITION_FEATURES,
         "renoise_t_min": dynamics.t_min or PATH_T_MIN,
         "renoise_rho": RENOISE_RHO,
     }
@@ -69,16 +77,19 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
 
 def _compare(flow: IntegrationFlow, folder: Path) -> float:
     """The largest difference of x_0_hat, the flow's and the written pipeline's, from the same x_T and anchor."""
-    x_T, *rest = example(flow, 3)
-    x_anchor = rest[0] if rest else None
+    draws = example_draws(flow, 3)
+    x_T, x_anchor = draws.x_T, draws.x_anchor if flow.takes_anchor else None
+    labels = None if draws.condition is None else draws.condition.labels
     with quiet_diffusers():
         from diffusers import DiffusionPipeline
 
         pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
         pipe.set_progress_bar_config(disable=True)
-        found = pipe(latents=x_T, anchor=x_anchor, output_type="latent").images
+        found = pipe(latents=x_T, anchor=x_anchor, class_labels=labels, output_type="latent").images
     device = next(flow.parameters()).device
-    expected = sample(flow, x_T.to(device), x_anchor=None if x_anchor is None else x_anchor.to(device))
+    condition = None if draws.condition is None else draws.condition.to(device)
+    given = {"x_anchor": None if x_anchor is None else x_anchor.to(device), "condition": condition}
+    expected = sample(flow, x_T.to(device), **given)
     return float((found - expected.cpu().to(torch.float32)).abs().max())
 
 

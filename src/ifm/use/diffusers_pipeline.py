@@ -15,13 +15,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 SAMPLERS = ("one_step", "anchor", "renoise", "chain")
+COSINE_TURN = math.pi / 2 / 1.008  # of the cosine schedule (Nichol & Dhariwal 2021, eq. 17), with its offset 0.008
+COSINE_START = COSINE_TURN * 0.008
 
 
 class IntegrationFlowPipeline(DiffusionPipeline):
     """g(x_anchor, x_t, t) = c_skip x_t + c_out F(c_in x_t, c_noise, x_anchor), an estimate of x_0. Data are in [-1, 1].
 
     x_t = a(t) x_0 + b(t) z: `ve` has 1 and t, `pfgmpp` too with z multivariate Student-t of `augmented_dimensions`
-    degrees of freedom, `rf` has 1 - t and t.
+    degrees of freedom, `rf` has 1 - t and t, `trig` cos t and sin t, `vp` the linear or cosine schedule of DDPM.
     """
 
     model_cpu_offload_seq = "unet"
@@ -34,6 +36,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         t_max: float = 80.0,
         sigma_data: float = 0.5,
         augmented_dimensions: float | None = None,
+        schedule: str | None = None,
+        beta_min: float | None = None,
+        beta_max: float | None = None,
+        classes: list[str] | None = None,
         scheme: str = "edm",
         takes_anchor: bool = True,
         anchor_input: str = "channels",
@@ -52,6 +58,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             t_max=t_max,
             sigma_data=sigma_data,
             augmented_dimensions=augmented_dimensions,
+            schedule=schedule,
+            beta_min=beta_min,
+            beta_max=beta_max,
+            classes=classes,
             scheme=scheme,
             takes_anchor=takes_anchor,
             anchor_input=anchor_input,
@@ -73,6 +83,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
         noise: list[torch.Tensor] | None = None,
+        class_labels: int | list[int] | torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
@@ -83,6 +94,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         renoise, the first that the flow can do.
         latents: x_T [B, C, H, W], scaled as `draw_prior` scales it; anchor: N(0, I), of the same shape; noise: for
         `renoise`, z of every step after the first. Each is drawn from `generator` where it is None.
+        class_labels: of each image, or one for all, where the flow was trained with classes (`config.classes`).
         output_type: `pil`, `np` (float [B, H, W, C] in [0, 1]), `pt` (float [B, C, H, W] in [0, 1]) or `latent`
         (x_0_hat, not clipped).
         """
@@ -92,6 +104,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampler = self._sampler(sampler, num_inference_steps)
         x_T = self.draw_prior(batch_size, generator) if latents is None else latents
+        self._labels = self._class_labels(class_labels, len(x_T))
         x_T = x_T.to(self._execution_device, torch.float32)
         x_anchor = None
         if self.config.takes_anchor:
@@ -106,6 +119,18 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         images = self._finish(x_0_hat, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _class_labels(self, given: int | list[int] | torch.Tensor | None, n: int) -> torch.Tensor | None:
+        """int64 [n]. Raises ValueError where they are missing, not wanted, or no classes."""
+        classes = self.config.classes
+        if (given is None) != (classes is None):
+            raise ValueError("this flow takes no class_labels" if classes is None else "this flow needs class_labels")
+        if classes is None:
+            return None
+        labels = torch.as_tensor(given, dtype=torch.int64, device=self._execution_device).expand(n)
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise ValueError(f"class_labels must be from 0 to {len(classes) - 1}, got {given}")
+        return labels
 
     # --- samplers -------------------------------------------------------------------------------------------------
 
@@ -134,9 +159,13 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         return x_0_hat
 
     def _renoise(self, x_T, x_anchor, steps, generator, noise) -> torch.Tensor:
-        """Times on EDM's grid of steps + 1 points from t_max (Karras et al. 2022, eq. 5), the last one left out."""
-        high, low = (t ** (1 / self.config.renoise_rho) for t in (self.config.t_max, self.config.renoise_t_min))
-        times = [(high + i / steps * (low - high)) ** self.config.renoise_rho for i in range(steps)]
+        """Times on EDM's grid of steps + 1 points from t_max (Karras et al. 2022, eq. 5), the last one left out.
+
+        It is even in the noise level b / a, for rf in t.
+        """
+        rho = self.config.renoise_rho
+        high, low = (self._level(t) ** (1 / rho) for t in (self.config.t_max, self.config.renoise_t_min))
+        times = [self._time_of_level((high + i / steps * (low - high)) ** rho) for i in range(steps)]
         x_t = x_0_hat = x_T
         for i, t in enumerate(self.progress_bar([self.config.t_max, *times[1:]])):
             if i:
@@ -171,6 +200,8 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         for name, value in (("timestep", c_noise), ("class_labels", c_end)):
             if value is not None:
                 times[name] = torch.full((len(x_t),), self.config.time_scale * value, device=x_t.device)
+        if self._labels is not None:
+            times["class_labels"] = self._labels
         F_x = self.unet(inputs.to(dtype), return_dict=False, **times)[0]
         return c_skip * x_t + c_out * F_x.to(x_t.dtype)
 
@@ -178,10 +209,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         """c_skip, c_out, c_in, c_noise and, for flows of two times, what tells the network the end."""
         c = self.config
         s_d = c.sigma_data
-        if c.two_times:
+        if c.two_times or c.dynamics in ("trig", "vp"):
             delta, here, there = self._angle(t) - self._angle(s), self._scale(t), self._scale(s)
             skip, out = there / here * math.cos(delta), there * math.sin(delta)
-            return skip, out, 1 / here, self._angle(t), self._angle(s)
+            return skip, out, 1 / here, self._angle(t), self._angle(s) if c.two_times else None
         if c.dynamics == "rf":
             if c.scheme == "paper":
                 return 1.0, -t, 1.0, t, None
@@ -194,7 +225,37 @@ class IntegrationFlowPipeline(DiffusionPipeline):
 
     def _coefficients(self, t: float) -> tuple[float, float]:
         """a and b of x_t = a x_0 + b z."""
-        return (1 - t, t) if self.config.dynamics == "rf" else (1.0, t)
+        c = self.config
+        if c.dynamics == "rf":
+            return 1 - t, t
+        if c.dynamics == "trig":
+            return math.cos(t), math.sin(t)
+        if c.dynamics == "vp" and c.schedule == "linear":
+            log_a = -c.beta_min / 2 * t - (c.beta_max - c.beta_min) / 4 * t**2
+            return math.exp(log_a), math.sqrt(-math.expm1(2 * log_a))
+        if c.dynamics == "vp":
+            u = COSINE_START + COSINE_TURN * t
+            b = math.sqrt(math.sin(COSINE_TURN * t) * math.sin(u + COSINE_START))
+            return math.cos(u) / math.cos(COSINE_START), b / math.cos(COSINE_START)
+        return 1.0, t
+
+    def _level(self, t: float) -> float:
+        """The noise level b / a; for rf t itself."""
+        a, b = self._coefficients(t)
+        return t if self.config.dynamics == "rf" else b / a
+
+    def _time_of_level(self, level: float) -> float:
+        """The inverse of `_level`."""
+        c = self.config
+        if c.dynamics == "trig":
+            return math.atan(level)
+        if c.dynamics == "vp" and c.schedule == "linear":
+            slope, half = c.beta_max - c.beta_min, math.log1p(level**2) / 2
+            return 2 * half / (c.beta_min / 2 + math.sqrt(c.beta_min**2 / 4 + slope * half))
+        if c.dynamics == "vp":
+            u = math.atan2(math.sqrt(level**2 + math.sin(COSINE_START) ** 2), math.cos(COSINE_START))
+            return (u - COSINE_START) / COSINE_TURN
+        return level
 
     def _scale(self, t: float) -> float:
         """The standard deviation of x_t."""
@@ -208,7 +269,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
     def _time_at(self, angle: float) -> float:
         """The inverse of `_angle`, within [t_min, t_max]."""
         noise = self.config.sigma_data * math.sin(angle)
-        t = noise / (math.cos(angle) + (noise if self.config.dynamics == "rf" else 0.0))
+        if self.config.dynamics == "rf":
+            t = noise / (math.cos(angle) + noise)
+        else:
+            t = self._time_of_level(noise / math.cos(angle))
         return min(max(t, self.config.t_min), self.config.t_max)
 
     def _anchor_tokens(self, x_anchor: torch.Tensor) -> torch.Tensor:

@@ -26,15 +26,22 @@ Run = Callable[[tuple[Tensor, ...]], Tensor]  # (x_T) or (x_T, x_anchor) -> x_0_
 
 
 class OneEvaluation(nn.Module):
-    """(x_T [B, ...], and x_anchor [B, ...] where the flow takes one) -> x_0_hat [B, ...], in float32."""
+    """(x_T [B, ...], where the flow takes them x_anchor [B, ...] and the condition's tensors) -> x_0_hat [B, ...].
+
+    In float32. condition: one of the flow's kind, whose class is made again of its tensors.
+    """
 
     def __init__(self, flow: IntegrationFlow) -> None:
         super().__init__()
-        self.flow = flow
+        self.flow, condition = flow, example_draws(flow, 1).condition
+        self.kind, self.names = (None, []) if condition is None else (type(condition), list(condition.tensors()))
 
-    def forward(self, x_T: Tensor, x_anchor: Tensor | None = None) -> Tensor:
+    def forward(self, x_T: Tensor, *rest: Tensor) -> Tensor:
         t = torch.full((x_T.shape[0],), self.flow.dynamics.t_max, dtype=x_T.dtype, device=x_T.device)
-        return self.flow(x_T, t, x_anchor=x_anchor)
+        x_anchor, told = (rest[0], rest[1:]) if self.flow.takes_anchor else (None, rest)
+        if self.kind is None:
+            return self.flow(x_T, t, x_anchor=x_anchor)
+        return self.flow(x_T, t, x_anchor=x_anchor, condition=self.kind(**dict(zip(self.names, told, strict=True))))
 
 
 class _Upsample(nn.Module):
@@ -93,16 +100,29 @@ def check_packages(kind: str) -> None:
         raise UserError(f"--format {kind} needs {', '.join(missing)}: pip install -c constraints.txt -e '.[onnx]'")
 
 
+def example_draws(flow: IntegrationFlow, size: int) -> Draws:
+    """What `size` samples start from."""
+    common = {"seed": 0, "device": torch.device("cpu"), "condition": flow.condition_kind}
+    return Draws.of(flow.dynamics, data_shape(flow), range(size), **common)
+
+
+def named_example(flow: IntegrationFlow, size: int) -> dict[str, Tensor]:
+    """x_T of `size` samples, with x_anchor and the condition's tensors where the flow takes them, by name."""
+    draws = example_draws(flow, size)
+    inputs = {"x_T": draws.x_T, "x_anchor": draws.x_anchor} if flow.takes_anchor else {"x_T": draws.x_T}
+    return inputs | ({} if draws.condition is None else draws.condition.tensors())
+
+
 def example(flow: IntegrationFlow, size: int) -> tuple[Tensor, ...]:
-    """x_T of `size` samples, with x_anchor where the flow takes one."""
-    draws = Draws.of(flow.dynamics, data_shape(flow), range(size), seed=0, device=torch.device("cpu"))
-    return (draws.x_T, draws.x_anchor) if flow.takes_anchor else (draws.x_T,)
+    """The inputs of `named_example` in order."""
+    return tuple(named_example(flow, size).values())
 
 
 def _write_pt2(module: OneEvaluation, path: Path) -> None:
     inputs = example(module.flow, TRACED)
     batch = torch.export.Dim("batch", min=1)
-    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)), path)
+    first, *rest = ({0: batch} for _ in inputs)
+    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=(first, tuple(rest))), path)
 
 
 def _open_pt2(path: Path) -> Run:
@@ -113,13 +133,14 @@ def _open_pt2(path: Path) -> Run:
 def _write_onnx(module: OneEvaluation, path: Path) -> None:
     inputs = example(module.flow, TRACED)
     batch = torch.export.Dim("batch", min=1)
+    first, *rest = ({0: batch} for _ in inputs)
     torch.onnx.export(
         module,
         inputs,
         path,
         dynamo=True,
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
-        input_names=["x_T", "x_anchor"][: len(inputs)],
+        dynamic_shapes=(first, tuple(rest)),
+        input_names=list(named_example(module.flow, 1)),
         output_names=["x_0_hat"],
         external_data=sum(w.nbytes for w in module.state_dict().values()) > ONE_FILE,
         verbose=False,
