@@ -21,9 +21,12 @@ PIPELINE = frozenset(
 )
 
 
+MEND = "this needs the extra [pipeline]: pip install 'ifm[pipeline]'"
+
+
 def missing(error: ImportError) -> str | None:
     """What to say, in one line, where a package of the extra is not installed; None for another error."""
     name = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or name not in PIPELINE:
         return None
-    return f"{name} is not installed; this needs the extra [pipeline]: pip install 'ifm[pipeline]'"
+    return f"{name} is not installed; {MEND}"

@@ -26,8 +26,7 @@ def test_the_names_in_extras_are_those_of_the_extra():
     """Each module is of a distribution that [pipeline] lists, and each of these is imported, or is no module."""
     provided = importlib.metadata.packages_distributions()
     listed = names(PROJECT["optional-dependencies"]["pipeline"])
-    # torchvision is what clean-fid's network runs with; ruamel.yaml.clib is found by ruamel.
-    silent = {"ruamel.yaml.clib", "torchvision"}
+    silent = {"ruamel.yaml.clib"}  # found by ruamel
     found = {name: {d.lower().replace("_", "-") for d in provided[name]} & listed for name in extras.PIPELINE}
     assert all(found.values()), found
     assert set().union(*found.values()) - silent == listed - silent

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # What leans on its libraries most: derivatives of networks, diffusers' folders, arrays, YAML, MLflow's store.
-MODULES = ("interval", "model", "combinations", "data", "config", "params_file", "sampling", "tracking")
+MODULES = (
+    "method/test_interval", "method/test_model", "method/test_combinations", "data/test_data", "pipeline/test_config",
+    "pipeline/test_params_file", "method/test_sampling", "tracking/test_tracking",
+)  # fmt: skip
 
 pytestmark = [
     pytest.mark.slow,  # installs some 6 GB
@@ -33,7 +36,7 @@ def test_the_lowest_versions_of_all_direct_dependencies_pass_the_tests(tmp_path)
     version = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
     lowest = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
     assert version.stdout.startswith(lowest)
-    tests = [f"tests/test_{name}.py" for name in MODULES]
+    tests = [f"tests/{name}.py" for name in MODULES]
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "--numprocesses", "2", "--dist", "loadfile", "-m", "not slow", *tests],
         cwd=ROOT, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

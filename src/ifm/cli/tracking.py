@@ -1,11 +1,13 @@
 """`ifm track`, `ifm promote`, `ifm mlflow-model` and `ifm ui`, for the project that the current folder is in."""
 
 import argparse
+import importlib.util
 import os
 import re
 import sys
 from pathlib import Path
 
+from ifm import extras
 from ifm.cli.options import at_least, local_path
 from ifm.errors import UserError
 from ifm.tracking import locallog, places, store
@@ -17,11 +19,17 @@ def _check_project(command: str) -> None:
         raise UserError(f"{command} works on a project, and this folder is in none; go to your clone and try again")
 
 
+def _tracking_is(reason: str) -> str:
+    """Why there is no tracking, with the mend where MLflow is not installed."""
+    there = importlib.util.find_spec("mlflow") is not None
+    return f"tracking is {reason}" if there else f"tracking is {reason}; {extras.MEND}"
+
+
 def _check_store(command: str) -> None:
     """Raises UserError where there is no store to read: one that is read is not made."""
     reason = store.unavailable()
     if reason:
-        raise UserError(f"tracking is {reason}")
+        raise UserError(_tracking_is(reason))
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         _check_project(command)
     file = places.sqlite_file(store.tracking_uri())
@@ -41,7 +49,7 @@ def track(given: argparse.Namespace) -> None:
         return
     reason = store.unavailable()
     if reason:
-        raise UserError(f"tracking is {reason}")
+        raise UserError(_tracking_is(reason))
     from ifm.tracking.sync import sync
 
     done = sync(elsewhere=given.elsewhere)
@@ -122,7 +130,7 @@ def ui(given: argparse.Namespace) -> None:
     """MLflow's pages of this project's runs, for this machine alone (127.0.0.1)."""
     reason = store.unavailable()
     if reason:
-        raise UserError(f"tracking is {reason}")
+        raise UserError(_tracking_is(reason))
     _check_project("ui")
     root = places.project_root()
     os.chdir(root)
