@@ -40,6 +40,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline/runner/unfinished.py",
     }
 )
+PAGE_PARTS = ("*.html", "*.css", "*.js")  # beside a module, read when a page is made
 
 
 def module_file(name: str) -> Path | None:
@@ -82,7 +83,8 @@ def code_deps(stage: str) -> list[str]:
     """What dvc.yaml must list for a stage: its closure without the files that no output depends on, and templates."""
     python = closure(Path(f"pipeline/stages/{stage}.py")) - WITHOUT_EFFECT
     folders = {Path(file).parent for file in python if file.startswith("src/")} - {Path("src/ifm")}
-    return sorted(python | {page.as_posix() for folder in folders for page in folder.glob("*.html")})
+    parts = {file.as_posix() for folder in folders for part in PAGE_PARTS for file in folder.glob(part)}
+    return sorted(python | parts)
 
 
 def is_code(dep: str) -> bool:

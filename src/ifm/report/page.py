@@ -24,6 +24,7 @@ from ifm.data.arrays import duplicates_in_words
 from ifm.metrics import cautions
 from ifm.modalities.pictures import shrink_png
 from ifm.report import plots
+from ifm.report.assets import asset
 from ifm.report.rounding import MISSING, fixed, measured, power_of_ten, significant, spread_decimals
 
 SUMMARY_COLUMNS = (
@@ -829,9 +830,11 @@ def render(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["short_commit"] = short_commit
-    template = environment.from_string(files("ifm").joinpath("report.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files("ifm.report").joinpath("report.html").read_text(encoding="utf-8"))
     groups = report.summary.groupby(["data", "extractor"], sort=False)
     return template.render(
+        style=asset("style.css"),
+        sort=asset("sort.js"),
         report=report,
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=plots.unit(report.summary),
