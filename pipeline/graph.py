@@ -8,6 +8,7 @@ import argparse
 import ast
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 # No output depends on these: checking, tracking, progress bars, the runner.
@@ -54,15 +55,26 @@ def module_file(name: str) -> Path | None:
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Names of everything a file imports, at the top or inside functions; packages on the way included."""
+    """Names of everything a file imports, at the top or inside functions; packages on the way included.
+
+    What only a type checker imports is not run and left out.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _executed(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name for name in names if name.split(".")[0] in ("ifm", "pipeline")}
     return {".".join(name.split(".")[:i]) for name in ours for i in range(1, name.count(".") + 2)}
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            yield node
+            yield from _executed(node)
 
 
 def closure(file: Path) -> set[str]:

@@ -138,6 +138,7 @@ def table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str,
         glance.append(
             {
                 "title": title_of(metric, sample),
+                "hint": catalogue.METRICS[metric].hint if metric in catalogue.METRICS else "",
                 "rows": len(mine),
                 "counts": verdicts,
                 "ratio": median(ratios) if ratios else None,

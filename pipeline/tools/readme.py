@@ -9,12 +9,13 @@ from PIL import Image
 
 from ifm.files import read_json, write_text
 from ifm.metrics import cautions
+from ifm.metrics.metric import SPREAD
 from ifm.modalities.pictures import side_by_side, side_by_side_choice
+from ifm.report.names import DYNAMICS as TITLES
 from ifm.report.rounding import measured
 from pipeline.runner import paths
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/digits.png"), "<!-- results -->"
-TITLES = {"ve": "VE diffusion", "rf": "Rectified flow", "pfgmpp": "PFGM++"}
 SHOWN = 32  # images a panel
 
 
@@ -46,7 +47,7 @@ def table(summary: pd.DataFrame) -> str:
 
 
 def _with_deviation(row: pd.Series, column: str, *, decimals: int = 3) -> str:
-    return measured(row[column], row[f"{column}_sd"], decimals=decimals)
+    return measured(row[column], row[column + SPREAD], decimals=decimals)
 
 
 def picture(dynamics: list[str]) -> Image.Image:

@@ -377,7 +377,7 @@ def test_points_are_called_points(project):
             for name in ("coordinates", "pixels")]  # fmt: skip
     write(rows[:1])
     titles = {line[0] for line in Tables(page_of("workspace", "workspace")).rows(id="rows")}
-    assert titles == {"Sliced 2-Wasserstein", "Seconds per point", "Peak memory MB"}
+    assert titles == {"Sliced 2-Wasserstein", "Seconds per point", "Memory, MB"}
     write(rows[1:])
     assert "Seconds per image" in {line[0] for line in Tables(page_of("workspace", "workspace")).rows(id="rows")}
 

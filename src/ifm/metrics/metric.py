@@ -115,11 +115,6 @@ class Metric:
         return self.plot.caption or ": ".join(text for text in (self.title, self.tooltip) if text)
 
     @property
-    def arrow(self) -> str:
-        """Which way is better, as a sign; "" for neither."""
-        return {Better.LOWER: "↓", Better.HIGHER: "↑", None: ""}[self.better]
-
-    @property
     def hint(self) -> str:
         """What it says and which way is better, for a tooltip."""
         way = f"{self.better.capitalize()} is better." if self.better else ""

@@ -104,6 +104,7 @@ def render(report: Report) -> str:
     return template.render(
         style=asset("style.css"),
         sort=asset("sort.js"),
+        metric_captions={metric.key: metric.caption for metric in plots.drawn()},
         report=report,
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=names.unit(report.summary),

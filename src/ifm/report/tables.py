@@ -30,7 +30,7 @@ class Column:
     title: str  # {sample}: what one sample is called
     numeric: bool
     write: Callable[[pd.Series, pd.Series | None], list[str]]
-    arrow: str = ""  # which way is better
+    better: str | None = None  # "lower", "higher"
     hint: str = ""  # a tooltip
 
 
@@ -74,7 +74,7 @@ def _columns(summary: pd.DataFrame) -> dict[str, Column]:
         for key, title in TITLES.items()
     }
     metrics = {
-        m.key: Column(m.title, True, _writer(m), m.arrow, m.hint) for m in catalogue.in_tables(names.kind(summary))
+        m.key: Column(m.title, True, _writer(m), m.better, m.hint) for m in catalogue.in_tables(names.kind(summary))
     }
     judging = dict.fromkeys(catalogue.judging_columns(names.kind(summary)))
     first = [key for key in IDENTITY if key not in COUNTS or key == "nfe"]
