@@ -25,6 +25,7 @@ from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.use.card import model_card, read_evaluation
 from pipeline.runner.headline import headline
 from pipeline.stages import track
+from pipeline.tools import readme
 from pipeline.tools.compare_tables import title_of
 from pipeline.tools.comparison import metric_columns
 
@@ -172,3 +173,8 @@ def test_titles_and_directions_are_known_without_numpy():
     code = "import sys; from ifm.metrics import catalogue; print('numpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_columns_in_the_docs_are_the_tables():
+    text = (ROOT / readme.TABLES).read_text(encoding="utf-8")
+    assert text.split(readme.COLUMNS)[1].strip() == readme.columns()

@@ -48,7 +48,7 @@ _ENTRIES = (
     ),
     Metric(
         "inception_score", "Inception score", Better.HIGHER,
-        tooltip="certain of each sample’s class, and all classes.",
+        tooltip="high where each sample’s class is certain and all classes occur.",
         compute=lambda of: of.inception_score, where=lambda of: of.found.probabilities is not None,
         format=Aligned(least=2),
         plot=Plot(
@@ -81,7 +81,7 @@ _ENTRIES = (
     ),
     Metric(
         "energy_distance", "Energy distance", Better.LOWER, kinds=(POINTS,),
-        tooltip="from mean distances between and within the two sets of points.",
+        tooltip="the root of 2 E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖ over samples x and real points y.",
         ideal=0, compute=lambda of: of.energy_distance, studied=True, floor=True, last=2,
         plot=Plot(log=True, caption="Energy distance, both axes logarithmic."),
     ),
@@ -96,11 +96,11 @@ _ENTRIES = (
     ),
     Metric(
         "class_chi2", "Class χ² / dof", None, kinds=(IMAGES, POINTS),
-        tooltip="of the class counts against the real shares, over its degrees of freedom.",
+        tooltip="chi-square of the class counts against the real shares, over its degrees of freedom.",
         ideal=1, role=Role.DETAIL, format=Aligned(), spread=False,
     ),
     Metric(
-        "class_p", "Class p", None, kinds=(IMAGES, POINTS), tooltip="the p-value of that test.",
+        "class_p", "Class p", None, kinds=(IMAGES, POINTS), tooltip="the p-value of the chi-square test.",
         role=Role.DETAIL, format=Probability(), spread=False,
     ),
     Metric(
@@ -121,27 +121,27 @@ _ENTRIES = (
         role=Role.SIDE, last=1,
     ),
     Metric(
-        "seconds_per_image", "ms per {sample}", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="in a full batch.",
+        "seconds_per_image", "ms per {sample}", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="time per sample in a full batch.",
         role=Role.COST, format=Sized(scale=1e3), spread=False,
     ),
     Metric(
-        "seconds_batch_1", "ms, batch of 1", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="one sample at a time.",
+        "seconds_batch_1", "ms, batch of 1", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="time per sample, one at a time.",
         role=Role.COST, format=Sized(scale=1e3), spread=False,
     ),
     Metric(
-        "peak_memory_mb", "Memory, MB", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="the accelerator’s peak.",
+        "peak_memory_mb", "Memory, MB", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="the accelerator’s peak while sampling.",
         role=Role.COST, format=Sized(digits=2, least=0.1), spread=False,
     ),
     Metric(
-        "parameters", "Parameters", None, kinds=(IMAGES, POINTS), tooltip="of the network.",
+        "parameters", "Parameters", None, kinds=(IMAGES, POINTS), tooltip="parameters of the network.",
         role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
         "train_images", "Training {sample}s", None, kinds=(IMAGES, POINTS),
-        tooltip="that the network has seen, repeats counted.", role=Role.COST, format=Count(), spread=False,
+        tooltip="samples seen in training, repeats counted.", role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
-        "train_seconds", "Training time, s", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="on this run’s hardware.",
+        "train_seconds", "Training time, s", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="time of training on this run’s hardware.",
         role=Role.COST, format=Sized(), spread=False,
     ),
 )  # fmt: skip
