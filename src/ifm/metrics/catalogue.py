@@ -21,6 +21,7 @@ from ifm.metrics.metric import (
     Sized,
 )
 
+BOTH = (IMAGES, POINTS)
 _ENTRIES = (
     Metric(
         "fid", "FID", Better.LOWER,
@@ -37,7 +38,7 @@ _ENTRIES = (
         format=Aligned(least=3, most=3), spread=False,
     ),
     Metric(
-        "ratio", "Over the teacher’s", Better.LOWER, kinds=(IMAGES, POINTS),
+        "ratio", "Over the teacher’s", Better.LOWER, kinds=BOTH,
         tooltip="the figure over that of the teacher at its largest NFE, from the same prior draws.",
         role=Role.SIDE, format=Aligned(least=2, most=2),
     ),
@@ -86,21 +87,21 @@ _ENTRIES = (
         plot=Plot(log=True, caption="Energy distance, both axes logarithmic."),
     ),
     Metric(
-        "min_class_share", "Rarest class, %", Better.HIGHER, kinds=(IMAGES, POINTS),
+        "min_class_share", "Rarest class, %", Better.HIGHER, kinds=BOTH,
         tooltip="the share of the class that is rarest among the samples.",
         role=Role.DETAIL, format=Aligned(scale=100, least=1), spread=False, last=3,
     ),
     Metric(
-        "missing_classes", "Missing classes", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="classes without a sample.",
+        "missing_classes", "Missing classes", Better.LOWER, kinds=BOTH, tooltip="classes without a sample.",
         ideal=0, role=Role.DETAIL, format=Count(), spread=False,
     ),
     Metric(
-        "class_chi2", "Class χ² / dof", None, kinds=(IMAGES, POINTS),
+        "class_chi2", "Class χ² / dof", None, kinds=BOTH,
         tooltip="chi-square of the class counts against the real shares, over its degrees of freedom.",
         ideal=1, role=Role.DETAIL, format=Aligned(), spread=False,
     ),
     Metric(
-        "class_p", "Class p", None, kinds=(IMAGES, POINTS), tooltip="the p-value of the chi-square test.",
+        "class_p", "Class p", None, kinds=BOTH, tooltip="the p-value of the chi-square test.",
         role=Role.DETAIL, format=Probability(), spread=False,
     ),
     Metric(
@@ -116,32 +117,32 @@ _ENTRIES = (
         role=Role.SIDE, format=Aligned(least=3, most=3),
     ),
     Metric(
-        "endpoint_rms", "End-point RMS", Better.LOWER, kinds=(IMAGES, POINTS),
+        "endpoint_rms", "End-point RMS", Better.LOWER, kinds=BOTH,
         tooltip="the distance from the teacher’s sample at its largest NFE, from the same prior draw.",
         role=Role.SIDE, last=1,
     ),
     Metric(
-        "seconds_per_image", "ms per {sample}", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="time per sample in a full batch.",
+        "seconds_per_image", "ms per {sample}", Better.LOWER, kinds=BOTH, tooltip="time per sample in a full batch.",
         role=Role.COST, format=Sized(scale=1e3), spread=False,
     ),
     Metric(
-        "seconds_batch_1", "ms, batch of 1", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="time per sample, one at a time.",
+        "seconds_batch_1", "ms, batch of 1", Better.LOWER, kinds=BOTH, tooltip="time per sample, one at a time.",
         role=Role.COST, format=Sized(scale=1e3), spread=False,
     ),
     Metric(
-        "peak_memory_mb", "Memory, MB", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="the accelerator’s peak while sampling.",
+        "peak_memory_mb", "Memory, MB", Better.LOWER, kinds=BOTH, tooltip="the accelerator’s peak while sampling.",
         role=Role.COST, format=Sized(digits=2, least=0.1), spread=False,
     ),
     Metric(
-        "parameters", "Parameters", None, kinds=(IMAGES, POINTS), tooltip="parameters of the network.",
+        "parameters", "Parameters", None, kinds=BOTH, tooltip="parameters of the network.",
         role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
-        "train_images", "Training {sample}s", None, kinds=(IMAGES, POINTS),
+        "train_images", "Training {sample}s", None, kinds=BOTH,
         tooltip="samples seen in training, repeats counted.", role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
-        "train_seconds", "Training time, s", Better.LOWER, kinds=(IMAGES, POINTS), tooltip="time of training on this run’s hardware.",
+        "train_seconds", "Training time, s", Better.LOWER, kinds=BOTH, tooltip="time of training on this run’s hardware.",
         role=Role.COST, format=Sized(), spread=False,
     ),
 )  # fmt: skip
