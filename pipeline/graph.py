@@ -72,9 +72,11 @@ def imported_modules(file: Path) -> set[str]:
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those under `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-            yield node
-            yield from _executed(node)
+        typing = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if typing:
+            node = ast.Module(node.orelse)
+        yield node
+        yield from _executed(node)
 
 
 def closure(file: Path) -> set[str]:

@@ -142,7 +142,7 @@ _ENTRIES = (
         tooltip="samples seen in training, repeats counted.", role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
-        "train_seconds", "Training time, s", Better.LOWER, kinds=BOTH, tooltip="time of training on this run’s hardware.",
+        "train_seconds", "Training time, s", Better.LOWER, kinds=BOTH, tooltip="training, on this run’s hardware.",
         role=Role.COST, format=Sized(), spread=False,
     ),
 )  # fmt: skip
