@@ -8,7 +8,7 @@ import argparse
 import ast
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 # No output depends on these: checking, tracking, progress bars, the runner.
@@ -18,6 +18,7 @@ WITHOUT_EFFECT = frozenset(
         "src/ifm/checkout.py",
         "src/ifm/config.py",
         "src/ifm/errors.py",
+        "src/ifm/extras.py",
         "src/ifm/data/needs.py",
         "src/ifm/progress.py",
         "src/ifm/training/stopping.py",
@@ -42,6 +43,10 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 PAGE_PARTS = ("*.html", "*.css", "*.js")  # beside a module, read when a page is made
+
+
+# It checks params.yaml against the tables of everything there is; what a stage uses, it imports itself.
+SCHEMA = Path("src/ifm/config.py")
 
 
 def module_file(name: str) -> Path | None:
@@ -79,8 +84,8 @@ def _executed(tree: ast.AST) -> Iterator[ast.AST]:
         yield from _executed(node)
 
 
-def closure(file: Path) -> set[str]:
-    """The files of this project that `file` imports, directly or not, itself included."""
+def closure(file: Path, *, ends: Collection[Path] = ()) -> set[str]:
+    """The files of this project that `file` imports, directly or not, itself included; not followed from `ends`."""
     seen: set[Path] = set()
     waiting = [file]
     while waiting:
@@ -88,6 +93,8 @@ def closure(file: Path) -> set[str]:
         if current in seen:
             continue
         seen.add(current)
+        if current in ends:
+            continue
         waiting += [found for name in imported_modules(current) if (found := module_file(name))]
     packages = {parent / "__init__.py" for path in seen for parent in path.parents}
     return {path.as_posix() for path in seen | {p for p in packages if p.is_file()}}
@@ -95,7 +102,7 @@ def closure(file: Path) -> set[str]:
 
 def code_deps(stage: str) -> list[str]:
     """What dvc.yaml must list for a stage: its closure without the files that no output depends on, and templates."""
-    python = closure(Path(f"pipeline/stages/{stage}.py")) - WITHOUT_EFFECT
+    python = closure(Path(f"pipeline/stages/{stage}.py"), ends=[SCHEMA]) - WITHOUT_EFFECT
     folders = {Path(file).parent for file in python if file.startswith("src/")} - {Path("src/ifm")}
     parts = {file.as_posix() for folder in folders for part in PAGE_PARTS for file in folder.glob(part)}
     return sorted(python | parts)

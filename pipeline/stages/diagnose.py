@@ -9,7 +9,7 @@ from ifm.data.trajectories import FIRST, TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
 from ifm.exact import ExactTeacher, flow_map_of
 from ifm.files import write_json
-from ifm.images import at_work
+from ifm.modalities import at_work
 from ifm.sampling import Draws
 from ifm.tracking import flatten
 from pipeline.runner import paths

@@ -3,17 +3,32 @@
 This module only checks: what a stage does with the values is in the stage, and DVC tracks the values themselves.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from ifm import modalities
+from ifm.data.sources import SOURCES, Source
 from ifm.errors import UserError, in_a_line
+from ifm.modalities import Modality
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 DynamicsName = Literal["ve", "rf", "pfgmpp"]
 DYNAMICS_NAMES: tuple[str, ...] = get_args(DynamicsName)
@@ -44,11 +59,19 @@ def _digest(value: str) -> str:
     return value
 
 
+def _source(value: str) -> str:
+    if value not in SOURCES:
+        *first, last = map(repr, SOURCES)
+        raise PydanticCustomError("literal_error", "unknown", {"expected": f"{', '.join(first)} or {last}"})
+    return value
+
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Distinct = AfterValidator(_distinct)
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Digest = Annotated[str, AfterValidator(_digest)]
+SourceName = Annotated[str, AfterValidator(_source), WithJsonSchema({"enum": list(SOURCES)})]
 
 
 class Section(BaseModel):
@@ -76,7 +99,7 @@ class PointsConfig(Section):
 class DataConfig(Section):
     """`data`: where the images or points come from and what is made of them."""
 
-    source: Literal["digits", "hub", "parquet", "imagefolder", "points"]
+    source: SourceName
     name: str | None
     revision: str | None
     path: LocalPath | None
@@ -96,14 +119,29 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
-        needed = {"hub": "name", "parquet": "path", "imagefolder": "path"}.get(self.source)
+        needed = self.origin.watched
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
-        if self.source == "points" and (self.random_flip or self.test_split is not None):
-            key, mend = ("random_flip", "false") if self.random_flip else ("test_split", "null")
-            value = "true" if self.random_flip else self.test_split
-            raise ValueError(f"{key}: {value} does not fit source: points; set it to {mend}")
+        if self.random_flip and not self.modality.mirrors:
+            raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
+        if self.test_split is not None and not self.origin.test_split:
+            raise ValueError(f"test_split: {self.test_split} does not fit source: {self.source}; set it to null")
         return self
+
+    @property
+    def origin(self) -> Source:
+        """What `source` names."""
+        return SOURCES[self.source]
+
+    @property
+    def modality(self) -> Modality:
+        """What the samples are."""
+        return modalities.MODALITIES[self.origin.modality]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) of images, (d,) of points."""
+        return self.modality.shape(self)
 
 
 class VarianceExplodingConfig(Section):
@@ -386,20 +424,22 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        points = self.data.source == "points"
-        for key, value, wanted in (
-            ("network.kind", self.network.kind, "mlp"),
-            ("evaluate.extractor", self.evaluate.extractor, "coordinates"),
+        fit = self.data.modality
+        for key, value, allowed in (
+            ("network.kind", self.network.kind, fit.networks),
+            ("evaluate.extractor", self.evaluate.extractor, fit.extractors),
         ):
-            if points and value != wanted:
-                raise ValueError(f"{key}: {value} does not fit data.source: points; use {wanted}")
-            if not points and value == wanted:
-                other = "unet" if wanted == "mlp" else "classifier, inception, dinov2 or pixels"
-                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {other}")
-        if points and self.anchor.input == "cross_attention":
-            raise ValueError("anchor.input: cross_attention needs the unet; with data.source: points use channels")
+            if value not in allowed:
+                *first, last = allowed
+                use = f"{', '.join(first)} or {last}" if first else last
+                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {use}")
+        unet = self.network.kind == "unet"
+        if not unet and self.anchor.input == "cross_attention":
+            raise ValueError(
+                f"anchor.input: cross_attention needs the unet; with data.source: {self.data.source} use channels"
+            )
         halvings = len(self.network.channels) - 1
-        if not points and self.data.image_size % 2**halvings:
+        if unet and self.data.image_size % 2**halvings:
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
@@ -412,7 +452,7 @@ class Config(Section):
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
             )
-        pixels = self.data.channels * self.data.image_size**2
+        pixels = math.prod(self.data.shape)
         if self.evaluate.extractor == "pixels" and pixels > MOST_FEATURES:
             raise ValueError(
                 f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
@@ -462,7 +502,7 @@ class Config(Section):
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
                 "several; use none, noise or self"
             )
-        if not points and self.sample.count <= self.evaluate.neighbours:
+        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
             raise ValueError(
                 f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
@@ -475,7 +515,8 @@ class Config(Section):
     @property
     def has_labels(self) -> bool:
         """Whether the data set has classes to learn."""
-        return self.data.source == "digits" or self.data.label_column is not None
+        said = self.data.origin.labelled
+        return self.data.label_column is not None if said is None else said
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -513,7 +554,10 @@ def yaml_node(text: str, *, source: str) -> Any:
     return _with_yaml(lambda yaml: yaml.compose(text), source)
 
 
-def _with_yaml(read: Callable[[YAML], Any], source: str) -> Any:
+def _with_yaml(read: "Callable[[YAML], Any]", source: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         try:
             return read(YAML(typ="safe", pure=True))

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifm import modalities
 from ifm.dynamics import Dynamics, expand
 from ifm.dynamics.base import NoiseSource
 from ifm.hardware.parallel import shared_batches
-from ifm.images import at_rest
+from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.random import Streams
 
@@ -270,7 +271,7 @@ def draw_samples(
 
 def sample_dtype(shape: tuple[int, ...]) -> np.dtype:
     """Of samples at rest: uint8 for images, float32 for points."""
-    return np.dtype(np.uint8 if len(shape) == 3 else np.float32)
+    return np.dtype(modalities.of(shape).dtype)
 
 
 @torch.inference_mode()

@@ -16,7 +16,8 @@ from torch import nn
 from ifm import objectives
 from ifm.config import parse
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
-from ifm.data.points import fetch_points, preprocess_points
+from ifm.data.fetching import fetch_points
+from ifm.data.points import preprocess_points
 from ifm.training.phases import differentiable_forward
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage

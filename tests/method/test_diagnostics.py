@@ -12,7 +12,9 @@ from torch import nn
 
 from ifm import diagnostics, dynamics, pretrained
 from ifm.config import parse
-from ifm.data.points import fetch_points, gaussian_moments, preprocess_points
+from ifm.data.fetching import fetch_points
+from ifm.data.laws import gaussian_moments
+from ifm.data.points import preprocess_points
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.diagnostics import (

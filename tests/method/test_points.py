@@ -13,9 +13,11 @@ from scipy import stats
 
 from ifm import dynamics, pretrained
 from ifm.config import Config, ConfigError, parse, read_params
-from ifm.data import points as laws
+from ifm.data import laws, points
 from ifm.data.arrays import DataError, ImageSet
-from ifm.data.points import PointSet, draw_points, fetch_points, preprocess_points
+from ifm.data.fetching import fetch_points
+from ifm.data.laws import draw_points
+from ifm.data.points import PointSet, preprocess_points
 from ifm.data.splits import open_split
 from ifm.metrics.points import energy_distance, mean_distance, nearest_shares, sliced_wasserstein
 from ifm.model import IntegrationFlow, Teacher
@@ -156,7 +158,7 @@ def contents(folder):
 
 
 def test_raw_and_processed_forms(tmp_path, monkeypatch):
-    monkeypatch.setattr(laws, "SHARD_ROWS", 150)
+    monkeypatch.setattr(points, "SHARD_ROWS", 150)
     config = data_config()
     assert fetch_points(config, tmp_path / "raw") == {"train": 500}
     metadata = preprocess_points(config, tmp_path / "raw", tmp_path / "done")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ifm import anchors, config, dynamics
-from ifm.data.points import draw_points, gaussian_moments, mode_centres
+from ifm.data.laws import draw_points, gaussian_moments, mode_centres
 from ifm.exact import gaussian_flow_map
 from ifm.metrics.points import nearest_shares, sliced_wasserstein
 from ifm.model import Teacher, build_flow

@@ -17,7 +17,8 @@ from PIL import Image
 
 from ifm import tracking
 from ifm.config import DataConfig, parse, read_params
-from ifm.data.sources import FetchError, fetch
+from ifm.data.fetching import fetch
+from ifm.data.sources import FetchError
 from ifm.errors import UserError
 from ifm.model import IntegrationFlow
 from ifm.pretrained import ModelError, load_flow, load_teacher, save_model

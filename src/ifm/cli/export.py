@@ -146,14 +146,16 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
     if grid is not None:
         shutil.copyfile(grid, folder / PICTURE)
         return PICTURE, "Samples."
+    from ifm import modalities
     from ifm.use.drawing import data_shape
 
-    if len(data_shape(flow)) == 1:
+    modality = modalities.of(data_shape(flow))
+    if modality.preview != "grids":
         return None, ""
     from ifm.modalities.pictures import save_grid
 
     try:
-        save_grid(flow.sample(SHOWN), folder / PICTURE, columns=COLUMNS)
+        save_grid(modality.pictures(flow.sample(SHOWN)), folder / PICTURE, columns=COLUMNS)
     except ValueError as error:
         raise UserError(f"the model's samples: {error}") from error
     return PICTURE, f"{SHOWN} samples in one evaluation: numbers 0 to {SHOWN - 1} of seed 0, not chosen."
@@ -161,9 +163,10 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
 
 def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
     """How to use the exported files, as code for the card."""
+    from ifm import modalities
     from ifm.use.drawing import data_shape
 
-    shape = (16, *data_shape(flow))
+    modality, shape = modalities.of(data_shape(flow)), (16, *data_shape(flow))
     names = ["x_T", "x_anchor"] if flow.takes_anchor else ["x_T"]
     scale = float(flow.dynamics.t_max)  # b(t_max) = t_max for every dynamics
     D = getattr(flow.dynamics, "augmented_dimensions", None)
@@ -178,6 +181,6 @@ def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
         id=where if re.fullmatch(r"[\w./-]+", where) else "path/to/this/folder",
         feed="{" + ", ".join(f'"{n}": {n}' for n in names) + "}",
         arguments=", ".join(names),
-        range="  # images in [-1, 1]" if len(shape) == 4 else "",
+        range=f"  # {modality.noun} in {modality.range}" if modality.range else "",
         **{by: "\n".join(f"{n} = {lead[n]}{draw}{notes[n]}" for n in names) for by, draw in draws.items()},
     )

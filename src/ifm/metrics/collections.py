@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ifm.data.preprocessing import WORKERS, to_array
+from ifm.data.decoding import WORKERS, to_array
 from ifm.hardware.parallel import shared_batches
 from ifm.metrics.stored import KINDS, ArrayPictures, ImagesError, Pictures
 from ifm.progress import progress
@@ -23,7 +23,7 @@ _LOOK = 256  # images looked at between two exchanges of processes
 
 @dataclass(frozen=True)
 class Resize:
-    """The largest centred square, antialiased to `size` (see `ifm.data.preprocessing.to_array`)."""
+    """The largest centred square, antialiased to `size` (see `ifm.data.decoding.to_array`)."""
 
     size: int
     resample: str

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ifm import modalities
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import catalogue, cautions
@@ -17,7 +18,6 @@ from ifm.metrics.classifier import classify
 from ifm.metrics.comparison import Comparison, Found, Measures, Real, least_samples, without_neighbours
 from ifm.metrics.extraction import extract
 from ifm.metrics.figures import fid_trend, figures_of, image_figures, over_sets
-from ifm.metrics.metric import IMAGES, POINTS
 from ifm.metrics.neighbours import nearest
 from ifm.metrics.points import nearest_shares
 from ifm.metrics.reference import BATCH, Reference
@@ -60,7 +60,7 @@ def evaluate_samples(
     """
     metadata = read_json(folder / "metadata.json")
     expected = tuple(reference.metadata["image_shape"])
-    what = "points" if len(expected) == 1 else "images"
+    what = modalities.of(expected).noun
     if tuple(metadata["image_shape"]) != expected:
         raise UserError(f"{folder}: {what} of shape {metadata['image_shape']}, the reference has {list(expected)}")
     seeds = metadata.get("seeds", 1)
@@ -77,7 +77,7 @@ def evaluate_samples(
     best = arrays[max(teachers, key=lambda s: s["nfe"])["name"]] if teachers else None
 
     real = reference.real(measures)  # one for all samplers: it keeps what it has computed
-    kind = POINTS if points else IMAGES
+    kind = modalities.of(expected).name
     quality = catalogue.judge(kind).key
     by_set: dict[str, list[float]] = {}
     figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, real)
@@ -174,7 +174,7 @@ def _rms(images: np.ndarray, paired: np.ndarray) -> np.ndarray:
 
 def _load(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The samples of one sampler: uint8 images [n >= 2, C, H, W] or float32 points [n >= 2, d], memory-mapped."""
-    dtype = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
+    dtype = np.dtype(modalities.of(shape).dtype)
     path = folder / f"{name}.npy"
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ifm.data.decoding import decode, flatten
 from ifm.data.local import SUFFIXES, image_files
-from ifm.data.preprocessing import decode, flatten
 from ifm.errors import UserError
 from ifm.files import readable
-from ifm.images import to_uint8
+from ifm.modalities.images import to_uint8
 
 RANGES = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
 KINDS = {1: "grey", 3: "colour"}

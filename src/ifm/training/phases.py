@@ -23,7 +23,7 @@ from ifm.anchors import evenly_chosen
 from ifm.dynamics import Dynamics, expand
 from ifm.exact import ExactTeacher
 from ifm.hardware.devices import RowReader, Rows, to_device
-from ifm.images import at_work
+from ifm.modalities import at_work
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.engine import LaunchError, local_positions

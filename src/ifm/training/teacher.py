@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ifm import objectives
 from ifm.dynamics import expand
 from ifm.hardware.devices import RowReader, Rows, to_device
-from ifm.images import at_work
+from ifm.modalities import at_work
 from ifm.model import Teacher
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ import torch
 
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
-from ifm.images import at_rest
+from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.networks.mlp import MLP
 from ifm.progress import progress
