@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ifm import tracking
-from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
+from ifm.config import Config, ConfigError, parse, read_params
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 from ifm.files import located, read_json, readable
 from ifm.progress import at_work, tell
@@ -140,7 +141,7 @@ def main(
     """
     parser = argparse.ArgumentParser(prog=f"python -m pipeline.stages.{module}", description=work.__doc__)
     if per_dynamics:
-        parser.add_argument("dynamics", choices=DYNAMICS_NAMES)
+        parser.add_argument("dynamics", choices=list(DYNAMICS))
     arguments = parser.parse_args()
     try:
         values = read_params(paths.PARAMS)

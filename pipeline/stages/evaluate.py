@@ -4,13 +4,13 @@ import numpy as np
 
 from ifm.data.splits import open_split
 from ifm.files import fresh_folder, write_json
+from ifm.hardware.processes import make_accelerator
 from ifm.metrics import cautions
 from ifm.metrics.comparison import Measures
 from ifm.metrics.evaluation import Evaluation, evaluate_samples
 from ifm.metrics.reference import load_reference
 from ifm.modalities.pictures import save_grid
 from ifm.progress import progress
-from ifm.training.engine import make_accelerator
 from pipeline.runner import paths
 from pipeline.runner.headline import headline
 from pipeline.runner.stage import Stage, main

@@ -10,10 +10,10 @@ from ifm import modalities, pretrained
 from ifm.files import fresh_folder, write_json
 from ifm.hardware.devices import Compiled, compiles
 from ifm.hardware.memory import peak_memory
+from ifm.hardware.processes import make_accelerator
 from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
 from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
-from ifm.training.engine import make_accelerator
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
@@ -36,7 +36,8 @@ def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], 
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers
         samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
     shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
-    return samplers, {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
+    common = {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
+    return samplers, common | ({} if flow.condition_kind is None else {"condition": flow.condition_kind})
 
 
 def work(stage: Stage) -> None:

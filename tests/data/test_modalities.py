@@ -97,7 +97,6 @@ def test_every_modality_of_the_table_is_whole():
         assert modality.name == name
         assert (modality.preview == "grids") == (modality.pictures is not None)
         assert ".npy" in files.writers(name)
-        assert modality.networks
         assert modality.extractors
 
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ifm.model import IntegrationFlow
 from ifm.pretrained import save_model
+from ifm.use.models import IntegrationFlow
 from tests.support.hub_server import Hub, serving
 from tests.support.small_models import small_flow
 

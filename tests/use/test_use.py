@@ -17,7 +17,6 @@ import ifm
 from ifm.cli.main import main
 from ifm.errors import UserError
 from ifm.modalities.images import to_uint8
-from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.pretrained import save_exact_teacher, save_model
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, renoising_times, sample, sample_chained, teacher_sampler
@@ -26,6 +25,7 @@ from ifm.use.card import Evaluation, escape, model_card, read_evaluation
 from ifm.use.diffusers_folder import quiet_diffusers, write_folder
 from ifm.use.diffusers_pipeline import IntegrationFlowPipeline
 from ifm.use.drawing import choose, data_shape
+from ifm.use.models import IntegrationFlow, IntervalFlow, Teacher
 from tests.pipeline.test_graph import BLOCKER
 from tests.support.small_models import KINDS, draws_of, small_flow, small_teacher
 

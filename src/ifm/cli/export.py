@@ -122,11 +122,10 @@ def _check(given: argparse.Namespace) -> None:
 def _check_model(given: argparse.Namespace, model: object) -> None:
     """Raises UserError for a model that the format cannot hold."""
     from ifm.model import IntegrationFlow
-    from ifm.networks.mlp import MLP
 
     if not isinstance(model, IntegrationFlow):
         raise UserError(f"{given.model}: holds a teacher; ifm export takes flows")
-    if given.format == "diffusers" and isinstance(model.network, MLP):
+    if given.format == "diffusers" and len(model.network.data_shape) == 1:
         raise UserError(f"{given.model}: points have no pipeline in diffusers; use --format onnx or pt2")
 
 
@@ -168,7 +167,9 @@ def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
 
     modality, shape = modalities.of(data_shape(flow)), (16, *data_shape(flow))
     names = ["x_T", "x_anchor"] if flow.takes_anchor else ["x_T"]
-    scale = float(flow.dynamics.t_max)  # b(t_max) = t_max for every dynamics
+    import torch
+
+    scale = float(flow.dynamics.coefficients(torch.tensor([flow.dynamics.t_max], dtype=torch.float64)).b)
     D = getattr(flow.dynamics, "augmented_dimensions", None)
     lead = {"x_T": "" if scale == 1 else f"{scale:g} * ", "x_anchor": ""}
     notes = {

@@ -23,7 +23,7 @@ class Modality:
 
     axes: of one sample, e.g. ("C", "H", "W"). dtype: of samples at rest, in files. to_model, to_rest: between that and
     the floats a model computes in; to_rest raises SampleError at a value that is not finite. shape: of one sample, as
-    params.yaml has it. networks, extractors: which fit, the default first. mirrors: whether a sample's mirror image is
+    params.yaml has it. extractors: which fit, the default first. mirrors: whether a sample's mirror image is
     as good a sample. preview: what the report shows, grids of pictures [n, C, H, W] (uint8, made by `pictures`) or a
     scatter plot of two dimensions.
     """
@@ -37,7 +37,6 @@ class Modality:
     to_model: "Callable[[Tensor], Tensor]"
     to_rest: "Callable[[Tensor], np.ndarray]"
     shape: "Callable[[DataConfig], tuple[int, ...]]"
-    networks: tuple[str, ...]
     extractors: tuple[str, ...]
     mirrors: bool
     preview: Literal["grids", "scatter"]

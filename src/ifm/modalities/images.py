@@ -33,7 +33,6 @@ IMAGES = Modality(
     to_model=lambda x: x.float() / 127.5 - 1 if not x.is_floating_point() else x,
     to_rest=to_uint8,
     shape=lambda data: (data.channels, data.image_size, data.image_size),
-    networks=("unet",),
     extractors=("classifier", "inception", "dinov2", "pixels"),
     mirrors=True,
     preview="grids",

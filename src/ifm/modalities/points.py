@@ -25,7 +25,6 @@ POINTS = Modality(
     to_model=lambda x: x,
     to_rest=to_rest,
     shape=lambda data: (data.points.dimensions,),
-    networks=("mlp",),
     extractors=("coordinates",),
     mirrors=False,
     preview="scatter",
