@@ -47,10 +47,6 @@ WITHOUT_EFFECT = frozenset(
 PAGE_PARTS = ("*.html", "*.css", "*.js")  # beside a module, read when a page is made
 
 
-# It checks params.yaml against the tables of everything there is; what a stage uses, it imports itself.
-SCHEMA = Path("src/ifm/config.py")
-
-
 def module_file(name: str) -> Path | None:
     """The file of a module of this project, or None for a foreign one."""
     base = Path("src") if name.split(".")[0] == "ifm" else Path()
