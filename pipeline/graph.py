@@ -8,7 +8,7 @@ import argparse
 import ast
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 NAMED = r"ifm(\.\w+)+:\w+"  # "module:name"
@@ -44,10 +44,7 @@ WITHOUT_EFFECT = frozenset(
         "pipeline/runner/unfinished.py",
     }
 )
-
-
-# It checks params.yaml against the tables of everything there is; what a stage uses, it imports itself.
-SCHEMA = Path("src/ifm/config.py")
+PAGE_PARTS = ("*.html", "*.css", "*.js")  # beside a module, read when a page is made
 
 
 def module_file(name: str) -> Path | None:
@@ -61,14 +58,27 @@ def module_file(name: str) -> Path | None:
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Names of everything a file imports, at the top or inside functions; packages on the way included."""
+    """Names of everything a file imports, at the top or inside functions; packages on the way included.
+
+    What only a type checker imports is not run and left out.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _executed(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return with_packages(name for name in names if name.split(".")[0] in ("ifm", "pipeline"))
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        typing = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if typing:
+            node = ast.Module(node.orelse)
+        yield node
+        yield from _executed(node)
 
 
 def with_packages(names: Iterable[str]) -> set[str]:
@@ -116,7 +126,8 @@ def code_deps(stage: str) -> list[str]:
     """What dvc.yaml must list for a stage: its closure without the files that no output depends on, and templates."""
     python = closure(Path(f"pipeline/stages/{stage}.py"), without=WITHOUT_EFFECT)
     folders = {Path(file).parent for file in python if file.startswith("src/")} - {Path("src/ifm")}
-    return sorted(python | {page.as_posix() for folder in folders for page in folder.glob("*.html")})
+    parts = {file.as_posix() for folder in folders for part in PAGE_PARTS for file in folder.glob(part)}
+    return sorted(python | parts)
 
 
 def is_code(dep: str) -> bool:

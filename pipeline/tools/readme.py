@@ -1,4 +1,7 @@
-"""`make readme`: the README's picture and results table, from the results that lie in reports/ and data/samples."""
+"""`make readme`: the README's picture and results table, from the results that lie in reports/ and data/samples.
+
+The columns of docs/tables.md are written too, from the catalogue of metrics.
+"""
 
 import sys
 from pathlib import Path
@@ -8,13 +11,15 @@ import pandas as pd
 from PIL import Image
 
 from ifm.files import read_json, write_text
-from ifm.metrics import cautions
+from ifm.metrics import catalogue, cautions
+from ifm.metrics.metric import SPREAD
 from ifm.modalities.pictures import side_by_side, side_by_side_choice
+from ifm.report.names import DYNAMICS as TITLES
 from ifm.report.rounding import measured
 from pipeline.runner import paths
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/digits.png"), "<!-- results -->"
-TITLES = {"ve": "VE diffusion", "rf": "Rectified flow", "pfgmpp": "PFGM++"}
+TABLES, COLUMNS = Path("docs/tables.md"), "<!-- columns -->"
 SHOWN = 32  # images a panel
 
 
@@ -45,8 +50,24 @@ def table(summary: pd.DataFrame) -> str:
     return "\n".join(lines).replace("{most}", str(most))
 
 
+def columns() -> str:
+    """Markdown: a line for each metric of the catalogue, the columns of reports/summary.csv."""
+    lines = ["| column | in the report | better | what it says | kinds of data |", "|---|---|---|---|---|"]
+    for m in catalogue.of():
+        names = ", ".join(f"`{column}`" for column in m.columns)
+        title = m.title.format(sample="sample")
+        lines.append(f"| {names} | {title} | {m.better or ''} | {m.tooltip.rstrip('.')} | {', '.join(m.kinds)} |")
+    return "\n".join(lines)
+
+
+def _write_between(file: Path, mark: str, text: str) -> None:
+    """The text between the file's two marks."""
+    before, _, after = file.read_text(encoding="utf-8").split(mark, 2)
+    write_text(file, f"{before}{mark}\n{text}\n{mark}{after}")
+
+
 def _with_deviation(row: pd.Series, column: str, *, decimals: int = 3) -> str:
-    return measured(row[column], row[f"{column}_sd"], decimals=decimals)
+    return measured(row[column], row[column + SPREAD], decimals=decimals)
 
 
 def picture(dynamics: list[str]) -> Image.Image:
@@ -69,13 +90,13 @@ def picture(dynamics: list[str]) -> Image.Image:
 
 
 def main() -> None:
-    """Rewrites docs/images/digits.png and the lines between the README's marks."""
+    """Rewrites docs/images/digits.png and the lines between the marks of docs/tables.md and the README."""
+    _write_between(TABLES, COLUMNS, columns())
     summary = pd.read_csv(paths.REPORTS / "summary.csv")
     if set(summary.data) != {"digits"}:
         sys.exit("reports/summary.csv is not of the digits: make preset NAME=digits, dvc repro, then again")
     picture([d for d in TITLES if d in set(summary.dynamics)]).save(PICTURE, optimize=True)
-    before, _, after = README.read_text(encoding="utf-8").split(MARK, 2)
-    write_text(README, f"{before}{MARK}\n{table(summary)}\n{MARK}{after}")
+    _write_between(README, MARK, table(summary))
 
 
 if __name__ == "__main__":

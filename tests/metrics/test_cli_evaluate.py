@@ -23,11 +23,12 @@ from ifm.config import EvaluateConfig, read_params
 from ifm.data.decoding import to_array
 from ifm.data.local import SUFFIXES
 from ifm.files import file_sha256
-from ifm.metrics.collections import Images, Resize, inspected, open_pictures
+from ifm.metrics.collections import Images, Resize, inspected
 from ifm.metrics.evaluation import closest_pairs, evaluate_samples
 from ifm.metrics.extractors import InceptionExtractor, PixelExtractor
 from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures, over_sets
 from ifm.metrics.reference import build_reference, load_reference
+from ifm.metrics.stored import open_pictures
 from tests.support.on_cpus import on_cpus
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

@@ -37,8 +37,18 @@ def test_the_deps_written_are_the_deps_committed():
 
 
 def test_a_template_is_a_dep_of_the_stage_that_fills_it():
-    templates = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "src/ifm").rglob("*.html"))
-    assert templates == [d for d in GRAPH["report"]["deps"] if d.endswith(".html")]
+    parts = sorted(p.relative_to(ROOT).as_posix() for part in graph.PAGE_PARTS for p in (ROOT / "src/ifm").rglob(part))
+    assert parts == [d for d in GRAPH["report"]["deps"] if graph.is_code(d) and not d.endswith(".py")]
+
+
+def test_what_only_a_type_checker_imports_is_no_dep(tmp_path):
+    file = tmp_path / "one.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\nimport ifm.files\n"
+        "if TYPE_CHECKING:\n    import ifm.model\nelse:\n    import ifm.random\n"
+        "def f():\n    from ifm import anchors\n"
+    )
+    assert graph.imported_modules(file) == {"ifm", "ifm.files", "ifm.random", "ifm.anchors"}
 
 
 def test_the_closure_follows_what_python_really_imports():

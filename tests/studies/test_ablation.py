@@ -109,7 +109,7 @@ def test_a_name_changes_with_params_and_code_and_with_nothing_else():
 def test_the_code_is_that_of_the_stages_up_to_evaluate():
     files = {f.as_posix() for stage in study.STAGES for f in study.declared_code(stage)}
     assert {"src/ifm/anchors.py", "src/ifm/metrics/points.py", "pipeline/stages/evaluate.py"} <= files
-    assert not files & {"src/ifm/report/plots.py", "src/ifm/diagnostics.py", "pipeline/studies/ablation.py"}
+    assert not files & {"src/ifm/report/plots/figure.py", "src/ifm/diagnostics.py", "pipeline/studies/ablation.py"}
 
 
 def test_overrides_are_read_by_dvc_as_the_same_values(tmp_path):

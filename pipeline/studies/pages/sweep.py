@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from ifm.metrics import catalogue
 from ifm.report import plots
 from ifm.report.rounding import mean_and_deviation
 from pipeline.studies.pages.ablation import filled, warned
 
 TEMPLATE = Path(__file__).with_name("sweep.html")
-TITLES = plots.QUALITY | plots.METRICS
+TITLES = {metric.key: metric.title for metric in catalogue.merits()}
 WIDE_RANGE = 20  # largest over smallest, from which an axis is logarithmic
 PANELS_IN_A_ROW = 3
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ifm.hardware.parallel import shared_batches
+from ifm.metrics.comparison import Found
 from ifm.metrics.extractors import Extractor, finite
-from ifm.metrics.figures import Found
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -5,7 +5,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +14,11 @@ from pydantic import ValidationError
 import ifm
 from ifm.config import MOST_FEATURES, ClassifierConfig, EvaluateConfig
 from ifm.errors import UserError
-from ifm.files import file_sha256, read_json
+from ifm.files import file_sha256
 from ifm.metrics import cautions
 from ifm.metrics.classes import class_figures
-from ifm.metrics.collections import Images, Pictures, Resize, inspected, open_pictures, same_shape
+from ifm.metrics.collections import Images, inspected
+from ifm.metrics.comparison import Found, Real
 from ifm.metrics.evaluation import closest_pairs
 from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import (
@@ -29,15 +29,15 @@ from ifm.metrics.extractors import (
     PixelExtractor,
     dinov2_class,
 )
-from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures, least_samples, over_sets
-from ifm.metrics.reference import METADATA, Reference, load_reference
+from ifm.metrics.figures import fid_trend, image_figures, over_sets
+from ifm.metrics.reference import Reference, load_reference
+from ifm.metrics.request import Request, check_counts, check_request, check_shapes, opened_pictures, reference_metadata
 from ifm.metrics.weights import ExtractorError, find_dinov2, find_inception
 from ifm.progress import progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
 # What the pipeline's messages call the options of this command.
 _OPTIONS = {
     "evaluate.inception_path": "--weights",
@@ -48,25 +48,6 @@ _OPTIONS = {
     ", then run `dvc repro` again (nothing else is lost)": "",
     ", then run `dvc repro` again": "",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to judge, and how."""
-
-    samples: Path
-    reference: Path  # images, or a folder that the stage `reference` made
-    measures: Measures
-    train: Path | None = None
-    unseen: Path | None = None
-    extractor: str | None = None  # None: the reference folder's, else inception
-    weights: Path | None = None
-    weights_sha256: str | None = None
-    resize: Resize | None = None
-    value_range: str | None = None  # of arrays of floats
-    sets: int = 1
-    batch_size: int = 256
-    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,14 +65,14 @@ def score(request: Request, *, device: torch.device, accelerator: "Accelerator |
 
     Raises UserError, before any feature is taken, where the images do not fit each other or the figures.
     """
-    made = _metadata(request.reference)
-    _check_request(request, made)
-    opened = _open(request, made)
-    _check_counts(request, opened, made)
+    made = reference_metadata(request.reference)
+    check_request(request, made)
+    opened = opened_pictures(request, made)
+    check_counts(request, opened, made)
     images = {
         name: inspected(pictures, resize=request.resize, accelerator=accelerator) for name, pictures in opened.items()
     }
-    _check_shapes(request, images, made)
+    check_shapes(request, images, made)
     reference = None if made is None else _load(request, made, device)
     extractor = _extractor(request, device) if reference is None else reference.extractor
     width = extractor.dimension or int(np.prod(images["samples"].shape))
@@ -111,112 +92,6 @@ def score(request: Request, *, device: torch.device, accelerator: "Accelerator |
         warnings=_cautions(request, found["samples"], real, made, width),
         pairs=_pairs(images, found["samples"], real) if request.pairs else None,
     )
-
-
-# Checks
-
-
-def _metadata(folder: Path) -> dict[str, Any] | None:
-    """metadata.json of a folder that the stage `reference` made; None: it is none."""
-    file = folder / METADATA
-    if not file.is_file():
-        return None
-    try:
-        values = read_json(file)
-    except ValueError as error:
-        raise UserError(f"--reference {error}") from error
-    if not isinstance(values, dict) or "extractor" not in values:
-        return None
-    missing = _NEEDED - values.keys()
-    if missing:
-        raise UserError(f"--reference {file}: has no {min(missing)}; run `dvc repro --force reference`")
-    return values
-
-
-def _check_request(request: Request, made: Mapping[str, Any] | None) -> None:
-    """Raises UserError where options contradict each other or the reference folder."""
-    if request.unseen is not None and request.train is None and made is None:
-        raise UserError("--unseen is compared with the training images; give --train too")
-    if request.train is not None and request.unseen is None and made is None and not request.pairs:
-        raise UserError("--train alone changes no figure; give held-out images by --unseen, or --pairs")
-    if request.pairs and request.train is None:
-        raise UserError("--pairs shows training images; give them by --train (of the pipeline: data/processed/*.npy)")
-    if request.weights is not None and not request.weights.exists():
-        raise UserError(f"--weights {request.weights}: no such file or folder")
-    if request.measures.neighbour_samples <= request.measures.neighbours:
-        raise UserError(
-            f"--neighbour-samples {request.measures.neighbour_samples} must be above --neighbours "
-            f"{request.measures.neighbours}"
-        )
-    if made is None:
-        if request.extractor == "classifier":
-            raise UserError(
-                f"--extractor classifier needs the classifier of a reference folder (data/reference), and --reference "
-                f"{request.reference} is none; use inception, dinov2 or pixels"
-            )
-        return
-    name, checksum = made["extractor"], made["checksum"]
-    if name == "coordinates":
-        raise UserError(f"--reference {request.reference}: was made of points; this command judges images")
-    if request.extractor not in (None, name):
-        raise UserError(
-            f"--extractor {request.extractor}: --reference {request.reference} was made with {name}; leave the option "
-            "out, or give the reference as images"
-        )
-    if request.weights_sha256 not in (None, checksum):
-        raise UserError(
-            f"--weights-sha256 {request.weights_sha256}: --reference {request.reference} was made with {checksum}; "
-            "leave the option out, or give the reference as images"
-        )
-
-
-def _open(request: Request, made: Mapping[str, Any] | None) -> dict[str, Pictures]:
-    """The sets of images that were given, by name. Raises UserError with the option before the message."""
-    given = {"samples": request.samples, "train": request.train, "unseen": request.unseen}
-    if made is None:
-        given["reference"] = request.reference
-    opened = {}
-    for name, path in given.items():
-        if path is not None:
-            try:
-                opened[name] = open_pictures(path, value_range=request.value_range)
-            except UserError as error:
-                raise UserError(f"--{name} {error}") from error
-    if request.value_range is not None and not any(getattr(p, "is_float", False) for p in opened.values()):
-        raise UserError(f"--range {request.value_range}: is for arrays of floats, and none was given; leave it out")
-    return opened
-
-
-def _check_counts(request: Request, opened: Mapping[str, Pictures], made: Mapping[str, Any] | None) -> None:
-    """Raises UserError where a set of images is too small for the figures."""
-    k = request.measures.neighbours
-    least = max(least_samples(request.measures), 2 * k, 4)
-    count = len(opened["samples"])
-    if count % request.sets:
-        raise UserError(f"--sets {request.sets}: {count} samples cannot be cut into {request.sets} equal sets")
-    real = len(opened["reference"]) if made is None else made[f"n_{made['split']}"]
-    for name, n in (("samples", count // request.sets), ("reference", real)):
-        if n < least:
-            what = " in a set" if name == "samples" and request.sets > 1 else ""
-            raise UserError(
-                f"--{name} {getattr(request, name)}: {n} images{what}, the figures need {least}; give more, or lower "
-                f"--neighbours ({k}) or --sets ({request.sets})"
-            )
-
-
-def _check_shapes(request: Request, images: Mapping[str, Images], made: Mapping[str, Any] | None) -> None:
-    """Raises UserError where the sets of images differ in size or channels."""
-    shapes = {f"--{name} {part.pictures.path}": part.shape for name, part in images.items()}
-    mend = "say what to resize both to with --image-size"
-    if made is not None:
-        shapes[f"--reference {request.reference}"] = tuple(made["image_shape"])
-        mend = f"resize to the reference's with --image-size {shapes[f'--reference {request.reference}'][-1]}"
-    (first, shape), *others = shapes.items()
-    for name, other in others:
-        same_shape(first, shape, name, other, mend=mend)
-
-
-# The extractor and the real images
 
 
 def _load(request: Request, made: Mapping[str, Any], device: torch.device) -> Reference:
@@ -324,9 +199,6 @@ def _real(request: Request, reference: Reference | None, found: Mapping[str, Fou
     if reference is None:
         return Real(found["reference"].features, request.measures, **given)
     return dataclasses.replace(reference.real(request.measures), **given)
-
-
-# Results
 
 
 def _figures(request: Request, found: Found, real: Real, reference: Reference | None) -> dict[str, Any]:
