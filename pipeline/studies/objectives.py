@@ -5,11 +5,13 @@ for it stand in pipeline/presets/objectives. Where no teacher is needed one is t
 with the whole budget where that is cheap (`COMPARED`), to compare with.
 """
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ifm.config import DYNAMICS_NAMES, Config
+from ifm.config import DYNAMICS_NAMES, Config, FlowConfig
 from ifm.sampling import solver_nfe
 from pipeline.studies import study
 from pipeline.studies.pages import objectives as objectives_page
@@ -25,29 +27,48 @@ COLUMNS = (
 COMPARED = {"points": {"teacher.steps": 4600}}
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What training by an objective takes.
+
+    An evaluation is a sample's way through a network, with or without gradient; a backward pass is none. A forward-mode
+    derivative goes through with value and tangent: two.
+    """
+
+    evaluations: Callable[[FlowConfig, int], float]  # of a sample in a step, where the teacher is asked so many times
+    on_paths: bool = False  # of a teacher
+    asks: bool = False  # a teacher's velocities, where flow.velocity says so
+
+    def of(self, flow: FlowConfig) -> float:
+        """Network evaluations of one sample in a step: of the flow, and of a teacher that it asks."""
+        return self.evaluations(flow, int(self.asks and flow.velocity == "teacher"))
+
+
+COSTS = {
+    "trajectory": Cost(lambda flow, asked: 1, on_paths=True),
+    "data": Cost(lambda flow, asked: 1),
+    "consistency": Cost(lambda flow, asked: 2 * (1 + asked), asks=True),  # both at both times
+    "interval": Cost(lambda flow, asked: 1 + 2 * (1 - flow.interval.same_share) + asked, asks=True),
+}
+
+
+def on_paths(config: Config) -> bool:
+    """Whether the flow is trained on a teacher's paths."""
+    return any(COSTS[name].on_paths for name in config.flow.objectives)
+
+
 def needs_teacher(config: Config) -> bool:
     """Whether the flow is trained on a teacher's paths, from its weights, or by its velocities."""
     flow = config.flow
-    asks = flow.velocity == "teacher" and any(o in flow.objectives for o in ("consistency", "interval"))
-    return "trajectory" in flow.objectives or flow.init == "teacher" or asks
+    asks = flow.velocity == "teacher" and any(COSTS[name].asks for name in flow.objectives)
+    return on_paths(config) or flow.init == "teacher" or asks
 
 
 def flow_evaluations(config: Config) -> float:
-    """Network evaluations of one sample in training the flow: of the flow, and of a teacher that it asks.
-
-    An evaluation is a sample's way through a network, with or without gradient; a backward pass is none. A forward-mode
-    derivative goes through with value and tangent: two. Policy self takes an extra pass for a share of each batch.
-    """
+    """Network evaluations in training the flow: policy self takes an extra pass for a share of each batch."""
     flow = config.flow
-    asks = 1 if flow.velocity == "teacher" else 0
-    of = {
-        "trajectory": 1,
-        "data": 1,
-        "consistency": 2 * (1 + asks),  # both at both times
-        "interval": 1 + 2 * (1 - flow.interval.same_share) + asks,
-    }
     anchor = config.anchor.self_probability if config.anchor.policy == "self" else 0
-    per_step = sum(of[name] for name in flow.objectives) / len(flow.objectives) + anchor
+    per_step = sum(COSTS[name].of(flow) for name in flow.objectives) / len(flow.objectives) + anchor
     return per_step * flow.steps * flow.batch_size
 
 
@@ -61,7 +82,7 @@ def evaluations(config: Config) -> float:
     total = flow_evaluations(config)
     if needs_teacher(config):
         total += teacher_evaluations(config)
-    if "trajectory" in config.flow.objectives:
+    if on_paths(config):
         solved = config.trajectories.count
         if config.trajectories.store == "none":
             solved = config.flow.steps // len(config.flow.objectives) * config.flow.batch_size
@@ -74,7 +95,15 @@ class Objective:
     """One row of the table: an objective with the values that its preset gives it, and a teacher to compare with."""
 
     name: str
+    title: str  # on the page
+    colour: str
+    sampler: str = "renoise"  # from two evaluations on
     dynamics: tuple[str, ...] = DYNAMICS_NAMES
+
+    @property
+    def with_teacher(self) -> bool:
+        """Whether the flow needs one; where it does not, one is trained to compare with alone."""
+        return any(COSTS[part].on_paths for part in self.name.split("-"))
 
     def params(self, preset_name: str) -> dict[str, Any]:
         values = preset.objective_values(self.name, preset_name)
@@ -84,7 +113,7 @@ class Objective:
 
     def facts(self, task: Task, dynamics: str, records: Mapping[str, Any]) -> dict[str, Any]:
         config, flow = task.config, records.get(f"flow-{dynamics}", {})
-        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * ("trajectory" in self.name)
+        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * on_paths(config)
         timings = [records.get(f"{stage}-{dynamics}", {}).get("timings", {}) for stage in used]
         seconds = [t.get("train_seconds", t.get("stage_seconds")) for t in timings]
         return {
@@ -97,20 +126,33 @@ class Objective:
         }
 
 
+# Colours: Okabe & Ito's.
+OBJECTIVES = (
+    Objective("trajectory", "trajectory", "#0072B2"),
+    Objective("trajectory-consistency", "trajectory, consistency", "#56B4E9"),
+    Objective("consistency", "consistency", "#009E73"),
+    Objective("interval", "interval", "#D55E00", sampler="chain"),
+    Objective("data", "data (the paper’s)", "#CC79A7", sampler="anchor"),
+)
+
 STUDY = Study(
     name="objectives",
-    variants=tuple(map(Objective, ("trajectory", "trajectory-consistency", "consistency", "interval", "data"))),
+    variants=OBJECTIVES,
     variant_column="objective",
     key_columns=KEY_COLUMNS,
     columns=COLUMNS,
     budget=("n_samples",),
-    render=objectives_page.render,
+    render=partial(objectives_page.render, objectives=OBJECTIVES),
 )
+
+
+def parser() -> argparse.ArgumentParser:
+    return study.parser(STUDY, module="pipeline.studies.objectives", about=main.__doc__)
 
 
 def main() -> None:
     """Trains a flow by every objective and writes reports/objectives.csv and objectives.html."""
-    study.main(STUDY, module="pipeline.studies.objectives", about=main.__doc__)
+    study.main(STUDY, parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ifm.report import plots
 from ifm.report.page import over_teacher
 from ifm.report.rounding import MISSING, mean_and_deviation, significant
-from pipeline.studies.pages.ablation import filled
+from pipeline.studies.pages.page import filled
 from pipeline.tools import comparison
 from pipeline.tools.comparison import BEYOND, EQUAL, Row, Side, Value, change, difference, ratio, value_of
 
