@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ifm.metrics import catalogue
+
 Row = Mapping[str, Any]
 
 
@@ -14,11 +16,11 @@ def headline(figures: Mapping[str, Row]) -> dict[str, Any]:
     flow = next((row for row in figures.values() if row["sampler"] == "one_step"), {})
     teachers = [row for row in figures.values() if row["model"] == "teacher"]
     teacher = max(teachers, key=lambda row: row["nfe"], default={})
-    measure = "fid" if any("fid" in row for row in figures.values()) else "sliced_wasserstein"
-    found = {
-        measure: flow.get(measure),
-        f"teacher_{measure}": teacher.get(measure),
+    judge = catalogue.judge_of(key for row in figures.values() for key in row)
+    also = [m.key for m in catalogue.of() if m.headline and set(m.kinds) & set(judge.kinds)]
+    return {
+        judge.key: flow.get(judge.key),
+        f"teacher_{judge.key}": teacher.get(judge.key),
         "teacher_nfe": teacher.get("nfe"),
         "ratio": flow.get("ratio"),
-    }
-    return found if measure != "fid" else found | {"recall": flow.get("recall")}
+    } | {key: flow.get(key) for key in also}

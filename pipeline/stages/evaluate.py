@@ -5,8 +5,8 @@ import numpy as np
 from ifm.data.splits import open_split
 from ifm.files import fresh_folder, write_json
 from ifm.metrics import cautions
+from ifm.metrics.comparison import Measures
 from ifm.metrics.evaluation import Evaluation, evaluate_samples
-from ifm.metrics.figures import Measures
 from ifm.metrics.reference import load_reference
 from ifm.modalities.pictures import save_grid
 from ifm.progress import progress
@@ -23,8 +23,7 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Judges data/samples/{dynamics} against the reference, into reports/metrics, over all sampling seeds.
 
-    Images have FID, KID, inception score, precision, recall, density, coverage, class counts and the nearest training
-    images; points sliced Wasserstein and energy distance.
+    The figures are those of ifm.metrics.catalogue that such data have; images have the nearest training images too.
     """
     config, d = stage.config, stage.dynamics
     accelerator = make_accelerator("no", seed=config.seed)

@@ -15,7 +15,9 @@ from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import cautions
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
-from ifm.report.page import SUMMARY_COLUMNS, PointSamples, Report, render, summary_csv, summary_json
+from ifm.report.page import Report, render
+from ifm.report.samples import PointSamples
+from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.tracking import git_commit
 from pipeline.runner import paths
 from pipeline.runner.records import read_timings, train_seconds
@@ -36,7 +38,7 @@ def work(stage: Stage) -> None:
     reference = read_json(paths.METRICS / "reference.json")
     rows = [row for d in config.dynamics for row in _rows(config, d, metrics[d], reference)]
     rows += _real_rows(config, metrics[config.dynamics[0]], reference)
-    summary = pd.DataFrame(rows).reindex(columns=list(SUMMARY_COLUMNS))
+    summary = pd.DataFrame(rows).reindex(columns=summary_columns())
     one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
     points = config.data.source == "points"

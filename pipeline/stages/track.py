@@ -8,7 +8,8 @@ from typing import Any
 
 from ifm.config import read_mapping
 from ifm.files import read_json, write_json
-from ifm.metrics import cautions
+from ifm.metrics import catalogue, cautions
+from ifm.metrics.metric import SPREAD, Role
 from ifm.tracking import ModelRecord, PipelineState, as_tag, digest, flatten, track_state
 from pipeline.runner import paths
 from pipeline.runner.headline import headline
@@ -17,9 +18,7 @@ from pipeline.runner.stage import Stage, data_inputs, data_name, locked_outputs,
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
 BRANCHED = ("teacher", "trajectories", "flow", "sample", "evaluate", "diagnose")
-# Details of an evaluation, for its own run and summary.csv; deviations are shown for the figure that decides.
-DETAILS = ("nfe", "n_samples", "seeds", "min_class_share", "missing_classes", "class_chi2", "class_p", "fid_pooled")
-DEVIATIONS = ("fid_sd", "sliced_wasserstein_sd")
+NO_FIGURES = ("nfe", "n_samples", "seeds")
 CHANGES_NAMED = 3  # in a run's name
 
 
@@ -87,12 +86,17 @@ def _shown(value: float | None) -> str:
 
 
 def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, float]:
-    """The figures to compare states by, e.g. fid/ve-flow-1nfe, diagnostics/ve.error.one_step, reference/accuracy."""
+    """The figures to compare states by, e.g. fid/ve-flow-1nfe, diagnostics/ve.error.one_step, reference/accuracy.
+
+    Details stay in the evaluation's own run; deviations are shown for the figure that decides.
+    """
+    left = {*NO_FIGURES, *(m.key for m in catalogue.of(None, Role.DETAIL))}
+    deviations = {judge.key + SPREAD for judge in catalogue.judges()}
     found = {}
     rows = [(d, row) for d in dynamics for row in results[d].values()]
     for d, row in sorted(rows, key=_prominence):
         for key, value in row.items():
-            if _number(value) and key not in DETAILS and (not key.endswith("_sd") or key in DEVIATIONS):
+            if _number(value) and key not in left and (not key.endswith(SPREAD) or key in deviations):
                 found[f"{key}/{sampler_name(d, row)}"] = value
     for d, values in results["diagnostics"].items():
         found |= {f"diagnostics/{d}.{k}": v for k, v in flatten(values).items() if _number(v) and k != "paths"}
@@ -134,12 +138,12 @@ def costs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def note(figures: Mapping[str, float], title: str, protocol: str, warned: Sequence[str] = ()) -> str:
     """The run's description, as Markdown: what decides, in a table."""
-    measure = "fid" if any(name.startswith("fid/") for name in figures) else "sliced_wasserstein"
+    measure = catalogue.judge_of(name.partition("/")[0] for name in figures).key
     rows = sorted(name.partition("/")[2] for name in figures if name.startswith(f"{measure}/"))
     rows = [row for row in rows if row.endswith("nfe")] + [row for row in rows if row == "real"]
     lines = [f"**{title}**, judged by {protocol}", "", f"| sampler | {measure} | sd |", "|---|---|---|"]
     for row in rows:
-        sd = figures.get(f"{measure}_sd/{row}")
+        sd = figures.get(f"{measure}{SPREAD}/{row}")
         lines.append(f"| {row} | {figures[f'{measure}/{row}']:.4g} | {'' if sd is None else format(sd, '.2g')} |")
     lines += ["", "With care:", *(f"- {text}" for text in warned)] if warned else []
     return "\n".join([*lines, "", "`reports/index.html` is among the artifacts."])

@@ -11,7 +11,7 @@ from ifm.config import Config
 from ifm.errors import UserError
 from ifm.metrics import catalogue, cautions
 from ifm.metrics.metric import IMAGES, POINTS
-from ifm.report import plots
+from ifm.report import names
 from ifm.report.rounding import mean_and_deviation, significant
 from pipeline.runner import paths
 from pipeline.runner.stage import data_name
@@ -20,7 +20,7 @@ from pipeline.studies.engine import Experiment
 from pipeline.studies.experiments import override_text
 
 HIGHER_IS_BETTER = catalogue.ranking()  # what can be ranked by
-SAMPLERS = tuple(plots.SAMPLERS)
+SAMPLERS = tuple(names.SAMPLERS)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from ifm.errors import UserError
 from ifm.files import write_text
 from pipeline.runner import paths
 from pipeline.tools.compare_page import render
-from pipeline.tools.comparison import REQUIRED, TEXT_KEYS, Side, paired, warnings
+from pipeline.tools.comparison import REQUIRED, TEXT_KEYS, Side, paired
+from pipeline.tools.fairness import warnings
 from pipeline.tools.preset import parse_yaml
 
 WORKSPACE = "workspace"

@@ -23,7 +23,7 @@ from ifm.networks import build_network, copy_weights, load_network, save_network
 from ifm.networks.mlp import MLP, fourier_features
 from ifm.random import Streams
 from ifm.report import plots
-from ifm.report.page import SUMMARY_COLUMNS
+from ifm.report.summary import summary_columns
 from ifm.sampling import draw_samples, flow_sampler, solve_ode
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
@@ -459,7 +459,7 @@ def test_every_stage_on_points(name, dimensions, store, tmp_path, monkeypatch):
         paths.run_record(made.name).write_text(json.dumps({"timings": made.run.timings}))
 
     table = pd.read_csv("reports/summary.csv")
-    assert table.columns.tolist() == list(SUMMARY_COLUMNS)
+    assert table.columns.tolist() == summary_columns()
     assert len(table) == 2 * 5
     assert table[["fid", "kid"]].isna().all(axis=None)
     assert (table[["sliced_wasserstein", "energy_distance"]] > 0).all(axis=None)

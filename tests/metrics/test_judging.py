@@ -31,9 +31,10 @@ from ifm.metrics.evaluation import evaluate_samples
 from ifm.metrics.extractors import FeatureError, PixelExtractor, features
 from ifm.metrics.figures import Found, Measures, Real, image_figures, over_sets, without_neighbours
 from ifm.metrics.reference import build_reference, load_reference
-from ifm.report import page as report_text
 from ifm.report import plots
-from ifm.report.page import render, summary_csv, summary_json
+from ifm.report.diagnostics import diagnostics as diagnostics_shown
+from ifm.report.page import render, warnings_of
+from ifm.report.summary import summary_csv, summary_json
 from ifm.sampling import Draws
 from ifm.tracking import flatten
 from ifm.use.card import model_card, read_evaluation
@@ -53,7 +54,7 @@ from pipeline.stages import (
 )
 from pipeline.stages import preprocess as preprocess_stage
 from pipeline.studies import sweep
-from pipeline.tools import comparison, preset, readme
+from pipeline.tools import comparison, fairness, preset, readme
 from tests.method.test_diagnostics import LinearFlow
 from tests.report.test_report import diagnostics_of, full_report, summary_of
 
@@ -477,7 +478,7 @@ def test_data_that_occur_twice_have_no_closest_approach_and_a_page_all_the_same(
     assert {k: v for k, v in flatten(found).items() if v is None}.keys() >= {"non_intersection.ratio"}
     assert "approach" not in plots.diagnostic_figures({"rf": found})
     assert "approach" in plots.diagnostic_figures({"rf": found, "ve": diagnostics_of("ve")})
-    shown = report_text._diagnostics({"rf": found})
+    shown = diagnostics_shown({"rf": found})
     assert [title for title, _ in shown["rows"] if title.startswith("Closest approach")] == []
 
 
@@ -516,11 +517,11 @@ def test_the_page_and_the_summary_show_what_speaks_against_the_figures():
 
 
 def test_the_page_collects_them_from_everywhere_once():
-    assert report_text._warnings(full_report()) == []
+    assert warnings_of(full_report()) == []
     found = diagnostics_of("ve") | {"warnings": ["One.", "Four."]}
     summary = summary_of("ve").assign(warnings=["Two. | One.", *[None] * 11])
     known = {"warnings": ["One."]}
-    assert report_text._warnings(full_report(summary=summary, diagnostics={"ve": found}, reference=known)) == [
+    assert warnings_of(full_report(summary=summary, diagnostics={"ve": found}, reference=known)) == [
         "One.", "Two.", "Four.",
     ]  # fmt: skip
 
@@ -578,7 +579,7 @@ def test_a_comparison_says_them_for_each_side():
     summary = summary_of("ve")
     side = comparison.Side("A", "c", "d", "s", "revision", summary, metrics={"reference": {"warnings": ["One."]}})
     other = comparison.Side("B", "c", "d", "s", "revision", summary, metrics={"ve": {"flow-1": {"warnings": ["Two."]}}})
-    found = comparison.warnings(side, other, [])
+    found = fairness.warnings(side, other, [])
     assert "A: One." in found
     assert "B: Two." in found
 

@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 
 from ifm.errors import UserError
-from ifm.report.page import Estimate, headlines
-from pipeline.tools import compare, comparison
+from ifm.report.headlines import Estimate, headlines
+from pipeline.tools import compare, comparison, fairness
 from pipeline.tools.compare import read_side
 from pipeline.tools.compare_page import render
 from pipeline.tools.comparison import (
@@ -198,7 +198,7 @@ def page_of(a="HEAD", b="workspace"):
 def said(a="HEAD", b="workspace"):
     """The warnings."""
     one, other = read_side(a), read_side(b)
-    return comparison.warnings(one, other, paired(one.summary, other.summary))
+    return fairness.warnings(one, other, paired(one.summary, other.summary))
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

@@ -15,9 +15,13 @@ import pytest
 from PIL import Image
 
 from ifm.modalities.pictures import grid_png, save_grid, side_by_side
-from ifm.report import page as report
 from ifm.report import plots
-from ifm.report.page import SUMMARY_COLUMNS, Report, render, summary_csv, summary_json
+from ifm.report.headlines import headline_cells, headlines, over_teacher
+from ifm.report.page import Report, render, short_commit
+from ifm.report.rounding import significant
+from ifm.report.samples import PointSamples
+from ifm.report.summary import summary_columns, summary_csv, summary_json
+from ifm.report.tables import full_table
 
 TEACHER_FID = {1: 313.2, 3: 68.5, 5: 17.1, 9: 3.21, 17: 1.14, 35: 0.8721236789}
 FLOW_FID = {
@@ -87,7 +91,7 @@ def summary_of(*dynamics, objective="trajectory", anchor="self", seed=0, factor=
         ]
     real = {**common, "model": "data", "sampler": "test", "nfe": 0, "seeds": 1, "n_samples": 359, "fid": 0.61}
     rows.append({**real, "kid": 1e-4, "precision": 0.9})
-    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+    return pd.DataFrame(rows, columns=summary_columns())
 
 
 def curve(scale):
@@ -212,7 +216,7 @@ def test_headline_of_seeds_is_mean_and_deviation():
 
 def test_each_objective_and_anchor_policy_has_its_own_line():
     rows = pd.concat([summary_of("ve"), summary_of("ve", anchor="none", factor=2.0)[6:]])
-    lines = report.headlines(rows)
+    lines = headlines(rows)
     assert [(line.variant, line.flow_fid.mean) for line in lines] == [
         ("trajectory, anchor self", 1.94),
         ("trajectory, anchor none", 3.88),
@@ -275,7 +279,7 @@ def test_real_images_are_a_row_and_a_line_but_no_model(page):
     row = next(row for row in table_rows(page, "All measurements") if row[1] == "data")
     assert row[0] == "–"
     assert row[2] == "test"
-    assert [line.dynamics for line in report.headlines(full_report().summary)] == ["ve", "rf", "pfgmpp"]
+    assert [line.dynamics for line in headlines(full_report().summary)] == ["ve", "rf", "pfgmpp"]
     models = full_report().summary.query("model != 'data'")
     bare, floored = (plots.metrics_against_nfe(models, floors) for floors in ({}, {"precision": 0.9, "recall": 0.9}))
     assert floored["precision"] != bare["precision"]
@@ -358,7 +362,7 @@ def test_params_stand_exactly(page):
 
 
 def test_significant_digits():
-    assert [report.significant(x) for x in (0.00123456, 12.345, 1234.5, 0.0, float("nan"))] == [
+    assert [significant(x) for x in (0.00123456, 12.345, 1234.5, 0.0, float("nan"))] == [
         "0.00123",
         "12.3",
         "1,234",
@@ -390,12 +394,12 @@ def points_summary(dimensions=2, *, memory=0.0, seeds=3):
               "ratio_sd": 0.0123 if seeds > 1 else np.nan}, 1, 0.4472),
         )
     ]  # fmt: skip
-    return pd.DataFrame(rows).reindex(columns=list(SUMMARY_COLUMNS))
+    return pd.DataFrame(rows).reindex(columns=summary_columns())
 
 
 def points_report(dimensions=2, **changes):
     data = np.random.default_rng(0).standard_normal((50, dimensions))
-    shown = {"ve": report.PointSamples(data, [("Flow, 1 NFE", data)], None)} if dimensions > 1 else {}
+    shown = {"ve": PointSamples(data, [("Flow, 1 NFE", data)], None)} if dimensions > 1 else {}
     return full_report(
         summary=points_summary(dimensions),
         data="gaussian",
@@ -414,14 +418,14 @@ def points_report(dimensions=2, **changes):
 
 def measurements(summary):
     """The table of all rows: heading -> its cells."""
-    table = report._full_table(summary)
+    table = full_table(summary)
     columns = zip(*table["rows"], strict=True)
     return {c.title: [cell.text for cell in cells] for c, cells in zip(table["columns"], columns, strict=True)}
 
 
 def headline_of(summary):
     """Dynamics -> its cells, from the flow's figure on."""
-    lines = report._headline_cells(report.headlines(summary))
+    lines = headline_cells(headlines(summary))
     return {line["name"]: [line[key] for key in ("flow", "teacher", "ratio", "single")] for line in lines}
 
 
@@ -444,7 +448,7 @@ def test_columns_without_a_figure_are_left_out_of_the_page_and_kept_in_the_files
     shown = measurements(rows)
     assert not {"Recall", "Density", "Memory, MB", "Sliced 2-Wasserstein", "Energy distance"} & set(shown)
     assert "Coverage" in shown
-    assert summary_csv(rows).splitlines()[0] == ",".join(SUMMARY_COLUMNS)
+    assert summary_csv(rows).splitlines()[0] == ",".join(summary_columns())
     for summary in (rows, points_summary()):
         assert all(set(column) != {"–"} for column in measurements(summary).values())
 
@@ -490,7 +494,7 @@ def test_commits_are_short(page):
     assert not re.search(r"[0-9a-f]{40}", Page(page).text)
     assert Page(page).text.count("3f9c2a7e41 + uncommitted changes") == 2
     assert f'title="{full}"' in page
-    assert report.short_commit(f"{'a1' * 20} and {'b2' * 32}, abc") == "a1a1a1a1a1 and b2b2b2b2b2, abc"
+    assert short_commit(f"{'a1' * 20} and {'b2' * 32}, abc") == "a1a1a1a1a1 and b2b2b2b2b2, abc"
 
 
 def test_real_images_stand_first_and_are_as_large_as_the_others(page):
@@ -542,12 +546,12 @@ def test_a_ratio_is_the_mean_of_ratios_over_the_seeds_of_training():
     """1/1 and 9/3: their mean is 2, the ratio of the means 2.5. One of a single set of samples needs no column."""
     flow = pd.DataFrame({"seed": [0, 1], "fid": [1.0, 9.0]})
     teacher = pd.DataFrame({"seed": [1, 0, 7], "fid": [3.0, 1.0, 100.0]})
-    found = report.over_teacher(flow, teacher)
+    found = over_teacher(flow, teacher)
     assert (found.mean, found.deviation, found.seeds) == (2.0, pytest.approx(2**0.5), 2)
-    assert report.over_teacher(flow.assign(seeds=3), teacher) is None  # the sets' ratios are not known
-    stored = report.over_teacher(flow.assign(seeds=3, ratio=[1.2, 1.4], ratio_sd=0.1), teacher)
+    assert over_teacher(flow.assign(seeds=3), teacher) is None  # the sets' ratios are not known
+    stored = over_teacher(flow.assign(seeds=3, ratio=[1.2, 1.4], ratio_sd=0.1), teacher)
     assert (stored.mean, stored.seeds) == (pytest.approx(1.3), 2)
-    assert report.over_teacher(flow, teacher.assign(fid=0.0)) is None
+    assert over_teacher(flow, teacher.assign(fid=0.0)) is None
     assert "not the ratio of the two means" in Page(render(full_report())).text
 
 
@@ -678,7 +682,7 @@ def test_class_shares_must_match_the_classes():
 
 @pytest.mark.parametrize(("low", "high"), [(0.4, 400), (0.231, 0.262), (0.15, 0.8), (1e-9, 1e6), (3.0, 3.01)])
 def test_logarithmic_ticks_are_few_round_and_within(low, high):
-    ticks = plots._log_ticks(low, high, most=7)
+    ticks = plots.log_ticks(low, high, most=7)
     assert 2 <= len(ticks) <= 7
     assert all(low <= tick <= high for tick in ticks)
 
@@ -708,7 +712,7 @@ def test_side_by_side_writes_titled_panels(tmp_path):
 def test_csv_round_trip():
     rows = summary_of("ve", "rf")
     back = pd.read_csv(io.StringIO(summary_csv(rows[rows.columns[::-1]])))
-    assert tuple(back.columns) == SUMMARY_COLUMNS
+    assert list(back.columns) == summary_columns()
     pd.testing.assert_frame_equal(back, rows, check_dtype=False, rtol=5e-6)
 
 
@@ -716,7 +720,7 @@ def test_json_round_trip():
     rows = summary_of("ve")
     rows.loc[1, "fid"] = np.inf
     records = json.loads(summary_json(rows), parse_constant=pytest.fail)
-    assert list(records[0]) == list(SUMMARY_COLUMNS)
+    assert list(records[0]) == summary_columns()
     assert records[0]["endpoint_rms"] is None
     assert records[0]["objective"] is None
     assert records[1]["fid"] is None

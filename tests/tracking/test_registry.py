@@ -17,7 +17,8 @@ from ifm.errors import UserError
 from ifm.files import file_sha256
 from ifm.tracking import ModelRecord, PipelineState, stage_run, track_state
 from ifm.tracking import store as stores
-from ifm.tracking.registry import cache_uri, promote
+from ifm.tracking.promotion import promote
+from ifm.tracking.registry import cache_uri
 from ifm.tracking.runs import StageRun
 from tests.support.mlflow_server import copy_store, make_empty_store
 

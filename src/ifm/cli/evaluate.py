@@ -20,7 +20,7 @@ def run(given: argparse.Namespace) -> None:
     """Figures of a folder or an array of images against real ones."""
     _check_outputs(given.out, given.pairs)
     from ifm.metrics.collections import Resize
-    from ifm.metrics.figures import Measures
+    from ifm.metrics.comparison import Measures
     from ifm.metrics.scoring import Request, score
     from ifm.modalities.pictures import save_grid
 

@@ -66,8 +66,8 @@ def _add_track(parser: argparse.ArgumentParser) -> None:
 def promote(given: argparse.Namespace) -> None:
     """Move the alias `best` of each flow in the registry to the version with the best figure."""
     _check_store("promote")
-    from ifm.tracking.registry import ALIAS
-    from ifm.tracking.registry import promote as promoted
+    from ifm.tracking.promotion import ALIAS
+    from ifm.tracking.promotion import promote as promoted
 
     direction = True if given.lower else False if given.higher else None
     for made in promoted(given.metric, dynamics=given.dynamics, lower=direction):

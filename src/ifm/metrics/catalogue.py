@@ -5,6 +5,8 @@ the real data). The stages, the report, the sweeps, MLflow, `make compare` and t
 This module imports nothing heavy: titles and directions are needed where no figure is computed.
 """
 
+from collections.abc import Iterable
+
 from ifm.errors import UserError
 from ifm.metrics.metric import (
     IMAGES,
@@ -181,6 +183,12 @@ def judge(kind: str) -> Metric:
     return found
 
 
+def judge_of(keys: Iterable[str]) -> Metric:
+    """What records with these keys are judged by: the first that they hold, else the last there is."""
+    held = set(keys)
+    return next((m for m in judges() if m.key in held), judges()[-1])
+
+
 def studied() -> list[Metric]:
     """What the tables of the studies (ablation, objectives) have columns of."""
     return [m for m in METRICS.values() if m.studied]
@@ -213,8 +221,13 @@ def whole_numbers() -> list[str]:
     return [m.key for m in METRICS.values() if isinstance(m.format, Count)]
 
 
+def judging_columns(kind: str) -> list[str]:
+    """The keys that stand first in a table of such data: what it is judged by, its ratio, what the studies add."""
+    first, *others = sorted((m for m in studied() if kind in m.kinds), key=lambda m: not m.judges) or [judge(kind)]
+    return [first.key, "ratio", *(m.key for m in others)]
+
+
 def in_tables(kind: str) -> list[Metric]:
-    """All entries in the order of a table of all numbers: what such data are judged by, figures, costs, the rest."""
-    judging, *others = sorted((m for m in studied() if kind in m.kinds), key=lambda m: not m.judges) or [METRICS["fid"]]
+    """All entries in the order of a table of all numbers: `judging_columns`, figures, costs, the rest."""
     rest = sorted(METRICS.values(), key=lambda m: 1 + m.last if m.last else int(m.role is Role.COST))
-    return list({m.key: m for m in [judging, METRICS["ratio"], *others, *rest]}.values())
+    return [METRICS[key] for key in dict.fromkeys([*judging_columns(kind), *(m.key for m in rest)])]

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -12,22 +11,13 @@ import numpy as np
 
 from ifm.errors import UserError
 from ifm.files import read_json
-from ifm.metrics import cautions
+from ifm.metrics import catalogue, cautions
 from ifm.metrics.classes import class_figures
 from ifm.metrics.classifier import classify
+from ifm.metrics.comparison import Comparison, Found, Measures, Real, least_samples, without_neighbours
 from ifm.metrics.extraction import extract
-from ifm.metrics.figures import (
-    Found,
-    Measures,
-    Real,
-    fid_trend,
-    image_figures,
-    least_samples,
-    over_sets,
-    point_figures,
-    point_spread,
-    without_neighbours,
-)
+from ifm.metrics.figures import fid_trend, figures_of, image_figures, over_sets
+from ifm.metrics.metric import IMAGES, POINTS
 from ifm.metrics.neighbours import nearest
 from ifm.metrics.points import nearest_shares
 from ifm.metrics.reference import BATCH, Reference
@@ -58,12 +48,12 @@ def evaluate_samples(
     """Figures of every sampler: {model, sampler, nfe, n_samples, seeds, ...}; of images first what real ones have.
 
     Each figure is the mean over the folder's sets of samples, one a sampling seed, with its standard deviation beside
-    it. Images have those of `image_figures` and `fid_trend`, points those of `point_figures`; both have
-    `class_figures` of all sets together where there are classes.
+    it: those of the catalogue that such data have, for images `fid_trend`, and `class_figures` of all sets together
+    where there are classes.
 
     endpoint_rms: root mean square difference, in units of data in [-1, 1], from the teacher at its largest NFE started
-    at the same x_T; averaged over samples, for the flow's samplers. ratio: their FID (of points the sliced distance)
-    over that teacher's, set by set, each from the same prior draws. warnings: sentences that speak against a row's
+    at the same x_T; averaged over samples, for the flow's samplers. ratio: what they are judged by over that teacher's,
+    set by set, each from the same prior draws. warnings: sentences that speak against a row's
     figures, those of the reference first (ifm.metrics.cautions); a figure that cannot be computed is None, with the
     reason there. Raises UserError at samples that cannot be judged.
     Processes share the extractor's work and find the same figures.
@@ -87,8 +77,8 @@ def evaluate_samples(
     best = arrays[max(teachers, key=lambda s: s["nfe"])["name"]] if teachers else None
 
     real = reference.real(measures)  # one for all samplers: it keeps what it has computed
-    judge = _judge_points(reference, measures) if points else partial(image_figures, real=real)
-    quality = "sliced_wasserstein" if points else "fid"
+    kind = POINTS if points else IMAGES
+    quality = catalogue.judge(kind).key
     by_set: dict[str, list[float]] = {}
     figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, real)
     closest: dict[str, list[tuple[int, int]]] = {}
@@ -97,9 +87,9 @@ def evaluate_samples(
         found = extract(reference.extractor, images, batch_size=BATCH, accelerator=accelerator)
         row = {key: sampler[key] for key in ("model", "sampler", "nfe")}
         row |= {"n_samples": len(images) // seeds, "seeds": seeds}
-        sets = [found.part(s) for s in _sets(len(images), seeds)]
-        each = [judge(s) for s in sets]
-        row |= over_sets(each) | ({} if points else fid_trend(sets, real))
+        sets = [Comparison(found.part(s), real, images[s]) for s in _sets(len(images), seeds)]
+        each = [figures_of(one, kind) for one in sets]
+        row |= over_sets(each) | ({} if points else fid_trend([one.found for one in sets], real))
         by_set[name] = [one[quality] for one in each]
         if sampler["model"] == "flow" and best is not None:
             if len(images) != len(best):
@@ -145,11 +135,6 @@ def _add_ratio(row: dict[str, Any], values: list[float], of_teacher: list[float]
         return
     row["ratio"] = None
     row["warnings"].append("The ratio to the teacher is not computed: the teacher's distance is 0 in a set.")
-
-
-def _judge_points(reference: Reference, measures: Measures) -> Callable[[Found], dict[str, float]]:
-    options = {"projections": measures.sliced_projections, "within_real": point_spread(reference.features)}
-    return lambda found: point_figures(found.features, reference.features, **options)
 
 
 def closest_pairs(samples: np.ndarray, train: np.ndarray) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, read_json, write_json
 from ifm.metrics import cautions
 from ifm.metrics.classifier import Classifier, ClassifierSettings, classify, load_classifier, train_classifier
+from ifm.metrics.comparison import Measures, Real
 from ifm.metrics.distances import Moments, fid, moments
 from ifm.metrics.extractors import (
     ClassifierExtractor,
@@ -29,7 +30,6 @@ from ifm.metrics.extractors import (
     dinov2_class,
     features,
 )
-from ifm.metrics.figures import Measures, Real
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
 

@@ -19,6 +19,7 @@ from ifm.files import file_sha256, read_json
 from ifm.metrics import cautions
 from ifm.metrics.classes import class_figures
 from ifm.metrics.collections import Images, Pictures, Resize, inspected, open_pictures, same_shape
+from ifm.metrics.comparison import Found, Measures, Real, least_samples
 from ifm.metrics.evaluation import closest_pairs
 from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import (
@@ -29,7 +30,7 @@ from ifm.metrics.extractors import (
     PixelExtractor,
     dinov2_class,
 )
-from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures, least_samples, over_sets
+from ifm.metrics.figures import fid_trend, image_figures, over_sets
 from ifm.metrics.reference import METADATA, Reference, load_reference
 from ifm.metrics.weights import ExtractorError, find_dinov2, find_inception
 from ifm.progress import progress

@@ -9,20 +9,10 @@ from typing import Any
 
 from ifm.errors import UserError
 from ifm.files import read_json
-from ifm.metrics import cautions
+from ifm.metrics import catalogue, cautions
+from ifm.metrics.metric import SPREAD
 
 DYNAMICS = {"ve": "variance exploding (EDM)", "rf": "rectified flow", "pfgmpp": "PFGM++"}
-FIGURES = {
-    "fid": "FID",
-    "kid": "KID",
-    "inception_score": "inception score",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "sliced_wasserstein": "sliced Wasserstein",
-    "energy_distance": "energy distance",
-}
 PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
 PUBLISHED = ("inception", "dinov2")  # extractors whose figures are also published
 FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sha256")
@@ -47,7 +37,8 @@ def read_evaluation(path: Path) -> Evaluation:
         protocol = found.get("protocol")
         protocol = protocol if isinstance(protocol, Mapping) else {}
         return Evaluation({"samples": found["figures"]}, protocol, cautions.told(found))
-    rows = {name: row for name, row in found.items() if isinstance(row, Mapping) and FIGURES.keys() & row.keys()}
+    known = catalogue.ranking().keys()
+    rows = {name: row for name, row in found.items() if isinstance(row, Mapping) and known & row.keys()}
     if not rows:
         raise UserError(f"{path}: holds no figures; name reports/metrics/<dynamics>.json, or ifm evaluate's --out")
     beside = path.with_name("reference.json")
@@ -114,7 +105,7 @@ def escape(text: Any) -> str:
 
 def _figures(evaluation: Evaluation) -> str:
     rows, protocol = evaluation.rows, evaluation.protocol
-    shown = {key: title for key, title in FIGURES.items() if any(_number(row.get(key)) for row in rows.values())}
+    shown = {m.key: m.name for m in catalogue.merits() if any(_number(row.get(m.key)) for row in rows.values())}
     table = [["", "evaluations", *shown.values()]]
     for name, row in rows.items():
         nfe = row.get("nfe")
@@ -139,7 +130,8 @@ def _number(value: Any) -> bool:
 def _figure(row: Mapping[str, Any], key: str) -> str:
     if not _number(row.get(key)):
         return ""
-    sd = f" ± {row[f'{key}_sd']:.2g}" if _number(row.get(f"{key}_sd")) else ""
+    deviation = row.get(key + SPREAD)
+    sd = f" ± {deviation:.2g}" if _number(deviation) else ""
     return f"{row[key]:.4g}{sd}"
 
 

@@ -1,0 +1,96 @@
+"""What stands for what on pages: titles and colours of dynamics and samplers, and what rows are judged by."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ifm.metrics import catalogue
+from ifm.metrics.metric import IMAGES, POINTS, SPREAD
+
+DYNAMICS = {"ve": "VE diffusion", "rf": "Rectified flow", "pfgmpp": "PFGM++"}
+SAMPLERS = {
+    "heun": "Teacher, Heun",
+    "one_step": "Flow, one step",
+    "anchor": "Flow, anchor refined",
+    "renoise": "Flow, re-noised",
+    "chain": "Flow, sub-intervals",
+}
+STAGES = {"teacher": "Teacher", "flow": "Flow"}
+COORDINATES = "coordinates"  # the extractor of points
+OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
+OTHER_COLOURS = ("#CC79A7", "#E69F00")
+INK, PAPER = "#010203", "#040506"  # drawn in the SVG, then replaced
+PAINT = {
+    INK: "currentColor",
+    PAPER: "var(--paper, #fff)",
+    "#0072b2": "var(--blue, #0072b2)",  # the one colour of the set that is dim on a dark page
+}
+
+
+def colour(dynamics: str) -> str:
+    """The colour of a dynamics: of the Okabe-Ito set, distinguishable with any colour vision."""
+    return OKABE_ITO.get(dynamics) or OTHER_COLOURS[sum(dynamics.encode()) % len(OTHER_COLOURS)]
+
+
+def css_colour(dynamics: str) -> str:
+    """`colour` as the figures paint it: where a page may set another shade, a CSS variable."""
+    shade = colour(dynamics).lower()
+    return PAINT.get(shade, shade)
+
+
+def ordered(dynamics: Mapping[str, object] | Sequence[str]) -> list[str]:
+    """Each name once: those of `DYNAMICS` first, in its order, then the others by alphabet."""
+    names = set(dynamics)
+    return [key for key in DYNAMICS if key in names] + sorted(names - set(DYNAMICS))
+
+
+def widths(dynamics: Mapping[str, object] | Sequence[str]) -> dict[str, float]:
+    """Factors of line widths, falling in the order of drawing: of curves that lie on each other, each one is seen."""
+    names = ordered(dynamics)
+    step = min(0.7, 2 / max(len(names) - 1, 1))
+    return {key: 1.0 if len(names) == 1 else 0.8 + step * (len(names) - 1 - i) for i, key in enumerate(names)}
+
+
+def unit(summary: pd.DataFrame) -> str:
+    """What one sample is: "image" or "point", as the extractor says; "sample" where the rows are of both."""
+    if "extractor" in summary:
+        points = summary["extractor"] == COORDINATES
+    else:
+        points = summary["fid"].isna() & summary["sliced_wasserstein"].notna()
+    return "point" if points.all() and len(points) else "sample" if points.any() else "image"
+
+
+def kind(summary: pd.DataFrame) -> str:
+    """The kind of data of the rows, as the catalogue names it; images where they are of several."""
+    return POINTS if unit(summary) == "point" else IMAGES
+
+
+def quality(summary: pd.DataFrame) -> str:
+    """What the rows are judged by: "FID", or for points, which have none, "Sliced 2-Wasserstein"."""
+    return catalogue.judge(kind(summary)).title
+
+
+def judged(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows with what they are judged by in the column fid."""
+    key = catalogue.judge(kind(summary)).key
+    if key == "fid":
+        return summary
+    return summary.assign(fid=summary[key], fid_sd=summary.get(key + SPREAD, np.nan))
+
+
+def flow_variants(summary: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (objective, anchor policy) pairs of the flow's rows, in order of appearance; "" where not given."""
+    flow = summary.loc[summary["model"] == "flow", ["objective", "anchor"]].astype(object)
+    flow = flow.where(flow.notna(), "")
+    return list(dict.fromkeys(flow.itertuples(index=False, name=None)))
+
+
+def variant_title(objective: str, anchor: str) -> str:
+    """An (objective, anchor policy) pair in words."""
+    return ", ".join([objective] * bool(objective) + [f"anchor {anchor}"] * bool(anchor))
+
+
+def of_models(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of real data."""
+    return summary[summary["model"] != "data"]
