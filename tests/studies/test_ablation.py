@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -32,8 +31,9 @@ from pipeline.studies.pages.estimates import (
 from pipeline.studies.study import plan
 from pipeline.studies.workers import duration
 from pipeline.tools import params_file, preset
-from tests.pipeline.test_pipeline import clone_of_this
-from tests.support.studies import FakeExperiments, arguments, checkout, engine, results_of  # noqa: F401
+from tests.support.pages import Page
+from tests.support.project import clone_of_this
+from tests.support.studies import FakeExperiments, arguments, engine, results_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
@@ -203,7 +203,7 @@ def test_remaining_time_is_by_dynamics_and_preset(tmp_path):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_dry_run_lists_and_runs_nothing(checkout, capsys):  # noqa: F811
+def test_dry_run_lists_and_runs_nothing(checkout, capsys):
     runner = FakeExperiments(polls=1)
     tasks, _ = planned(code=shared.code_digest(GRAPH))
     runner.done = {tasks[0].name}
@@ -216,7 +216,7 @@ def test_dry_run_lists_and_runs_nothing(checkout, capsys):  # noqa: F811
     assert not (checkout / "reports").exists()
 
 
-def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, capsys):  # noqa: F811
+def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, capsys):
     runner = FakeExperiments(polls=3, killed_at=3)
     with pytest.raises(KeyboardInterrupt):
         study.run_study(STUDY, arguments(), runner)
@@ -366,30 +366,6 @@ def test_means_not_minima():
     setting = ablation_page.Setting("none", "trajectory-none")
     found = ablation_page.estimate(table, setting, metric="sliced_wasserstein", dynamics="ve")
     assert (found.mean, found.deviation, found.seeds) == (3.0, pytest.approx(7**0.5), 3)
-
-
-class Page(HTMLParser):
-    """What a browser would fetch, and whether tags close."""
-
-    VOID = ("meta", "link", "br", "img", "use", "path", "circle", "rect", "input", "hr")
-
-    def __init__(self, text):
-        super().__init__()
-        self.fetched, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        of = dict(attributes)
-        self.fetched += [of[k] for k in ("src", "href") if of.get(k) and not of[k].startswith(("#", "data:"))]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        pass
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 def test_page_is_whole_offline_and_the_same_for_the_same_table():

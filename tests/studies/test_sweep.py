@@ -23,7 +23,7 @@ from pipeline.studies.search import search
 from pipeline.studies.sweep import Plan
 from pipeline.studies.workers import Job, Pool
 from pipeline.tools import preset
-from tests.studies.test_ablation import Page
+from tests.support.pages import Page
 from tests.support.studies import FakeExperiments, engine, pool
 
 ROOT = Path(__file__).parents[2]
