@@ -69,8 +69,10 @@ def _values(word: str, text: str) -> tuple[Any, ...]:
         found = preset.parse_yaml(f"[{text}]")
     except ConfigError as error:
         raise UserError(f"-S {word}: {text!r} is no YAML") from error
-    if text.rstrip().endswith(","):
-        raise UserError(f"-S {word}: a value is missing behind the last comma")
+    if not isinstance(found, list):
+        raise UserError(f"-S {word}: {text!r} is no YAML")
+    if not found or text.rstrip().endswith(","):
+        raise UserError(f"-S {word}: a value is missing at the end")
     if len({repr(value) for value in found}) < len(found):
         raise UserError(f"-S {word}: a value is there twice")
     return tuple(found)

@@ -66,8 +66,10 @@ def test_axes_are_read_as_yaml():
         ("flow.lr=1..0.1", "a range goes from a lower number to a higher one"),
         ("flow.lr=0..1:log", "a logarithmic range is above 0"),
         ("dynamics=[rf,[", "is no YAML"),
-        ("flow.lr=1e-4,", "-S flow.lr=1e-4,: a value is missing behind the last comma"),
+        ("flow.lr=1e-4,", "-S flow.lr=1e-4,: a value is missing at the end"),
+        ("flow.lr= ", "-S flow.lr= : a value is missing at the end"),
         ("flow.lr=1e-4,,1e-3", "is no YAML"),
+        ("flow.lr=1]: [2", "is no YAML"),
         ("seed=1,2", "use --seeds 1,2"),
     ],
 )
