@@ -259,7 +259,7 @@ def run_study(study: Study, arguments: argparse.Namespace, experiments: Experime
         variants=study.chosen(arguments.only),
         overrides=overrides(arguments.set),
     )
-    engine = Engine.of(study.name, experiments, code=code, jobs=arguments.jobs)
+    engine = Engine.of(study.name, experiments, code=code, jobs=1 if arguments.dry_run else arguments.jobs)
     if arguments.dry_run:
         lines, to_run = engine.described(tasks, retry=True)
         lines += [f"skipped   {one.label}: {one.reason}" for one in skipped]

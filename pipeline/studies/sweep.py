@@ -179,7 +179,7 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
     seeds = tuple(dict.fromkeys(given.seeds or [config.seed]))
     plan = Plan(base, graph, shared.code_digest(graph), seeds, Measure(metric, given.sampler, given.nfe))
     checked = [plan.trial(values) for values in (corners(axes) if given.search else grid(axes))]  # before any work
-    engine = Engine.of(NAME, experiments, code=plan.code, jobs=given.jobs)
+    engine = Engine.of(NAME, experiments, code=plan.code, jobs=1 if given.dry_run else given.jobs)
     if given.dry_run:
         print(_described(checked, engine, given))
         return 0

@@ -52,7 +52,7 @@ class Experiments(Protocol):
 
 def slots(jobs: int | None) -> list[dict[str, str]]:
     """The environment of each worker. jobs: how many; None: one for each GPU, one without."""
-    gpus = visible_gpus()
+    gpus = [] if jobs == 1 else visible_gpus()
     count = jobs or len(gpus) or 1
     if count == 1:
         return [{}]  # everything there is
