@@ -6,12 +6,14 @@ with the whole budget where that is cheap (`COMPARED`), to compare with.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ifm.config import DYNAMICS_NAMES, Config, FlowConfig
+from ifm import objectives
+from ifm.config import Config
+from ifm.dynamics import PAPER
 from ifm.sampling import solver_nfe
 from pipeline.studies import study
 from pipeline.studies.pages import objectives as objectives_page
@@ -27,48 +29,22 @@ COLUMNS = (
 COMPARED = {"points": {"teacher.steps": 4600}}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What training by an objective takes.
-
-    An evaluation is a sample's way through a network, with or without gradient; a backward pass is none. A forward-mode
-    derivative goes through with value and tangent: two.
-    """
-
-    evaluations: Callable[[FlowConfig, int], float]  # of a sample in a step, where the teacher is asked so many times
-    on_paths: bool = False  # of a teacher
-    asks: bool = False  # a teacher's velocities, where flow.velocity says so
-
-    def of(self, flow: FlowConfig) -> float:
-        """Network evaluations of one sample in a step: of the flow, and of a teacher that it asks."""
-        return self.evaluations(flow, int(self.asks and flow.velocity == "teacher"))
-
-
-COSTS = {
-    "trajectory": Cost(lambda flow, asked: 1, on_paths=True),
-    "data": Cost(lambda flow, asked: 1),
-    "consistency": Cost(lambda flow, asked: 2 * (1 + asked), asks=True),  # both at both times
-    "interval": Cost(lambda flow, asked: 1 + 2 * (1 - flow.interval.same_share) + asked, asks=True),
-}
-
-
-def on_paths(config: Config) -> bool:
-    """Whether the flow is trained on a teacher's paths."""
-    return any(COSTS[name].on_paths for name in config.flow.objectives)
-
-
 def needs_teacher(config: Config) -> bool:
     """Whether the flow is trained on a teacher's paths, from its weights, or by its velocities."""
     flow = config.flow
-    asks = flow.velocity == "teacher" and any(COSTS[name].asks for name in flow.objectives)
-    return on_paths(config) or flow.init == "teacher" or asks
+    asks = flow.velocity == "teacher" and any(each.takes_velocities for each in objectives.of(flow).values())
+    return objectives.needs_paths(flow) or flow.init == "teacher" or asks
 
 
 def flow_evaluations(config: Config) -> float:
-    """Network evaluations in training the flow: policy self takes an extra pass for a share of each batch."""
+    """Network evaluations in training the flow: the objectives' own (`Objective.cost`) and the anchor's.
+
+    Policy self takes an extra pass for a share of each batch.
+    """
     flow = config.flow
+    asked = objectives.of(flow).values()
     anchor = config.anchor.self_probability if config.anchor.policy == "self" else 0
-    per_step = sum(COSTS[name].of(flow) for name in flow.objectives) / len(flow.objectives) + anchor
+    per_step = sum(each.cost(flow) for each in asked) / len(asked) + anchor
     return per_step * flow.steps * flow.batch_size
 
 
@@ -82,10 +58,10 @@ def evaluations(config: Config) -> float:
     total = flow_evaluations(config)
     if needs_teacher(config):
         total += teacher_evaluations(config)
-    if on_paths(config):
+    if objectives.needs_paths(config.flow):
         solved = config.trajectories.count
         if config.trajectories.store == "none":
-            solved = config.flow.steps // len(config.flow.objectives) * config.flow.batch_size
+            solved = config.flow.steps // len(objectives.of(config.flow)) * config.flow.batch_size
         total += solved * solver_nfe(config.trajectories.solver_steps)
     return total
 
@@ -98,12 +74,12 @@ class Objective:
     title: str  # on the page
     colour: str
     sampler: str = "renoise"  # from two evaluations on
-    dynamics: tuple[str, ...] = DYNAMICS_NAMES
+    dynamics: tuple[str, ...] = PAPER
 
     @property
     def with_teacher(self) -> bool:
         """Whether the flow needs one; where it does not, one is trained to compare with alone."""
-        return any(COSTS[part].on_paths for part in self.name.split("-"))
+        return any(objectives.OBJECTIVES[part].needs_paths for part in self.name.split("-"))
 
     def params(self, preset_name: str) -> dict[str, Any]:
         values = preset.objective_values(self.name, preset_name)
@@ -113,7 +89,7 @@ class Objective:
 
     def facts(self, task: Task, dynamics: str, records: Mapping[str, Any]) -> dict[str, Any]:
         config, flow = task.config, records.get(f"flow-{dynamics}", {})
-        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * on_paths(config)
+        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * objectives.needs_paths(config.flow)
         timings = [records.get(f"{stage}-{dynamics}", {}).get("timings", {}) for stage in used]
         seconds = [t.get("train_seconds", t.get("stage_seconds")) for t in timings]
         return {

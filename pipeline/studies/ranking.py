@@ -58,7 +58,7 @@ class Measure:
 
 def kind(config: Config) -> str:
     """What sort of data a configuration has, as the catalogue of metrics calls it."""
-    return POINTS if config.data.source == "points" else IMAGES
+    return POINTS if config.data.modality.name == "points" else IMAGES
 
 
 def rows(

@@ -185,7 +185,7 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
         return 0
     commit = check_checkout()
     if importlib.util.find_spec("dvc") is None:
-        raise UserError("a sweep's experiments are DVC's: pip install -e . -c constraints.txt")
+        raise UserError("a sweep's experiments are DVC's: pip install -e '.[pipeline]' -c constraints.txt")
     results = Results(engine, plan.measure, [])
     batches = _searched(plan, axes, results, given) if given.search else iter([checked])
     if not given.search:
