@@ -13,7 +13,7 @@ UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 # Tests run in two processes of one thread each: two threads of one would wait for each other beside any other work.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations 15
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
-    $(if $(SET),--set $(SET)) $(if $(DRY),--dry-run)
+    $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry-run)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -69,10 +69,10 @@ preset: setup ## edit params.yaml: NAME=digits, points, cifar10, cifar10-jpeg, i
 sweep: setup ## a grid or a search over params.yaml, ranked: ARGS="-S flow.lr=1e-4,3e-4 --seeds 0,1,2", docs/sweeps.md
 	$(BIN)/python -m pipeline.studies.sweep $(ARGS)
 
-ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", DRY=1 to list them
+ablation: setup ## variants of the method side by side: PRESETS="points digits" SEEDS="0 1 2", JOBS=2 at a time, DRY=1 to list them
 	$(BIN)/python -m pipeline.studies.ablation $(STUDY)
 
-objectives: setup ## what a flow can be trained by, at equal budgets: PRESETS, SEEDS, ONLY, SET, DRY as for ablation
+objectives: setup ## what a flow can be trained by, at equal budgets: PRESETS, SEEDS, ONLY, SET, JOBS, DRY as for ablation
 	$(BIN)/python -m pipeline.studies.objectives $(STUDY)
 
 compare: setup ## two states side by side, reports/compare.html: A=HEAD B=workspace; any revision or DVC experiment

@@ -1,5 +1,6 @@
 """`make ablation`: what each part of the method contributes, one change at a time (see study.py)."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,9 +86,13 @@ STUDY = Study(
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    return study.parser(STUDY, module="pipeline.studies.ablation", about=main.__doc__)
+
+
 def main() -> None:
     """Runs the variants of the method that are not finished, and writes reports/ablation.csv and ablation.html."""
-    study.main(STUDY, module="pipeline.studies.ablation", about=main.__doc__)
+    study.main(STUDY, parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ for it stand in pipeline/presets/objectives. Where no teacher is needed one is t
 with the whole budget where that is cheap (`COMPARED`), to compare with.
 """
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ifm import objectives
@@ -69,7 +71,15 @@ class Objective:
     """One row of the table: an objective with the values that its preset gives it, and a teacher to compare with."""
 
     name: str
+    title: str  # on the page
+    colour: str
+    sampler: str = "renoise"  # from two evaluations on
     dynamics: tuple[str, ...] = PAPER
+
+    @property
+    def with_teacher(self) -> bool:
+        """Whether the flow needs one; where it does not, one is trained to compare with alone."""
+        return any(objectives.OBJECTIVES[part].needs_paths for part in self.name.split("-"))
 
     def params(self, preset_name: str) -> dict[str, Any]:
         values = preset.objective_values(self.name, preset_name)
@@ -79,7 +89,7 @@ class Objective:
 
     def facts(self, task: Task, dynamics: str, records: Mapping[str, Any]) -> dict[str, Any]:
         config, flow = task.config, records.get(f"flow-{dynamics}", {})
-        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * ("trajectory" in self.name)
+        used = ["flow"] + ["teacher"] * needs_teacher(config) + ["trajectories"] * objectives.needs_paths(config.flow)
         timings = [records.get(f"{stage}-{dynamics}", {}).get("timings", {}) for stage in used]
         seconds = [t.get("train_seconds", t.get("stage_seconds")) for t in timings]
         return {
@@ -92,20 +102,33 @@ class Objective:
         }
 
 
+# Colours: Okabe & Ito's.
+OBJECTIVES = (
+    Objective("trajectory", "trajectory", "#0072B2"),
+    Objective("trajectory-consistency", "trajectory, consistency", "#56B4E9"),
+    Objective("consistency", "consistency", "#009E73"),
+    Objective("interval", "interval", "#D55E00", sampler="chain"),
+    Objective("data", "data (the paper’s)", "#CC79A7", sampler="anchor"),
+)
+
 STUDY = Study(
     name="objectives",
-    variants=tuple(map(Objective, ("trajectory", "trajectory-consistency", "consistency", "interval", "data"))),
+    variants=OBJECTIVES,
     variant_column="objective",
     key_columns=KEY_COLUMNS,
     columns=COLUMNS,
     budget=("n_samples",),
-    render=objectives_page.render,
+    render=partial(objectives_page.render, objectives=OBJECTIVES),
 )
+
+
+def parser() -> argparse.ArgumentParser:
+    return study.parser(STUDY, module="pipeline.studies.objectives", about=main.__doc__)
 
 
 def main() -> None:
     """Trains a flow by every objective and writes reports/objectives.csv and objectives.html."""
-    study.main(STUDY, module="pipeline.studies.objectives", about=main.__doc__)
+    study.main(STUDY, parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ifm.files import file_sha256
 from ifm.tracking import digest
 from pipeline.runner.stage import lookup, of_dvc, resolved
 
@@ -23,6 +24,12 @@ def read_graph(path: Path = Path("dvc.yaml")) -> dict[str, Any]:
     """The stages of dvc.yaml by name, without the one that looks at local files: it runs for every configuration."""
     stages = of_dvc(path.read_text(encoding="utf-8"))["stages"]
     return {name: stage for name, stage in stages.items() if name != "source"}
+
+
+def code_digest(graph: Mapping[str, Any]) -> str:
+    """A hash of the files of code that the stages have as deps: their change makes results stale."""
+    files = {dep for stage in graph.values() for dep in stage["deps"] if dep.startswith(("src/", "pipeline/"))}
+    return digest({file: file_sha256(Path(file)) for file in sorted(files)})
 
 
 def nodes(graph: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Node]:
@@ -72,7 +79,11 @@ def shared(configurations: Sequence[Mapping[str, Node]]) -> list[tuple[list[int]
     return sorted(found, key=lambda group: -len(group[0]))
 
 
-def made_by(configuration: Mapping[str, Node], targets: Sequence[str]) -> frozenset[str]:
-    """Keys of what `dvc repro TARGETS` makes: the targets and all above them; no targets: the whole graph."""
+def needed(configuration: Mapping[str, Node], targets: Sequence[str]) -> dict[str, Node]:
+    """What `dvc repro TARGETS` makes: the targets and all above them; no targets: the whole graph."""
     names = {*targets}.union(*(configuration[name].above for name in targets)) if targets else set(configuration)
-    return frozenset(configuration[name].key for name in names)
+    return {name: node for name, node in configuration.items() if name in names}
+
+
+def keys(configuration: Mapping[str, Node]) -> frozenset[str]:
+    return frozenset(node.key for node in configuration.values())

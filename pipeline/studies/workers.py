@@ -1,26 +1,19 @@
-"""Several experiments at a time, by `dvc exp run --temp`, each in a folder of its own.
+"""Several experiments at a time, each in a folder of its own, and no stage made by two of them at once.
 
 DVC's own queue (`dvc queue start -j`) makes a stage that two experiments share twice, and gives its workers one
-environment. Here no two run at once that would make the same stage, what they share is a job of its own that goes
-first, and each worker has its GPU. One starts after the other: DVC keeps what it is about to start in one place.
+environment. Here no two run at once that would make the same stage, and each worker has its GPU. One starts after the
+other: DVC keeps what it is about to start in one place.
 """
 
 import os
-import re
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from ifm.progress import is_line, progress
-from pipeline.studies import study
-from pipeline.studies.study import duration
+from ifm.progress import progress
 
 POLL = 0.2  # seconds
-STARTED = "Reproducing experiment"  # DVC's line once the folder is filled
-MESSAGE_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,8 @@ class Job:
     makes: frozenset[str]  # keys of its stages (pipeline/studies/shared.py)
     targets: tuple[str, ...] = ()  # none: the whole graph
     shared: bool = False
+    weight: int = 1  # how much work it is beside others of its kind: the number of its dynamics
+    kind: str = ""  # jobs of one kind take about as long for the same weight
 
 
 class Process(Protocol):
@@ -46,67 +41,18 @@ class Process(Protocol):
 
 
 class Experiments(Protocol):
-    """Where jobs run and what is finished of them."""
+    """Where jobs run and their results lie; experiments go by their names."""
 
     def finished(self) -> set[str]: ...
     def start(self, job: Job, environment: Mapping[str, str]) -> Process: ...
-
-
-@dataclass
-class DvcProcess:
-    """`dvc exp run --temp` and its log."""
-
-    process: subprocess.Popen
-    log: Path
-
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
-    def started(self) -> bool:
-        text = self._text()
-        return STARTED in text or "ERROR: " in text
-
-    def message(self) -> str:
-        return f"{last_lines(self._text())} (log: {self.log})"
-
-    def at(self) -> str:
-        return (re.findall(r"^Running stage '([^']*)'", self._text(), flags=re.MULTILINE) or [""])[-1]
-
-    def end(self) -> None:
-        study.end(self.process)
-
-    def _text(self) -> str:
-        return self.log.read_bytes().decode(errors="replace")
-
-
-@dataclass(frozen=True)
-class DvcExperiments:
-    """Experiments whose names begin with a prefix; their logs are kept."""
-
-    prefix: str
-    logs: Path
-
-    def finished(self) -> set[str]:
-        return set(study.experiments(self.prefix))
-
-    def start(self, job: Job, environment: Mapping[str, str]) -> DvcProcess:
-        log = self.logs / f"{job.name}.log"
-        return DvcProcess(study.start(job.name, job.settings, job.targets, log=log, environment=environment), log)
-
-
-def last_lines(text: str) -> str:
-    """What the failed stage said last, then DVC's own line; without DVC's notices and overdrawn progress bars."""
-    lines = [line.rpartition("\r")[2].strip() for line in text.split("\n")]
-    lines = [line for line in lines if line]
-    at = next((i for i, line in enumerate(lines) if line.startswith("ERROR: ")), len(lines))
-    stage = next((i for i in range(at, 0, -1) if lines[i - 1].startswith("> ")), 0)  # > python -m pipeline.stages...
-    said = [line for line in lines[stage:at] if not (line.startswith(("WARNING: ", "tracking: ")) or is_line(line))]
-    return "; ".join([*said[-MESSAGE_LINES:], *lines[at : at + 1]]) or "no output"
+    def metrics(self, name: str, files: Sequence[str]) -> dict[str, Any]: ...  # by file; raises UserError
+    def records(self, name: str) -> dict[str, Any]: ...  # {"flow-ve": run.json, ...} of what DVC's cache holds
+    def forget(self, names: Iterable[str]) -> None: ...
 
 
 def slots(jobs: int | None) -> list[dict[str, str]]:
     """The environment of each worker. jobs: how many; None: one for each GPU, one without."""
-    gpus = visible_gpus()
+    gpus = [] if jobs == 1 else visible_gpus()
     count = jobs or len(gpus) or 1
     if count == 1:
         return [{}]  # everything there is
@@ -145,7 +91,7 @@ class Pool:
     _running: dict[int, tuple[Job, Process, float]] = field(default_factory=dict)  # by slot; since when
     _broken: list[Job] = field(default_factory=list)  # shared ones that failed
     _again: set[str] = field(default_factory=set)
-    _spent: list[float] = field(default_factory=list)
+    _spent: list[tuple[Job, float]] = field(default_factory=list)  # seconds
     _total: int = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -172,8 +118,8 @@ class Pool:
             job, process, since = self._running.pop(slot)
             if job.name in self.experiments.finished():
                 self.made |= job.makes
-                self._spent.append(self.clock() - since)
-                self._tell(job, f"{duration(self._spent[-1])}{self._left()}")
+                self._spent.append((job, self.clock() - since))
+                self._tell(job, f"{duration(self._spent[-1][1])}{self._left()}")
             elif not process.started() and job.name not in self._again:
                 # Another `dvc exp run` that ended just then took it up.
                 self._again.add(job.name)
@@ -209,7 +155,20 @@ class Pool:
         self.say(f"[{ended}/{self._total}] {job.label}: {text}")
 
     def _left(self) -> str:
-        """About how long the rest takes, at the mean of those that ran."""
-        rest = len(self._waiting) + len(self._running)
-        seconds = rest * sum(self._spent) / len(self._spent) / len(self.slots)
+        """About how long the rest takes."""
+        rest = [*self._waiting, *(job for job, _, _ in self._running.values())]
+        seconds = sum(job.weight * self._seconds(job.kind) for job in rest) / len(self.slots)
         return f"; about {duration(seconds)} left" if rest else ""
+
+    def _seconds(self, kind: str) -> float:
+        """Of a unit of weight: the mean over what ran of this kind, else over all."""
+        spent = [one for one in self._spent if one[0].kind == kind] or self._spent
+        return sum(seconds for _, seconds in spent) / sum(job.weight for job, _ in spent)
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min, 2 h 5 min."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

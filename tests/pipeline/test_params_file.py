@@ -1,6 +1,7 @@
 """params.yaml in any valid form: the same values after an edit, no comment lost, and never what is no YAML."""
 
 import functools
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -76,7 +77,10 @@ def test_what_dvc_writes_again_and_again_stays_whole(tmp_path):
 @pytest.mark.parametrize("made", [ablation.STUDY, objectives.STUDY], ids=lambda made: made.name)
 def test_studies_are_planned_from_what_dvc_has_written(made, tmp_path):
     written = by_dvc(TEXT, tmp_path, "seed=0")
-    plans = [study.plan(made, ["points", "digits"], [0], text=text, code="c") for text in (TEXT, written)]
+    plans = [
+        study.plan(made, ["points", "digits"], [0], text=text, graph=study.read_graph(), code="c")
+        for text in (TEXT, written)
+    ]
     assert [task.config for task in plans[0][0]] == [task.config for task in plans[1][0]]
     assert len(plans[0][0]) > 4
 
@@ -234,7 +238,8 @@ def test_unreadable_yaml_is_the_line_of_a_stage(case, command, tmp_path, monkeyp
     Path("params.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as of_a_stage:
         read_params(Path("params.yaml"))
-    module = __import__(f"pipeline.{command}", fromlist=["main"])
+    folder = "tools" if command == "preset" else "studies"
+    module = importlib.import_module(f"pipeline.{folder}.{command}")
     words = {"preset": ["points"], "sweep": ["--dry-run"]}.get(command, ["--presets", "points", "--dry-run"])
     monkeypatch.setattr(sys, "argv", [command, *words])
     with pytest.raises(SystemExit) as caught:
@@ -247,7 +252,7 @@ def test_unreadable_yaml_is_the_line_of_a_stage(case, command, tmp_path, monkeyp
 
 def test_words_of_a_command_that_are_no_yaml():
     with pytest.raises(ConfigError, match=r"--set flow\.steps=\[1: not valid YAML: line 1"):
-        study._overrides(["flow.steps=[1"])
+        study.overrides(["flow.steps=[1"])
     with pytest.raises(UserError, match=r"params\.yaml has no flow\.stps"):
         params_file.edited(TEXT, {"flow.stps": 1})
 

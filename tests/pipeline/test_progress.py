@@ -9,7 +9,7 @@ import pytest
 
 from ifm import progress as module
 from ifm.progress import Lines, at_work, gap, in_words, is_line, progress
-from pipeline.studies.workers import last_lines
+from pipeline.studies.experiments import last_lines
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,5 @@
 """`make ablation`: valid variants, a resume that runs nothing twice, and a page whose sentences follow the numbers."""
 
-import argparse
 import io
 import re
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -16,21 +14,35 @@ import pytest
 
 from ifm.dynamics import PAPER
 from ifm.errors import UserError
-from pipeline.studies import ablation, study
+from pipeline.studies import ablation, shared, study
 from pipeline.studies.ablation import STUDY, VARIANTS, Variant
+from pipeline.studies.experiments import override_text
 from pipeline.studies.pages import ablation as ablation_page
-from pipeline.studies.pages.ablation import CONTRADICTED, HOLDS, UNDECIDED, UNMEASURED, Estimate
-from pipeline.studies.study import Left, Task, plan
+from pipeline.studies.pages.estimates import (
+    CONTRADICTED,
+    HOLDS,
+    UNDECIDED,
+    UNMEASURED,
+    Estimate,
+    mean_ratio,
+    summarised,
+    verdict,
+)
+from pipeline.studies.study import plan
+from pipeline.studies.workers import duration
 from pipeline.tools import params_file, preset
-from tests.pipeline.test_pipeline import clone_of_this
+from tests.support.pages import Page
+from tests.support.project import clone_of_this
+from tests.support.studies import FakeExperiments, arguments, engine, results_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
+GRAPH = study.read_graph(ROOT / "dvc.yaml")
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
 def planned(presets=("points",), seeds=(0,), **options):
-    return plan(STUDY, list(presets), list(seeds), text=TEXT, **({"code": "c0de"} | options))
+    return plan(STUDY, list(presets), list(seeds), text=TEXT, graph=GRAPH, **({"code": "c0de"} | options))
 
 
 # --- the table of variants --------------------------------------------------------------------------------------------
@@ -107,9 +119,16 @@ def test_a_name_changes_with_params_and_code_and_with_nothing_else():
 
 
 def test_the_code_is_that_of_the_stages_up_to_evaluate():
-    files = {f.as_posix() for stage in study.STAGES for f in study.declared_code(stage)}
+    files = {dep for stage in GRAPH.values() for dep in stage["deps"]}
     assert {"src/ifm/anchors.py", "src/ifm/metrics/points.py", "pipeline/stages/evaluate.py"} <= files
     assert not files & {"src/ifm/report/plots/figure.py", "src/ifm/diagnostics.py", "pipeline/studies/ablation.py"}
+
+
+@pytest.mark.parametrize("value", ["a\\b", "größe", "it's", "tail\\", "\\'", "a, b", "${x}", "1e-3", "", "null", " x "])
+def test_any_text_is_read_by_hydra_as_itself(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert OverridesParser.create().parse_override(f"data.name={override_text(value)}").value() == value
 
 
 def test_overrides_are_read_by_dvc_as_the_same_values(tmp_path):
@@ -119,127 +138,96 @@ def test_overrides_are_read_by_dvc_as_the_same_values(tmp_path):
     for task in (tasks[1], tasks[-1]):
         file = tmp_path / "params.yaml"
         file.write_text(TEXT)
-        apply_overrides(file, [f"{k}={study.override_text(v)}" for k, v in task.settings.items()])
+        apply_overrides(file, [f"{k}={override_text(v)}" for k, v in task.settings.items()])
         assert study.parse(preset.parse_yaml(file.read_text())) == task.config
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-class FakeRunner:
-    """Experiments that take no time: some fail, one may be cut off."""
-
-    def __init__(self, *, fails=(), killed_at=None):
-        self.done, self.ran, self.fails, self.killed_at = {}, [], fails, killed_at
-
-    def finished(self):
-        return set(self.done)
-
-    def run(self, task):
-        if len(self.ran) == self.killed_at:
-            raise KeyboardInterrupt
-        self.ran.append(task.name)
-        if task.variant.name in self.fails:
-            raise UserError("ERROR: failed to reproduce 'flow@ve'")
-        self.done[task.name] = results_of(task)
-
-    def read(self, task):
-        return self.done[task.name]
-
-    def records(self, task):
-        return {}
-
-
-def results_of(task: Task, value=lambda task, d, nfe: 1.0) -> dict:
-    """What the evaluate stages of an experiment write."""
-    points = task.config.data.source == "points"
-
-    def row(model, sampler, nfe, d):
-        quality = value(task, d, nfe) * (1.0 if model == "flow" else 50.0 if nfe == 1 else 0.5)
-        metrics = {"sliced_wasserstein": quality, "energy_distance": quality / 10} if points else {"fid": quality}
-        return {"model": model, "sampler": sampler, "nfe": nfe, "n_samples": 2000, "class_shares": [1.0], **metrics}
-
-    samplers = [("teacher", "heun", 1), ("teacher", "heun", 35), ("flow", "one_step", 1), ("flow", "anchor", 2)]
-    return {"reference": {"extractor": task.config.evaluate.extractor}} | {
-        d: {f"{m}-{s}-nfe{n:03d}": row(m, s, n, d) for m, s, n in samplers} for d in task.dynamics
-    }
-
-
-def test_finished_experiments_are_not_run_again():
+def test_finished_experiments_are_not_run_again(tmp_path):
     tasks, _ = planned()
-    runner, said = FakeRunner(), []
-    assert study.run_all(tasks, runner, say=said.append) == []
-    assert runner.ran == [t.name for t in tasks]
-    study.run_all(tasks, runner, say=said.append)
-    assert len(runner.ran) == len(tasks)
-    assert said[-1] == f"{len(tasks)} experiments, {len(tasks)} finished before, 0 to run"
+    runner = FakeExperiments(polls=1)
+    one = engine(runner, tmp_path)
+    one.run(tasks, retry=True)
+    assert runner.started == [t.name for t in tasks]
+    engine(runner, tmp_path).run(tasks, retry=True)
+    assert len(runner.started) == len(tasks)
+    assert one.summary(tasks) == f"{len(tasks)} experiments, {len(tasks)} finished before, 0 to run"
 
 
-def test_a_failure_is_reported_and_does_not_stop_the_others():
+def test_a_failure_is_reported_and_does_not_stop_the_others(tmp_path):
     tasks, _ = planned()
-    runner = FakeRunner(fails={"data-none"})
-    failed = study.run_all(tasks, runner, say=lambda line: None)
-    assert failed == [Left("points data-none seed 0", "ERROR: failed to reproduce 'flow@ve'")]
+    runner = FakeExperiments(polls=4, bad={"data-none"})
+    bad = next(t.name for t in tasks if t.variant.name == "data-none")
+
+    def without_result():
+        one = engine(runner, tmp_path)
+        one.run(tasks, retry=True)
+        return one.collect(tasks, lambda task: [])[1]
+
+    assert without_result() == {bad: f"{bad} broke"}
     assert len(runner.done) == len(tasks) - 1
-    runner.fails = ()
-    assert study.run_all(tasks, runner, say=lambda line: None) == []  # tried again
-    assert Counter(runner.ran).most_common(1) == [(next(t.name for t in tasks if "data-none" in t.name), 2)]
+    runner.bad = set()
+    assert without_result() == {}  # tried again
+    assert Counter(runner.started).most_common(1) == [(bad, 2)]
 
 
-def test_remaining_time_is_by_dynamics_and_preset():
+def test_several_at_a_time_train_one_teacher_for_each_D(tmp_path):
+    """`FakeExperiments` fails where two would make the same stage at once."""
+    tasks, _ = planned()
+    runner = FakeExperiments()
+    one = engine(runner, tmp_path, count=4)
+    one.run(tasks, retry=True)
+    assert {t.name for t in tasks} < runner.done
+    assert max(map(len, runner.beside)) == 4
+    targets = [p.job.targets for p in runner.processes if p.job.shared]
+    assert targets[0] == ("fetch", "preprocess", "reference")
+    assert sum("teacher@pfgmpp" in t for t in targets) == 1  # D 8 and D 2048 have one of their own, which nobody shares
+    one.forget_shared()
+    assert runner.done == {t.name for t in tasks}
+
+
+def test_remaining_time_is_by_dynamics_and_preset(tmp_path):
     (one, *rest), _ = planned(["points", "digits"])
     clock = iter(range(0, 10_000, 30))
     said = []
-    study.run_all([one, *rest], FakeRunner(), say=said.append, clock=lambda: next(clock))
+    made = engine(FakeExperiments(polls=1), tmp_path, say=said.append, clock=lambda: next(clock))
+    made.run([one, *rest], retry=True)
     # 30 s for three dynamics: the 27 experiments left have 11 x 3 + 2 and 12 x 3 + 2 dynamics.
-    assert said[2] == "[1/28] points trajectory-self seed 0: 30 s; about 12 min left"
+    assert said[1] == "[1/28] points trajectory-self seed 0: 30 s; about 12 min left"
     assert said[-1] == "[28/28] digits D-2048 seed 0: 30 s"
-    assert [study.duration(s) for s in (45, 200, 7500)] == ["45 s", "3 min", "2 h 5 min"]
+    assert [duration(s) for s in (45, 200, 7500)] == ["45 s", "3 min", "2 h 5 min"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A folder in which `run_study` believes itself in a clean commit, and writes."""
-    for name in ("params.yaml", "dvc.yaml", "pipeline", "src"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "check_checkout", lambda: "0123456789abcdef")
-    return tmp_path
-
-
-def arguments(**changes):
-    made = {"presets": ["points"], "seeds": [0, 1], "only": None, "set": [], "dry_run": False}
-    return argparse.Namespace(**(made | changes))
-
-
 def test_dry_run_lists_and_runs_nothing(checkout, capsys):
-    runner = FakeRunner()
-    tasks, _ = planned(code=study.code_digest())
-    runner.done[tasks[0].name] = {}
+    runner = FakeExperiments(polls=1)
+    tasks, _ = planned(code=shared.code_digest(GRAPH))
+    runner.done = {tasks[0].name}
     assert study.run_study(STUDY, arguments(dry_run=True), runner) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.sub(" +", " ", lines[0]) == ("finished points seed 0 trajectory-self ve rf pfgmpp")
     assert lines[1].startswith("to run    points   seed 0   trajectory-none")
     assert lines[-1] == "28 experiments, 27 to run, 0 skipped"
-    assert runner.ran == []
+    assert runner.started == []
     assert not (checkout / "reports").exists()
 
 
 def test_the_command_writes_table_and_page_and_goes_on_after_a_kill(checkout, capsys):
-    runner = FakeRunner(killed_at=3)
+    runner = FakeExperiments(polls=3, killed_at=3)
     with pytest.raises(KeyboardInterrupt):
         study.run_study(STUDY, arguments(), runner)
     table = pd.read_csv("reports/ablation.csv")
     assert tuple(table.columns) == ablation.COLUMNS
     assert table.variant.unique().tolist() == ["trajectory-self", "trajectory-none", "trajectory-noise"]
     assert (checkout / "reports/ablation.html").read_text().count("<dd>not finished</dd>") == 25
-    runner.killed_at, runner.fails = None, {"printed"}
+    runner.killed_at, runner.bad = None, {"printed"}
     assert study.run_study(STUDY, arguments(), runner) == 1
-    assert "failed: points printed seed 1: ERROR" in capsys.readouterr().err
-    assert len(runner.ran) == 28
+    assert re.search(r"failed: points printed seed 1: ablation-points-printed-s1-\w+ broke\n", capsys.readouterr().err)
+    assert len(runner.started) == 28
     table = pd.read_csv("reports/ablation.csv")
     assert len(table) == 2 * 2 * (11 * 3 + 2)  # seeds, samplers, variants x dynamics
     page = (checkout / "reports/ablation.html").read_text()
@@ -303,8 +291,8 @@ def test_unknown_names_are_one_line():
         STUDY.chosen(["x"])
     assert [v.name for v in STUDY.chosen(["l2", "data-bank"])] == ["data-bank", "l2"]
     with pytest.raises(UserError, match=r"--set flow\.steps: must be key=value"):
-        study._overrides(["flow.steps"])
-    assert study._overrides(["flow.steps=5", "dynamics=[rf]"]) == {"flow.steps": 5, "dynamics": ["rf"]}
+        study.overrides(["flow.steps"])
+    assert study.overrides(["flow.steps=5", "dynamics=[rf]"]) == {"flow.steps": 5, "dynamics": ["rf"]}
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -350,11 +338,11 @@ def test_sentences_follow_the_numbers():
 
 def test_a_change_is_the_mean_of_the_seeds_own_ratios():
     """1/2 and 9/3: the mean of the ratios is 1.75, the ratio of the means 2."""
-    first, second = (ablation_page.summarised(pd.Series(v, index=[0, 1])) for v in ([1.0, 9.0], [2.0, 3.0]))
-    assert ablation_page.mean_ratio(first, second) == 1.75
-    other = ablation_page.summarised(pd.Series([4.0, 1.0], index=[1, 7]))
-    assert ablation_page.mean_ratio(first, other) == 9 / 4  # the seed that both have
-    assert ablation_page.mean_ratio(first, ablation_page.summarised(pd.Series([1.0], index=[5]))) is None
+    first, second = (summarised(pd.Series(v, index=[0, 1])) for v in ([1.0, 9.0], [2.0, 3.0]))
+    assert mean_ratio(first, second) == 1.75
+    other = summarised(pd.Series([4.0, 1.0], index=[1, 7]))
+    assert mean_ratio(first, other) == 9 / 4  # the seed that both have
+    assert mean_ratio(first, summarised(pd.Series([1.0], index=[5]))) is None
     table = table_of(lambda task, d, nfe: [1.0, 9.0][task.seed] if task.variant.anchor == "bank" else 1.0, seeds=[0])
     assert "equal" in answers_of(table, ANCHOR)[0]["lines"][0]["text"]
 
@@ -370,7 +358,7 @@ def test_a_change_is_the_mean_of_the_seeds_own_ratios():
     ],
 )
 def test_verdicts(first, second, said):
-    assert ablation_page.verdict(first, second) == said
+    assert verdict(first, second) == said
 
 
 def test_means_not_minima():
@@ -378,30 +366,6 @@ def test_means_not_minima():
     setting = ablation_page.Setting("none", "trajectory-none")
     found = ablation_page.estimate(table, setting, metric="sliced_wasserstein", dynamics="ve")
     assert (found.mean, found.deviation, found.seeds) == (3.0, pytest.approx(7**0.5), 3)
-
-
-class Page(HTMLParser):
-    """What a browser would fetch, and whether tags close."""
-
-    VOID = ("meta", "link", "br", "img", "use", "path", "circle", "rect", "input", "hr")
-
-    def __init__(self, text):
-        super().__init__()
-        self.fetched, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        of = dict(attributes)
-        self.fetched += [of[k] for k in ("src", "href") if of.get(k) and not of[k].startswith(("#", "data:"))]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        pass
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 def test_page_is_whole_offline_and_the_same_for_the_same_table():
@@ -491,6 +455,8 @@ def test_two_variants_for_real_train_one_teacher(tmp_path):
     assert (project.folder / "reports/ablation.csv").read_bytes() == before
     # A stage that fails is named, its log kept, and the next variant still tried.
     out = project.run(*words, "flow.lr=0.5", ok=False, IFM_LAUNCH="no-such-launcher")
-    assert out.count("failed: ERROR: failed to reproduce 'flow@rf'") == 2
+    lines = [line for line in out.splitlines() if re.match(r"\[\d/2\] points .* failed: ", line)]
+    assert len(lines) == 2
+    assert all("no-such-launcher" in line and "; ERROR: failed to reproduce 'flow@rf'" in line for line in lines)
     assert len(list((project.folder / ".ifm/ablation").glob("*.log"))) == 4
     assert "Traceback" not in out

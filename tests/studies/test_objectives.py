@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,15 +25,18 @@ from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
 from ifm.trajectories import StoredTrajectories
 from pipeline.studies import objectives, study
+from pipeline.studies.experiments import DvcExperiments
 from pipeline.studies.objectives import STUDY
 from pipeline.studies.pages import objectives as objectives_page
 from pipeline.studies.study import plan
 from pipeline.tools import params_file, preset
-from tests.studies.test_ablation import FakeRunner, arguments, checkout, results_of  # noqa: F401
+from tests.support.studies import FakeExperiments, arguments, results_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
 NAMES = [variant.name for variant in STUDY.variants]
+WITH_TEACHER = {variant.name: variant.with_teacher for variant in STUDY.variants}
+GRAPH = study.read_graph(ROOT / "dvc.yaml")
 
 
 def config_of(name, objective, **changes):
@@ -54,7 +56,7 @@ def test_every_objective_has_the_same_budget(name):
     for objective in NAMES:
         config = config_of(name, objective)
         assert objectives.evaluations(config) == pytest.approx(whole, rel=0.03)
-        assert objectives.needs_teacher(config) == (objective in objectives_page.WITH_TEACHER)
+        assert objectives.needs_teacher(config) == WITH_TEACHER[objective]
     compared = objectives.COMPARED.get(name, {}).get("teacher.steps")
     if compared:
         assert compared * config_of(name, "trajectory").teacher.batch_size == pytest.approx(whole, rel=0.03)
@@ -118,10 +120,11 @@ def test_evaluations_are_counted_as_they_are_spent(objective, velocity):
 # --- table and page -------------------------------------------------------------------------------------------------
 
 
-class Recorded(FakeRunner):
+class Recorded(FakeExperiments):
     """With the stages' run.json."""
 
-    def records(self, task):
+    def records(self, name):
+        task = self.jobs[name]
         timings = {"flow": 30.0, "teacher": 20.0}
         made = {f"{s}-{d}": {"timings": {"train_seconds": t}} for s, t in timings.items() for d in task.dynamics}
         made |= {f"trajectories-{d}": {"timings": {"stage_seconds": 10.0}} for d in task.dynamics}
@@ -130,8 +133,8 @@ class Recorded(FakeRunner):
         return made
 
 
-def test_the_command_writes_table_and_page(checkout):  # noqa: F811
-    runner = Recorded()
+def test_the_command_writes_table_and_page(checkout):
+    runner = Recorded(polls=1)
     assert study.run_study(STUDY, arguments(), runner) == 0
     table = pd.read_csv("reports/objectives.csv")
     assert tuple(table.columns) == objectives.COLUMNS
@@ -156,7 +159,7 @@ def test_the_command_writes_table_and_page(checkout):  # noqa: F811
 
 
 def test_the_page_has_the_tables_means_and_the_longest_trained_teacher():
-    tasks, _ = plan(STUDY, ["points"], [0, 1, 2], text=TEXT, code="c0de")
+    tasks, _ = plan(STUDY, ["points"], [0, 1, 2], text=TEXT, graph=GRAPH, code="c0de")
     found = [
         row
         for task in tasks
@@ -164,13 +167,13 @@ def test_the_page_has_the_tables_means_and_the_longest_trained_teacher():
     ]
     table = pd.DataFrame(found, columns=list(objectives.COLUMNS))
     mine = table[table.dynamics == "rf"]
-    estimate = objectives_page.at_steps(mine, "interval", 1, "sliced_wasserstein")
+    estimate = objectives_page.at_steps(mine, "interval", 1, "sliced_wasserstein", several="chain")
     assert (estimate.mean, estimate.seeds) == (pytest.approx(0.11), 3)
     assert str(estimate) == "0.110 ± 0.010"
     mine.loc[mine.objective == "trajectory", "teacher_sliced_wasserstein"] = 9.0  # trained for a fifth of the budget
     assert objectives_page.teacher(mine, "sliced_wasserstein").mean == pytest.approx(0.055)
     with pytest.raises(ValueError, match="no rows"):
-        objectives_page.render(table[:0], missing=[], commit="c", created="now")
+        STUDY.render(table[:0], missing=[], commit="c", created="now")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -193,8 +196,10 @@ def test_records_of_an_experiment_come_from_dvcs_cache(tmp_path, monkeypatch):
     run("git", *identity, "commit", "-qm", "start")
     run("git", "update-ref", "refs/exps/ab/cdef/objectives-points-x", "HEAD")
     shutil.rmtree("reports")
-    runner, task = study.DvcRunner(STUDY), SimpleNamespace(name="objectives-points-x")
-    assert runner.finished() == {"objectives-points-x"}
-    assert runner.records(task) == {"flow-ve": {"timings": {"train_seconds": 7}}}
+    kept, name = DvcExperiments("objectives-", tmp_path), "objectives-points-x"
+    assert kept.finished() == {name}
+    assert kept.records(name) == {"flow-ve": {"timings": {"train_seconds": 7}}}
     shutil.rmtree(".dvc/cache")
-    assert runner.records(task) == {}
+    assert kept.records(name) == {}
+    kept.forget([name])
+    assert kept.finished() == set()

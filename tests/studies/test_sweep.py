@@ -15,11 +15,16 @@ import pytest
 from ifm.config import ConfigError, read_params
 from ifm.errors import UserError
 from pipeline.studies import shared, sweep, workers
+from pipeline.studies.axes import Range, column, corners, grid, read_axes, slug
+from pipeline.studies.experiments import last_lines
 from pipeline.studies.pages import sweep as sweep_page
-from pipeline.studies.sweep import Failures, Measure, Plan, Range
+from pipeline.studies.ranking import Measure
+from pipeline.studies.search import search
+from pipeline.studies.sweep import Plan
 from pipeline.studies.workers import Job, Pool
 from pipeline.tools import preset
-from tests.studies.test_ablation import Page
+from tests.support.pages import Page
+from tests.support.studies import FakeExperiments, engine, pool
 
 ROOT = Path(__file__).parents[2]
 BASE = read_params(ROOT / "params.yaml")
@@ -33,24 +38,24 @@ def plan(seeds=(0,), measure=FID, base=BASE) -> Plan:
 
 def trials(*words, **options):
     made = plan(**options)
-    return [made.trial(values) for values in sweep.grid(sweep.read_axes(words))]
+    return [made.trial(values) for values in grid(read_axes(words))]
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
 def test_axes_are_read_as_yaml():
-    axes = sweep.read_axes(
+    found = read_axes(
         ["flow.lr=1e-4,3e-4", "dynamics=[rf],[ve,rf]", "flow.huber_c=null,0.1", "data.name='a,b',c", "teacher.steps=5"]
     )
-    assert axes == {
+    assert found == {
         "flow.lr": (1e-4, 3e-4), "dynamics": (["rf"], ["ve", "rf"]), "flow.huber_c": (None, 0.1),
         "data.name": ("a,b", "c"), "teacher.steps": (5,),
     }  # fmt: skip
-    assert sweep.read_axes(["flow.lr=1e-4..1e-2:log", "flow.steps=10..20"]) == {
+    assert read_axes(["flow.lr=1e-4..1e-2:log", "flow.steps=10..20"]) == {
         "flow.lr": Range(1e-4, 1e-2, True), "flow.steps": Range(10, 20),
     }  # fmt: skip
-    assert len(list(sweep.grid(axes))) == 2 * 2 * 2 * 2
+    assert len(list(grid(found))) == 2 * 2 * 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -61,12 +66,16 @@ def test_axes_are_read_as_yaml():
         ("flow.lr=1..0.1", "a range goes from a lower number to a higher one"),
         ("flow.lr=0..1:log", "a logarithmic range is above 0"),
         ("dynamics=[rf,[", "is no YAML"),
+        ("flow.lr=1e-4,", "-S flow.lr=1e-4,: a value is missing at the end"),
+        ("flow.lr= ", "-S flow.lr= : a value is missing at the end"),
+        ("flow.lr=1e-4,,1e-3", "is no YAML"),
+        ("flow.lr=1]: [2", "is no YAML"),
         ("seed=1,2", "use --seeds 1,2"),
     ],
 )
 def test_a_word_that_cannot_be_read_is_named(word, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        sweep.read_axes([word])
+        read_axes([word])
 
 
 @pytest.mark.parametrize(
@@ -94,15 +103,15 @@ def test_what_is_ranked_by_must_be_there():
 
 def test_experiments_are_named_by_what_decides_their_results():
     (one,), (other,) = (t.runs for t in trials("flow.lr=1e-4,3e-4"))
-    assert re.fullmatch(r"sweep-lr-0\.0001-s0-[0-9a-f]{10}", one.job.name)
-    assert one.job.settings == {"flow.lr": 1e-4}
-    assert one.job.targets == ()  # the whole graph, so that it can be applied
-    assert one.job.name != other.job.name
-    assert trials("flow.lr=1e-4")[0].runs[0].job.name == one.job.name
+    assert re.fullmatch(r"sweep-lr-0\.0001-s0-[0-9a-f]{10}", one.name)
+    assert one.settings == {"flow.lr": 1e-4}
+    assert one.targets == ()  # the whole graph, so that it can be applied
+    assert one.name != other.name
+    assert trials("flow.lr=1e-4")[0].runs[0].name == one.name
     (same,) = Plan(BASE, GRAPH, "other", (0,), FID).trial({"flow.lr": 1e-4}).runs
-    assert same.job.name != one.job.name
+    assert same.name != one.name
     for value in ("a..b", "x.lock", "~^: ?*[\\", "-"):
-        name = sweep._slug({"data.name": value})
+        name = slug({"data.name": value})
         done = subprocess.run(["git", "check-ref-format", f"refs/exps/aa/bb/sweep-{name}-s0-ab"], check=False)
         assert done.returncode == 0, name
 
@@ -136,70 +145,17 @@ def test_only_stages_whose_params_and_inputs_are_equal_are_shared():
 
 def test_a_stage_is_made_with_all_above_it():
     nodes = trials("flow.lr=1")[0].runs[0].nodes
-    made = shared.made_by(nodes, ["flow@rf"])
+    made = shared.keys(shared.needed(nodes, ["flow@rf"]))
     above = {"fetch", "preprocess", "teacher@rf", "trajectories@rf", "flow@rf"}
     assert made == {nodes[name].key for name in above}
-    assert len(shared.made_by(nodes, [])) == len(nodes) == 5 + 3 * 6
+    assert len(shared.keys(shared.needed(nodes, []))) == len(nodes) == 5 + 3 * 6
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-class FakeProcess:
-    def __init__(self, runner, job):
-        self.runner, self.job, self.left, self.stopped = runner, job, runner.polls, False
-        self.taken = job.name in runner.taken  # by another `dvc exp run`, which loses it
-        runner.taken.discard(job.name)
-
-    def ended(self):
-        self.left -= 1
-        if self.left == 0 and not self.taken and self.job.name not in self.runner.bad:
-            self.runner.done.add(self.job.name)
-        return self.left <= 0
-
-    def started(self):
-        return self.left < self.runner.polls - 1 and not self.taken
-
-    def message(self):
-        return f"{self.job.name} broke"
-
-    def at(self):
-        return "flow@rf"
-
-    def end(self):
-        self.stopped = True
-
-
-class FakeExperiments:
-    """Jobs that last some polls; it notes who ran beside whom."""
-
-    def __init__(self, polls=12, bad=(), taken=()):
-        self.polls, self.bad, self.taken = polls, set(bad), set(taken)
-        self.done, self.started, self.beside, self.environments = set(), [], [], []
-        self.processes = []
-
-    def finished(self):
-        return set(self.done)
-
-    def start(self, job, environment):
-        running = [p for p in self.processes if p.left > 0]
-        assert all(p.started() for p in running), "one at a time is taken up"
-        made = set().union(*(p.job.makes for p in self.processes if p.job.name in self.done))
-        assert not [p.job.name for p in running if (p.job.makes & job.makes) - made], "made twice"
-        self.beside.append({p.job.name for p in running} | {job.name})
-        self.started.append(job.name)
-        self.environments.append(environment)
-        self.processes.append(FakeProcess(self, job))
-        return self.processes[-1]
-
-
 def job(name, makes, *, is_shared=False):
     return Job(name, name, {}, frozenset(makes), (), is_shared)
-
-
-def pool(runner, count=2, **options) -> Pool:
-    slots = [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(count)]
-    return Pool(runner, slots, say=lambda line: None, sleep=lambda seconds: None, **options)
 
 
 JOBS = [
@@ -272,18 +228,39 @@ def test_an_interrupt_ends_what_runs():
 
 
 def test_failures_are_kept_and_tried_again_when_asked(tmp_path):
-    runner, kept = FakeExperiments(), Failures(tmp_path)
-    two = trials("flow.lr=1,2")
-    names = [t.runs[0].job.name for t in two]
+    runner = FakeExperiments()
+    runs = [t.runs[0] for t in trials("flow.lr=1,2")]
+    names = [run.name for run in runs]
+
+    def without_result(*, retry):
+        one = engine(runner, tmp_path)
+        one.run(runs, retry=retry)
+        return one.collect(runs, lambda run: [])[1]
+
     runner.bad = {names[1]}
-    options = {"code": "c0de", "failures": kept}
-    assert sweep.run_trials(two, pool(runner, count=1), retry=False, **options) == {names[1]: f"{names[1]} broke"}
-    assert sweep.run_trials(two, pool(runner, count=1), retry=False, **options) == {names[1]: f"{names[1]} broke"}
+    assert without_result(retry=False) == {names[1]: f"{names[1]} broke"}
+    assert without_result(retry=False) == {names[1]: f"{names[1]} broke"}
     assert runner.started == names
     runner.bad = set()
-    assert sweep.run_trials(two, pool(runner, count=1), retry=True, **options) == {}
+    assert without_result(retry=True) == {}
     assert runner.started == [*names, names[1]]
-    assert sweep.run_trials(two, pool(runner, count=1), retry=False, **options) == {}
+    assert without_result(retry=False) == {}
+
+
+def test_what_is_shared_is_made_once_ahead_of_several_workers_and_forgotten(tmp_path):
+    runner = FakeExperiments()
+    runs = [t.runs[0] for t in trials("flow.lr=1,2,3", base=BASE | {"dynamics": ["rf"]})]
+    one = engine(runner, tmp_path, study="sweep", count=2)
+    one.run(runs, retry=False)
+    shared_one, *others = runner.started
+    assert shared_one.startswith("sweep-shared-")
+    assert set(others) == {run.name for run in runs}
+    assert max(map(len, runner.beside)) == 2
+    one.forget_shared()
+    assert runner.done == {run.name for run in runs}
+    alone = FakeExperiments()
+    engine(alone, tmp_path, study="sweep", count=1).run(runs, retry=False)
+    assert alone.started == [run.name for run in runs]  # each finds what the one before has made
 
 
 def test_the_message_is_what_the_stage_said_last():
@@ -297,11 +274,11 @@ flow-rf: the loss is not finite at step 12; lower flow.lr
 
 ERROR: failed to reproduce 'flow@rf': failed to run: python -m pipeline.stages.flow rf, exited with 1
 """
-    said = workers.last_lines(log)
+    said = last_lines(log)
     assert "; flow-rf: the loss is not finite at step 12; lower flow.lr; ERROR: failed to reproduce 'flow@rf'" in said
     assert said.startswith("flow rf: 100%")
     assert "fetch" not in said
-    assert workers.last_lines("") == "no output"
+    assert last_lines("") == "no output"
 
 
 @pytest.mark.parametrize(
@@ -330,16 +307,16 @@ def test_a_worker_for_each_gpu(visible, jobs, found, monkeypatch):
 
 def test_a_search_finds_the_minimum_and_is_the_same_again():
     pytest.importorskip("optuna", reason="needs the extra .[optuna]")
-    axes = sweep.read_axes(["flow.lr=1e-5..1e-1:log", "anchor.policy=none,self", "flow.steps=100..4000"])
+    axes = read_axes(["flow.lr=1e-5..1e-1:log", "anchor.policy=none,self", "flow.steps=100..4000"])
 
     def searched(at_once):
-        found, one = [], sweep.search(plan(), axes, 40, at_once=at_once)
+        found, one = [], search(axes, 40, at_once=at_once, higher=False)
         for batch in one.batches():
-            for asked, trial in batch:
-                lr, policy = trial.values["flow.lr"], trial.values["anchor.policy"]
+            for asked, values in batch:
+                lr, policy = values["flow.lr"], values["anchor.policy"]
                 value = abs(math.log10(lr) + 3) + (policy == "none")
                 one.tell(asked, value)
-                found.append((value, dict(trial.values)))
+                found.append((value, values))
         return found
 
     first = searched(1)
@@ -354,15 +331,15 @@ def test_a_search_finds_the_minimum_and_is_the_same_again():
 
 def test_a_failed_configuration_does_not_end_a_search():
     pytest.importorskip("optuna", reason="needs the extra .[optuna]")
-    one = sweep.search(plan(), sweep.read_axes(["flow.lr=1e-4,1e-3"]), 3, at_once=1)
+    one = search(read_axes(["flow.lr=1e-4,1e-3"]), 3, at_once=1, higher=False)
     for batch in one.batches():
         one.tell(batch[0][0], None)
     assert len(one.study.trials) == 3
 
 
 def test_every_value_of_a_search_is_checked_before():
-    corners = list(sweep.corners(sweep.read_axes(["flow.lr=1e-4..1e-2", "anchor.policy=none,self,bank"])))
-    assert corners == [
+    found = list(corners(read_axes(["flow.lr=1e-4..1e-2", "anchor.policy=none,self,bank"])))
+    assert found == [
         {"flow.lr": 1e-4, "anchor.policy": "none"}, {"flow.lr": 1e-2, "anchor.policy": "none"},
         {"flow.lr": 1e-4, "anchor.policy": "self"}, {"flow.lr": 1e-4, "anchor.policy": "bank"},
     ]  # fmt: skip
@@ -451,22 +428,19 @@ def swept(tmp_path, monkeypatch):
 
     def planned(self, values, seed):
         run = seen(self, values, seed)
-        configs[run.job.name] = run.config
+        configs[run.name] = run.config
         return run
 
-    def read(name, ref, names):
+    def read(name, names):
         if name in runner.unreadable:
             raise UserError(f"experiment {name}: rf.json is no JSON")
         values = {d: None if d in runner.null else 0.5 + len(name) / 100 + i for i, d in enumerate(names)}
         return {d: figures_of(configs[name], value) for d, value in values.items()}
 
-    runner.unreadable, runner.null = set(), set()
+    runner.null, runner.metrics = set(), read
     monkeypatch.setattr(Plan, "_run", planned)
-    monkeypatch.setattr(sweep.study, "experiments", lambda prefix: {n: n for n in runner.done if n.startswith(prefix)})
-    monkeypatch.setattr(sweep.study, "read_metrics", read)
-    monkeypatch.setattr(sweep.study, "check_checkout", lambda: "0123456789abcdef")
-    monkeypatch.setattr(sweep.study, "git", lambda *words: "")
-    monkeypatch.setattr(sweep, "code_digest", lambda graph: "c0de")
+    monkeypatch.setattr(sweep, "check_checkout", lambda: "0123456789abcdef")
+    monkeypatch.setattr(sweep.shared, "code_digest", lambda graph: "c0de")
     monkeypatch.setattr(workers, "POLL", 0)
 
     def run(*words, status=0):
@@ -494,7 +468,7 @@ def test_every_documented_sweep_ends_in_a_table(words, swept):
     if "--dry-run" in words:
         words = [word for word in words if word != "--dry-run"]
     table = swept(*words)
-    axes = [sweep.column(word.partition("=")[0]) for before, word in pairwise(words) if before == "-S"]
+    axes = [column(word.partition("=")[0]) for before, word in pairwise(words) if before == "-S"]
     assert list(table.columns[1 : 1 + len(axes)]) == axes
     assert table["rank"].tolist() == sorted(table["rank"])
     assert {"data", "dynamics", "score", "seeds", "experiments"} <= set(table)
@@ -513,9 +487,9 @@ def test_axes_of_every_kind_are_ranked(axis, swept):
     """Lists, the name of a column, nothing, words, quotes: beside another axis and under two seeds."""
     key = axis.partition("=")[0]
     table = swept("-S", "flow.lr=1e-3,4e-3", "-S", axis, "--seeds", "0,1")
-    count = len(sweep.read_axes([axis])[key])
+    count = len(read_axes([axis])[key])
     assert table["rank"].max() == 2 * count
-    assert table[sweep.column(key)].nunique(dropna=False) == count
+    assert table[column(key)].nunique(dropna=False) == count
     assert (table["seeds"] == 2).all()
     rows = pd.read_csv(sweep.ROWS)
     assert len(rows) == 2 * len(table)

@@ -3,158 +3,35 @@
 Every sentence about a result is computed from the table: means and standard deviations over seeds, never the best one.
 """
 
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
+from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from ifm.metrics import cautions
+from ifm.metrics import catalogue
 from ifm.report import plots
-from ifm.report.page import short_commit
-from ifm.report.rounding import MISSING, mean_and_deviation, significant
+from ifm.report.rounding import MISSING, significant
+from pipeline.studies.pages.estimates import (
+    CONTRADICTED,
+    HOLDS,
+    UNDECIDED,
+    UNMEASURED,
+    Estimate,
+    judged_by,
+    mean_ratio,
+    summarised,
+    verdict,
+)
+from pipeline.studies.pages.page import dynamics_title, filled, warned
+from pipeline.studies.pages.questions import QUESTIONS, Contrast, Question, Setting
 
 ONE_STEP = "One evaluation, mean ± sd"
 TEMPLATE = Path(__file__).with_name("ablation.html")
-METRICS = {"fid": "FID", "sliced_wasserstein": "Sliced 2-Wasserstein", "energy_distance": "Energy distance"}
-HOLDS, CONTRADICTED, UNDECIDED, UNMEASURED = "agrees", "contradicts", "not told apart", "no spread to judge by"
-
-
-# --- what is asked --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A place on a question's axis: a variant's flow in one step, or its teacher."""
-
-    label: str
-    variant: str
-    prefix: str = ""  # "", "teacher_1_" or "teacher_": whose figure
-    dynamics: str | None = None  # None: each in turn
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two settings by label. judged: the paper's claim is that the first is lower."""
-
-    first: str
-    second: str
-    judged: bool = True
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked, what the paper says, and what of the table answers it."""
-
-    title: str
-    claim: str
-    settings: tuple[Setting, ...]
-    contrasts: tuple[Contrast, ...]
-
-
-def _anchors(objective: str) -> tuple[Setting, ...]:
-    return tuple(Setting(policy, f"{objective}-{policy}") for policy in ("none", "noise", "self", "bank"))
-
-
-ANCHOR_CLAIM = (
-    "The paper keeps the last estimate of every training sample (bank) as its anchor state, which is to guide the "
-    "estimate: bank should be lower than none."
-)
-QUESTIONS = (
-    Question(
-        "Anchor policy, objective trajectory",
-        ANCHOR_CLAIM,
-        _anchors("trajectory"),
-        (Contrast("bank", "none"), Contrast("self", "none", judged=False), Contrast("noise", "none", judged=False)),
-    ),
-    Question(
-        "Anchor policy, objective data",
-        ANCHOR_CLAIM,
-        _anchors("data"),
-        (Contrast("bank", "none"), Contrast("self", "none", judged=False), Contrast("noise", "none", judged=False)),
-    ),
-    Question(
-        "Objective",
-        "The paper trains on data points alone, with the bank, and reports one-step FIDs on CIFAR-10 of 2.86 (ve), "
-        "3.36 (rf) and 2.91 (pfgmpp), beside 1.97 of EDM at 35 evaluations. If it needs no teacher, data should not be "
-        "higher than the same flow on a teacher’s paths. “Printed” is its whole algorithm: loss to data, bank, scheme "
-        "paper, from scratch, t by its training law.",
-        (
-            Setting("trajectory + self", "trajectory-self"),
-            Setting("trajectory + bank", "trajectory-bank"),
-            Setting("data + bank", "data-bank"),
-            Setting("printed", "printed"),
-        ),
-        (Contrast("data + bank", "trajectory + bank"), Contrast("printed", "trajectory + self")),
-    ),
-    Question(
-        "The integral against the instantaneous velocity",
-        "The paper: the learned integral gives the end point in one evaluation, where one step along the instantaneous "
-        "velocity (the teacher at 1 NFE) misses it. The flow should be lower.",
-        (
-            Setting("velocity (1 NFE)", "trajectory-self", "teacher_1_"),
-            Setting("integral (trajectory)", "trajectory-self"),
-            Setting("integral (data)", "data-bank"),
-            Setting("integral (printed)", "printed"),
-        ),
-        tuple(Contrast(f"integral ({name})", "velocity (1 NFE)") for name in ("trajectory", "data", "printed")),
-    ),
-    Question(
-        "Scheme of preconditioning",
-        "The paper’s c_skip and c_out (t_min / t for ve and pfgmpp, the velocity form for rf) against EDM’s, which is "
-        "this project’s default. The paper’s choice should be lower.",
-        (Setting("paper", "scheme-paper"), Setting("edm", "trajectory-self")),
-        (Contrast("paper", "edm"),),
-    ),
-    Question(
-        "PFGM++’s D against VE",
-        "The paper reports FIDs of 2.86 for ve and 2.91 for pfgmpp on CIFAR-10, nearly the same; D to infinity is ve. "
-        "There is no claim of an order here, so none is judged.",
-        (
-            Setting("D = 8", "D-8", dynamics="pfgmpp"),
-            Setting("D = 128", "trajectory-self", dynamics="pfgmpp"),
-            Setting("D = 2048", "D-2048", dynamics="pfgmpp"),
-            Setting("VE", "trajectory-self", dynamics="ve"),
-        ),
-        tuple(Contrast(f"D = {d}", "VE", judged=False) for d in (8, 128, 2048)),
-    ),
-    Question(
-        "Distance of the loss",
-        "The paper trains with the pseudo-Huber distance and leaves the rule of an adaptive c open (here: the batch’s "
-        "mean error). Its choice should be lower than L2.",
-        (
-            Setting("pseudo-Huber", "trajectory-self"),
-            Setting("adaptive c", "adaptive-huber"),
-            Setting("L2", "l2"),
-        ),
-        (Contrast("pseudo-Huber", "L2"), Contrast("adaptive c", "pseudo-Huber", judged=False)),
-    ),
-)
-
-
-# --- what is measured -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean and standard deviation over seeds."""
-
-    mean: float
-    deviation: float | None  # None with one seed
-    seeds: int
-    by_seed: Mapping[int, float] = field(default_factory=dict, compare=False)
-
-    def __str__(self) -> str:
-        return " ".join(mean_and_deviation(self.mean, self.deviation)).rstrip()
 
 
 def estimate(table: pd.DataFrame, setting: Setting, *, metric: str, dynamics: str | None) -> Estimate | None:
@@ -162,33 +39,6 @@ def estimate(table: pd.DataFrame, setting: Setting, *, metric: str, dynamics: st
     of = setting.dynamics or dynamics
     mine = table[(table["variant"] == setting.variant) & (table["dynamics"] == of) & (table["sampler"] == "one_step")]
     return summarised(mine.set_index("seed")[f"{setting.prefix}{metric}"])
-
-
-def summarised(values: pd.Series) -> Estimate | None:
-    """Of figures with their seeds as index."""
-    finite = values.astype(float)
-    finite = finite[np.isfinite(finite)]
-    if finite.empty:
-        return None
-    deviation = float(finite.std()) if len(finite) > 1 else None
-    return Estimate(float(finite.mean()), deviation, len(finite), by_seed=dict(finite.items()))
-
-
-def mean_ratio(first: Estimate, second: Estimate) -> float | None:
-    """The mean of first / second over the seeds that both have, not the ratio of their means; None without a seed."""
-    both = [seed for seed in first.by_seed if second.by_seed.get(seed, 0) > 0]
-    return sum(first.by_seed[seed] / second.by_seed[seed] for seed in both) / len(both) if both else None
-
-
-def verdict(first: Estimate, second: Estimate) -> str:
-    """Whether `first` is lower: told apart by more than twice the standard error of the difference of the means."""
-    if first.deviation is None or second.deviation is None:
-        return UNMEASURED
-    error = math.sqrt(first.deviation**2 / first.seeds + second.deviation**2 / second.seeds)
-    difference = first.mean - second.mean
-    if abs(difference) <= 2 * error:
-        return UNDECIDED
-    return HOLDS if difference < 0 else CONTRADICTED
 
 
 def sentence(contrast: Contrast, first: Estimate, second: Estimate) -> str:
@@ -206,11 +56,6 @@ def sentence(contrast: Contrast, first: Estimate, second: Estimate) -> str:
     return f"{contrast.first} {first} against {contrast.second} {second}: {how}"
 
 
-def judged_by(table: pd.DataFrame) -> str:
-    """FID, or for points, which have none, the sliced distance."""
-    return "fid" if table["fid"].notna().any() else "sliced_wasserstein"
-
-
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +68,8 @@ def answer(question: Question, table: pd.DataFrame, *, data: str, number: int) -
     shown = [s for s in question.settings if any(found[s.label, d] for d in groups)]
     if len(shown) < 2:
         return None
-    second = "energy_distance" if table["energy_distance"].notna().any() else None
+    beside = (m.key for m in catalogue.studied() if not m.judges and table[m.key].notna().any())
+    second = next(beside, None)
     lines = []
     for contrast in question.contrasts:
         for d in groups:
@@ -231,7 +77,7 @@ def answer(question: Question, table: pd.DataFrame, *, data: str, number: int) -
             if first and other:
                 lines.append(
                     {
-                        "name": plots.DYNAMICS.get(d, d) if d else "PFGM++",
+                        "name": dynamics_title(d) if d else "PFGM++",
                         "colour": plots.css_colour(d or "pfgmpp"),
                         "text": sentence(contrast, first, other),
                         "verdict": verdict(first, other) if contrast.judged else None,
@@ -239,10 +85,10 @@ def answer(question: Question, table: pd.DataFrame, *, data: str, number: int) -
                 )
     return {
         "data": data,
-        "metric": METRICS[metric],
+        "metric": catalogue.title(metric),
         "svg": Markup(_figure(shown, groups, found, table, metric=metric, name=f"q{number}-{data}")),
-        "heads": [plots.DYNAMICS.get(d, d) if d else "PFGM++ and VE" for d in groups],
-        "second": METRICS[second] if second else None,
+        "heads": [dynamics_title(d) if d else "PFGM++ and VE" for d in groups],
+        "second": catalogue.title(second) if second else None,
         "rows": [
             {
                 "label": s.label,
@@ -305,14 +151,14 @@ def _figure(
         if high / low < 1.5:  # room, so that a difference of some per cent does not look like a gulf
             ax.set_ylim(low / 1.2, high * 1.2)
         plots.log_y(ax)
-        ax.set_ylabel(METRICS[metric])
+        ax.set_ylabel(catalogue.title(metric))
         # Dynamics in the legend's first row, markers in its second; matplotlib fills columns.
         names = plots.ordered(colours)
         dots = [
             (ax.plot([], [], color=plots.INK, linestyle="none", **plots.marker("one_step", plots.INK))[0], ONE_STEP),
             (ax.plot([], [], linestyle="none", **plots.marker("heun", plots.INK))[0], f"Teacher, {most} NFE"),
         ]
-        lines = [(ax.plot([], [], color=colours[d], linewidth=4)[0], plots.DYNAMICS.get(d, d)) for d in names]
+        lines = [(ax.plot([], [], color=colours[d], linewidth=4)[0], dynamics_title(d)) for d in names]
         blank = (ax.plot([], [], linestyle="none")[0], "")
         columns = list(zip_longest(lines, dots, fillvalue=blank))
         handles, titles = zip(*(entry for column in columns for entry in column), strict=True)
@@ -324,26 +170,30 @@ def _figure(
 def _everything(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Every variant, dynamics and sampler in a line: mean and sd over seeds."""
     keys = ["data", "variant", "dynamics", "sampler", "steps"]
-    order = list(dict.fromkeys(table["variant"]))
+    order, places = list(dict.fromkeys(table["variant"])), plots.ordered(table["dynamics"])
     lines = []
     for key, rows in table.groupby(keys, sort=False):
         data, variant, dynamics, sampler, steps = key
         lines.append(
             {
-                "order": (data, order.index(variant), list(plots.DYNAMICS).index(dynamics), steps, sampler),
+                "order": (data, order.index(variant), places.index(dynamics), steps, sampler),
                 "cells": [
                     data,
                     variant,
-                    plots.DYNAMICS[dynamics],
+                    dynamics_title(dynamics),
                     sampler.replace("_", " "),
                     int(steps),
-                    *(summarised(rows[metric]) or MISSING for metric in METRICS),
+                    *(summarised(rows[metric]) or MISSING for metric in _studied()),
                     summarised(rows["endpoint_rms"]) or MISSING,
                     rows["seed"].nunique(),
                 ],
             }
         )
     return [line["cells"] for line in sorted(lines, key=lambda line: line["order"])]
+
+
+def _studied() -> list[str]:
+    return [metric.key for metric in catalogue.studied()]
 
 
 def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: str, created: str) -> str:
@@ -373,37 +223,10 @@ def render(table: pd.DataFrame, *, missing: Sequence[tuple[str, str]], commit: s
         created=created,
         careful=warned(table),
         questions=questions,
+        heads=["Steps", *(catalogue.title(metric) for metric in _studied()), "End-point RMS", "Seeds"],
         everything=_everything(table),
         missing=missing,
         single=any(rows["seed"].nunique() < 2 for rows in by_data.values()),
-    )
-
-
-def warned(table: pd.DataFrame) -> list[str]:
-    """What speaks against the figures of a table, which may have a column `warnings`."""
-    return cautions.of_cells(table["warnings"]) if "warnings" in table else []
-
-
-def filled(
-    template: Path, *, facts: dict[str, str], commit: str, created: str, careful: Sequence[str] = (), **values: Any
-) -> str:
-    """A study's page: its template over page.html, the report's style, and what every list of facts ends with.
-
-    careful: what speaks against its figures.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = files("ifm").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.get_template(template.name).render(
-        style=Markup(re.search(r"<style>(.*?)</style>", page, flags=re.DOTALL).group(1)),  # one look for all pages
-        careful=careful,
-        facts=facts | {"Commit": short_commit(commit), "Created": created},
-        **values,
     )
 
 

@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 
 from ifm.metrics import cautions
-from ifm.report import plots
+from ifm.report import names
 from ifm.report.assets import asset
 from ifm.report.page import short_commit
 
@@ -40,10 +40,11 @@ def warned(table: pd.DataFrame) -> list[str]:
     return cautions.of_cells(table["warnings"]) if "warnings" in table else []
 
 
-def dynamics_title(name: str) -> str:
+def dynamics_title(key: str) -> str:
     """A dynamics in words, or its name where it has none."""
-    return plots.DYNAMICS.get(name, name)
+    return names.DYNAMICS.get(key, key)
 
 
-def sampler_title(name: str) -> str:
-    return plots.SAMPLERS.get(name, name)
+def sampler_title(key: str) -> str:
+    """A sampler in words, or its name where it has none."""
+    return names.SAMPLERS.get(key, key)

@@ -11,18 +11,12 @@ from markupsafe import Markup
 
 from ifm.metrics import catalogue
 from ifm.report import plots
-from ifm.report.rounding import mean_and_deviation
-from pipeline.studies.pages.ablation import filled, warned
+from pipeline.studies.pages.page import dynamics_title, filled, sampler_title, warned
+from pipeline.studies.ranking import with_deviation
 
 TEMPLATE = Path(__file__).with_name("sweep.html")
-TITLES = {metric.key: metric.title for metric in catalogue.merits()}
 WIDE_RANGE = 20  # largest over smallest, from which an axis is logarithmic
 PANELS_IN_A_ROW = 3
-
-
-def with_deviation(mean: float, deviation: float) -> str:
-    """0.453 ± 0.048, or the mean alone where there is no deviation."""
-    return " ".join(mean_and_deviation(mean, deviation)).rstrip()
 
 
 def render(
@@ -43,13 +37,14 @@ def render(
     fixed = {key: table[key].iloc[0] for key in axes if key not in varied}
     figures = [column for column in table.columns if f"{column}_sd" in table.columns and column != "score"]
     several = table["dynamics"].nunique() > 1
-    heads = ["Rank", *varied, *(["Mean"] if several else []), "Dynamics", *(TITLES.get(m, m) for m in figures), "Seeds"]
+    mean = ["Mean"] if several else []
+    heads = ["Rank", *varied, *mean, "Dynamics", *(catalogue.title(m) for m in figures), "Seeds"]
     first, best = table.iloc[0], table["rank"].min()
     return filled(
         TEMPLATE,
         facts={
             "Data": first["data"],
-            "Ranked by": TITLES.get(metric, metric),
+            "Ranked by": catalogue.title(metric),
             **{key: str(value) for key, value in fixed.items()},
             "Configurations": str(table["rank"].nunique()),
         },
@@ -68,15 +63,15 @@ def render(
                     row["rank"],
                     *(row[key] for key in varied),
                     *([with_deviation(row["score"], row["score_sd"])] if several else []),
-                    plots.DYNAMICS[row["dynamics"]],
+                    dynamics_title(row["dynamics"]),
                     *(with_deviation(row[m], row[f"{m}_sd"]) for m in figures),
                     row["seeds"],
                 ],
             }
             for row in table.to_dict("records")
         ],
-        metric=TITLES.get(metric, metric),
-        sampler=plots.SAMPLERS[first["sampler"]],
+        metric=catalogue.title(metric),
+        sampler=sampler_title(first["sampler"]),
         nfe=int(first["nfe"]),
         best=first["experiments"].split()[0],
         missing=missing,
@@ -124,12 +119,12 @@ def _figure(table: pd.DataFrame, axes: Sequence[str], metric: str) -> str:
             for line in grid:
                 plots.log_y(line[0])
         for line in grid:
-            line[0].set_ylabel(TITLES.get(metric, metric))
+            line[0].set_ylabel(catalogue.title(metric))
         handles = [grid[0, 0].plot([], [], color=plots.colour(d), linewidth=4)[0] for d in dynamics]
-        figure.legend(handles, [plots.DYNAMICS[d] for d in dynamics], loc="outside lower center", ncols=len(dynamics))
+        figure.legend(handles, [dynamics_title(d) for d in dynamics], loc="outside lower center", ncols=len(dynamics))
 
     size = (3.0 * columns + 0.6, 2.8 * lines + 0.4)
-    label = f"{TITLES.get(metric, metric)} against {', '.join(panels)}"
+    label = f"{catalogue.title(metric)} against {', '.join(panels)}"
     return plots.svg(draw, name="sweep", label=label, size=size)
 
 
