@@ -4,6 +4,10 @@ import gc
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.pages import browser  # noqa: E402, F401 (a fixture)
+
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
 LONGEST = (
     "test_pipeline", "test_training", "test_sharded", "test_report", "test_combinations", "test_sharing",

@@ -18,12 +18,11 @@ from accelerate.state import AcceleratorState
 from ifm import anchors, dynamics, objectives
 from ifm.hardware.devices import RowReader
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
-from ifm.networks import build_unet
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.engine import LaunchError, ProcessExchange, local_positions
 from ifm.training.flow import train_flow
-from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
+from ifm.training.loop import Diverged, fit, learning_rate, write_curve
 from ifm.training.phases import (
     consistency_phase,
     data_phase,
@@ -36,31 +35,7 @@ from ifm.training.phases import (
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
 from tests.support.on_cpus import on_cpus
-
-SETTINGS = {
-    "steps": 10,
-    "batch_size": 8,
-    "lr": 1e-3,
-    "lr_decay": "cosine",
-    "warmup_steps": 2,
-    "ema_decay": 0.9,
-    "clip_grad_norm": 1.0,
-    "log_every": 1,
-    "checkpoint_every": 5,
-}
-
-
-def settings(**changes):
-    return TrainSettings(**SETTINGS | changes)
-
-
-def unet(in_channels=1, **changed):
-    torch.manual_seed(0)
-    options = {"attention": [False, False], "dropout": 0.0, "norm_groups": 4} | changed
-    return build_unet(
-        image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1, **options
-    )
-
+from tests.support.training import settings, unet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), np.uint8)
 STATES = np.random.default_rng(0).normal(size=(24, 2, 1, 8, 8)).astype(np.float16)

@@ -19,7 +19,7 @@ from ifm.training.loop import fit
 from ifm.training.stopping import Note
 from pipeline.runner import launch, unfinished
 from pipeline.studies import study
-from tests.method.test_training import settings, unet
+from tests.support.training import settings, unet
 
 ROOT = Path(__file__).parents[2]
 INTERRUPTED = 128 + signal.SIGINT

@@ -1,6 +1,5 @@
 """`make ablation`: valid variants, a resume that runs nothing twice, and a page whose sentences follow the numbers."""
 
-import argparse
 import io
 import re
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +18,11 @@ from pipeline.studies import ablation, study
 from pipeline.studies.ablation import STUDY, VARIANTS, Variant
 from pipeline.studies.pages import ablation as ablation_page
 from pipeline.studies.pages.ablation import CONTRADICTED, HOLDS, UNDECIDED, UNMEASURED, Estimate
-from pipeline.studies.study import Left, Task, plan
+from pipeline.studies.study import Left, plan
 from pipeline.tools import params_file, preset
-from tests.pipeline.test_pipeline import clone_of_this
+from tests.support.pages import Page
+from tests.support.project import clone_of_this
+from tests.support.studies import FakeRunner, arguments, results_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
@@ -126,45 +126,6 @@ def test_overrides_are_read_by_dvc_as_the_same_values(tmp_path):
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-class FakeRunner:
-    """Experiments that take no time: some fail, one may be cut off."""
-
-    def __init__(self, *, fails=(), killed_at=None):
-        self.done, self.ran, self.fails, self.killed_at = {}, [], fails, killed_at
-
-    def finished(self):
-        return set(self.done)
-
-    def run(self, task):
-        if len(self.ran) == self.killed_at:
-            raise KeyboardInterrupt
-        self.ran.append(task.name)
-        if task.variant.name in self.fails:
-            raise UserError("ERROR: failed to reproduce 'flow@ve'")
-        self.done[task.name] = results_of(task)
-
-    def read(self, task):
-        return self.done[task.name]
-
-    def records(self, task):
-        return {}
-
-
-def results_of(task: Task, value=lambda task, d, nfe: 1.0) -> dict:
-    """What the evaluate stages of an experiment write."""
-    points = task.config.data.source == "points"
-
-    def row(model, sampler, nfe, d):
-        quality = value(task, d, nfe) * (1.0 if model == "flow" else 50.0 if nfe == 1 else 0.5)
-        metrics = {"sliced_wasserstein": quality, "energy_distance": quality / 10} if points else {"fid": quality}
-        return {"model": model, "sampler": sampler, "nfe": nfe, "n_samples": 2000, "class_shares": [1.0], **metrics}
-
-    samplers = [("teacher", "heun", 1), ("teacher", "heun", 35), ("flow", "one_step", 1), ("flow", "anchor", 2)]
-    return {"reference": {"extractor": task.config.evaluate.extractor}} | {
-        d: {f"{m}-{s}-nfe{n:03d}": row(m, s, n, d) for m, s, n in samplers} for d in task.dynamics
-    }
-
-
 def test_finished_experiments_are_not_run_again():
     tasks, _ = planned()
     runner, said = FakeRunner(), []
@@ -198,21 +159,6 @@ def test_remaining_time_is_by_dynamics_and_preset():
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A folder in which `run_study` believes itself in a clean commit, and writes."""
-    for name in ("params.yaml", "dvc.yaml", "pipeline", "src"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "check_checkout", lambda: "0123456789abcdef")
-    return tmp_path
-
-
-def arguments(**changes):
-    made = {"presets": ["points"], "seeds": [0, 1], "only": None, "set": [], "dry_run": False}
-    return argparse.Namespace(**(made | changes))
 
 
 def test_dry_run_lists_and_runs_nothing(checkout, capsys):
@@ -378,30 +324,6 @@ def test_means_not_minima():
     setting = ablation_page.Setting("none", "trajectory-none")
     found = ablation_page.estimate(table, setting, metric="sliced_wasserstein", dynamics="ve")
     assert (found.mean, found.deviation, found.seeds) == (3.0, pytest.approx(7**0.5), 3)
-
-
-class Page(HTMLParser):
-    """What a browser would fetch, and whether tags close."""
-
-    VOID = ("meta", "link", "br", "img", "use", "path", "circle", "rect", "input", "hr")
-
-    def __init__(self, text):
-        super().__init__()
-        self.fetched, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        of = dict(attributes)
-        self.fetched += [of[k] for k in ("src", "href") if of.get(k) and not of[k].startswith(("#", "data:"))]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        pass
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 def test_page_is_whole_offline_and_the_same_for_the_same_table():

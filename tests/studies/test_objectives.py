@@ -26,7 +26,7 @@ from pipeline.studies.objectives import STUDY
 from pipeline.studies.pages import objectives as objectives_page
 from pipeline.studies.study import plan
 from pipeline.tools import params_file, preset
-from tests.studies.test_ablation import FakeRunner, arguments, checkout, results_of  # noqa: F401
+from tests.support.studies import FakeRunner, arguments, results_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
@@ -128,7 +128,7 @@ class Recorded(FakeRunner):
         return made
 
 
-def test_the_command_writes_table_and_page(checkout):  # noqa: F811
+def test_the_command_writes_table_and_page(checkout):
     runner = Recorded()
     assert study.run_study(STUDY, arguments(), runner) == 0
     table = pd.read_csv("reports/objectives.csv")

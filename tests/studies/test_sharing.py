@@ -17,8 +17,8 @@ import pytest
 
 from ifm.cli import doctor
 from pipeline.tools import preset
-from tests.pipeline.test_pipeline import Project, clone_of_this, edit
-from tests.studies.test_ablation import Page
+from tests.support.pages import Page
+from tests.support.project import Project, clone_of_this, edit
 
 ROOT = Path(__file__).parents[2]
 TINY = {

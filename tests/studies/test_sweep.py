@@ -19,7 +19,7 @@ from pipeline.studies.pages import sweep as sweep_page
 from pipeline.studies.sweep import Failures, Measure, Plan, Range
 from pipeline.studies.workers import Job, Pool
 from pipeline.tools import preset
-from tests.studies.test_ablation import Page
+from tests.support.pages import Page
 
 ROOT = Path(__file__).parents[2]
 BASE = read_params(ROOT / "params.yaml")

@@ -12,7 +12,7 @@ from ifm.model import Teacher
 from ifm.networks import build_unet
 from ifm.training.loop import TrainSettings
 from ifm.training.teacher import train_teacher
-from tests.method.test_training import SETTINGS
+from tests.support.training import SETTINGS
 
 STEPS = 100
 
