@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.support.small_models import draws_of, small_flow
 
 ROOT = Path(__file__).parents[2]
+STEPS = 30  # docs/reproducibility.md measured 100
 
 
 def trained(file: Path, *, threads: int) -> Path:
@@ -21,7 +22,12 @@ def trained(file: Path, *, threads: int) -> Path:
     }
     script = Path(__file__).parents[1] / "support" / "reproducible_worker.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(file)], env=around, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, str(script), str(file), str(STEPS)],
+        env=around,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) == threads

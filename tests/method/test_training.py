@@ -3,10 +3,7 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,7 +31,8 @@ from ifm.training.phases import (
 )  # fmt: skip
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
-from tests.support.on_cpus import on_cpus
+from tests.support import distributed_worker, resume_worker
+from tests.support.launch import one_process, torchrun
 from tests.support.training import settings, unet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), np.uint8)
@@ -418,19 +416,13 @@ def test_curve_file(tmp_path):
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, tmp_path):
     """torchrun with 2 and 3 CPU processes against one: equal batches, weights equal up to the order of sums."""
-    script = Path(__file__).parents[1] / "support" / "distributed_worker.py"
-    outputs = []
-    for count in (1, processes):
-        out = tmp_path / f"{count}"
+    outputs = one, many = tmp_path / "one", tmp_path / "many"
+    for out in outputs:
         out.mkdir()
-        command = [sys.executable, str(script), str(out)]
-        if count > 1:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
-                       str(script), str(out)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
-        assert done.returncode == 0, done.stderr[-3000:]
-        outputs.append(out)
-    one, many = outputs
+    with one_process():
+        distributed_worker.main(one)
+    done = torchrun(distributed_worker, processes, many)
+    assert done.returncode == 0, done.stderr[-3000:]
     batches = [sorted(json.loads(p.read_text()) for p in out.glob("batches-*.json")) for out in outputs]
     flat = [[sorted(chain.from_iterable(part[step] for part in parts)) for step in range(6)] for parts in batches]
     assert flat[0] == flat[1]
@@ -481,28 +473,29 @@ def test_an_intervals_anchor_is_made_at_its_own_start():
         assert torch.equal(t, t_loss)
 
 
-def resume_worker(processes, *arguments):
-    """Runs it and says whether it came to its end."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    script = Path(__file__).parents[1] / "support" / "resume_worker.py"
-    words = [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
-    assert done.returncode == 0 or len(arguments) == 1, done.stderr[-3000:]
+def goes_on(processes, folder, out=None):
+    """Trains from the folder's checkpoints, and says whether it came to its end. Without out it dies after step 8."""
+    if processes == 1:
+        with one_process():
+            resume_worker.main(folder, out)
+        return True
+    done = torchrun(resume_worker, processes, folder, *([out] if out else []))
+    assert done.returncode == 0 or out is None, done.stderr[-3000:]
     return done.returncode == 0
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    resume_worker(1, folder / "checkpoints", folder / "whole.pt")
+    goes_on(1, folder / "checkpoints", folder / "whole.pt")
     return torch.load(folder / "whole.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(before, after, undisturbed, tmp_path):
     """Killed after step 8 in so many processes, ended in others: weights and bank as of an undisturbed run in one."""
-    assert not resume_worker(before, tmp_path / "checkpoints")
-    assert resume_worker(after, tmp_path / "checkpoints", tmp_path / "resumed.pt")
+    assert not goes_on(before, tmp_path / "checkpoints")
+    assert goes_on(after, tmp_path / "checkpoints", tmp_path / "resumed.pt")
     resumed = torch.load(tmp_path / "resumed.pt", weights_only=True)
     assert (undisturbed["from"], resumed["from"]) == (0, 6)
     for name in undisturbed.keys() - {"from"}:

@@ -1,6 +1,10 @@
-"""The tests themselves: what they share lies in tests/support."""
+"""The tests themselves: what they share lies in tests/support, and their processes start quickly."""
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +41,18 @@ def test_imports_are_found(tmp_path, monkeypatch):
         "import tests.b.test_y\nfrom tests.b import test_z\nfrom . import test_w\nfrom ..c.test_v import V\n"
     )
     assert list(imported(file)) == ["tests.b.test_y", "tests.b.test_z", "tests.a.test_w", "tests.c.test_v.V"]
+
+
+def test_processes_of_tests_keep_their_bytecode():
+    assert not sys.dont_write_bytecode
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_keeps_the_bytecode_of_what_it_starts():
+    """uv compiles nothing when it installs."""
+    words = ["make", "--silent", "--eval", "show: ; @env", "show"]
+    asked = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OTHER": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=asked, capture_output=True, text=True, check=True)
+    assert "OTHER=1" in done.stdout.splitlines()
+    assert "PYTHONDONTWRITEBYTECODE" not in done.stdout
