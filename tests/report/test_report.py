@@ -391,6 +391,7 @@ def test_a_ratio_is_the_mean_of_ratios_over_the_seeds_of_training():
 # --- what it is ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn_anew")
 def test_same_input_same_page(page):
     assert render(full_report()) == page
 
