@@ -17,9 +17,10 @@ from tests.support.pages import browser  # noqa: E402, F401 (a fixture)
 
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
 LONGEST = (
-    "test_pipeline", "test_training", "test_sharded", "test_report", "test_combinations", "test_sharing",
-    "test_together", "test_trained", "test_tracking_server", "test_hosts", "test_hub", "test_kill", "test_points",
-    "test_use", "test_inputs",
+    "test_pipeline", "test_sharing", "test_report", "test_combinations", "test_training", "test_judging",
+    "test_tracking_server", "test_trained", "test_sharded", "test_use", "test_together", "test_hosts", "test_hub",
+    "test_parallel", "test_cli_evaluate", "test_inputs", "test_points", "test_hostile", "test_reproducibility",
+    "test_doctor", "test_places", "test_serving",
 )  # fmt: skip
 
 

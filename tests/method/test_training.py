@@ -31,7 +31,7 @@ from ifm.training.phases import (
 )  # fmt: skip
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
-from tests.support import distributed_worker, resume_worker
+from tests.support import distributed_worker, one_launch, resume_worker
 from tests.support.launch import one_process, torchrun
 from tests.support.training import settings, unet
 
@@ -413,16 +413,40 @@ def test_curve_file(tmp_path):
     assert (tmp_path / "c.csv").read_text() == text
 
 
+def goes_on(processes, folder, out=None):
+    """Trains from the folder's checkpoints, and says whether it came to its end. Without out it dies after step 8."""
+    if processes == 1:
+        with one_process():
+            resume_worker.main(folder, out)
+        return True
+    done = torchrun(resume_worker, processes, folder, *([out] if out else []))
+    assert done.returncode == 0 or out is None, done.stderr[-3000:]
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """What three processes wrote: stages/ from nothing, and resumed.pt of a run that two began and did not end."""
+    folder = tmp_path_factory.mktemp("three")
+    (folder / "stages").mkdir()
+    assert not goes_on(2, folder / "checkpoints")
+    stages = (distributed_worker.__name__, folder / "stages")
+    resumed = (resume_worker.__name__, folder / "checkpoints", folder / "resumed.pt")
+    done = torchrun(one_launch, 3, *stages, "--", *resumed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, tmp_path):
+def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, three, tmp_path):
     """torchrun with 2 and 3 CPU processes against one: equal batches, weights equal up to the order of sums."""
-    outputs = one, many = tmp_path / "one", tmp_path / "many"
-    for out in outputs:
-        out.mkdir()
+    outputs = one, many = tmp_path, three / "stages" if processes == 3 else tmp_path / "many"
     with one_process():
         distributed_worker.main(one)
-    done = torchrun(distributed_worker, processes, many)
-    assert done.returncode == 0, done.stderr[-3000:]
+    if processes != 3:
+        many.mkdir()
+        done = torchrun(distributed_worker, processes, many)
+        assert done.returncode == 0, done.stderr[-3000:]
     batches = [sorted(json.loads(p.read_text()) for p in out.glob("batches-*.json")) for out in outputs]
     flat = [[sorted(chain.from_iterable(part[step] for part in parts)) for step in range(6)] for parts in batches]
     assert flat[0] == flat[1]
@@ -473,17 +497,6 @@ def test_an_intervals_anchor_is_made_at_its_own_start():
         assert torch.equal(t, t_loss)
 
 
-def goes_on(processes, folder, out=None):
-    """Trains from the folder's checkpoints, and says whether it came to its end. Without out it dies after step 8."""
-    if processes == 1:
-        with one_process():
-            resume_worker.main(folder, out)
-        return True
-    done = torchrun(resume_worker, processes, folder, *([out] if out else []))
-    assert done.returncode == 0 or out is None, done.stderr[-3000:]
-    return done.returncode == 0
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -492,11 +505,14 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
-def test_a_run_goes_on_with_another_number_of_processes(before, after, undisturbed, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(before, after, undisturbed, three, tmp_path):
     """Killed after step 8 in so many processes, ended in others: weights and bank as of an undisturbed run in one."""
-    assert not goes_on(before, tmp_path / "checkpoints")
-    assert goes_on(after, tmp_path / "checkpoints", tmp_path / "resumed.pt")
-    resumed = torch.load(tmp_path / "resumed.pt", weights_only=True)
+    folder = three
+    if (before, after) != (2, 3):
+        folder = tmp_path
+        assert not goes_on(before, folder / "checkpoints")
+        assert goes_on(after, folder / "checkpoints", folder / "resumed.pt")
+    resumed = torch.load(folder / "resumed.pt", weights_only=True)
     assert (undisturbed["from"], resumed["from"]) == (0, 6)
     for name in undisturbed.keys() - {"from"}:
         near = {"rtol": 2e-2, "atol": 2e-3} if name == "bank" else {"rtol": 2e-3, "atol": 5e-5}
