@@ -15,15 +15,12 @@ STEPS = 12  # docs/reproducibility.md measured 100
 
 
 def trained(file: Path, *, threads: int) -> Path:
-    around = (
-        os.environ
-        | {
-            "OMP_NUM_THREADS": f"{threads}",
-            "MKL_NUM_THREADS": f"{threads}",
-            "OMP_WAIT_POLICY": "PASSIVE",  # beside other work, threads that wait for each other busily take ten times as long
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests"))),
-        }
-    )
+    around = os.environ | {
+        "OMP_NUM_THREADS": f"{threads}",
+        "MKL_NUM_THREADS": f"{threads}",
+        "OMP_WAIT_POLICY": "PASSIVE",  # beside other work, threads that wait busily take far longer
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests"))),
+    }
     script = Path(__file__).parents[1] / "support" / "reproducible_worker.py"
     done = subprocess.run(
         [sys.executable, str(script), str(file), str(STEPS)],
