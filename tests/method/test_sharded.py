@@ -12,8 +12,8 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
-from ifm.training.engine import LaunchError, check_splitting
-from ifm.training.phases import interval_phase
+from ifm.hardware.processes import LaunchError, check_splitting
+from ifm.objectives.interval import interval_phase
 from tests.support import split_worker
 from tests.support.launch import one_process, torchrun
 from tests.support.on_cpus import on_cpus

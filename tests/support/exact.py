@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ifm.diagnostics import gaussian_gain
-from ifm.dynamics import Dynamics, expand
+from ifm.dynamics.base import Dynamics, expand
 
 
 class GaussianDenoiser:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
 from ifm.training.loop import TrainSettings
 
 SETTINGS = {
