@@ -123,7 +123,7 @@ def test_a_wrong_value_stops_before_any_work(project):
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(project):
-    project.set(teacher__steps=200)
+    project.set(teacher__steps=600)
     process = subprocess.Popen(
         ["dvc", "repro", "teacher@rf"], cwd=project.folder, env=project.env, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -143,7 +143,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(project):
     assert "RUNNING" not in statuses
     assert statuses.count("KILLED") == 1
     curve = pd.read_csv(project.folder / "reports/curves/teacher-rf.csv")
-    assert curve.step.tolist() == list(range(5, 201, 5))
+    assert curve.step.tolist() == list(range(5, 601, 5))
     assert not list(checkpoints.glob("*"))
     project.set(teacher__steps=20)
     assert not set(project.repro()) & {*BRANCH}
