@@ -17,6 +17,8 @@ STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
+# uv compiles nothing, and an environment that forbids bytecode would have each stage compile torch and MLflow anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench audit kill-test check-cache ui readme params-reference clean
 

@@ -1,14 +1,26 @@
 """What holds for all tests."""
 
 import gc
+import os
+import sys
 
 import pytest
 
+# Bytecode is kept, also where the environment says not to (as in many containers). Tests start hundreds of processes,
+# and without it each compiles torch, diffusers and MLflow anew: 50 s a stage in place of 14.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.pages import browser  # noqa: E402, F401 (a fixture)
+
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
 LONGEST = (
-    "test_pipeline", "test_training", "test_sharded", "test_report", "test_combinations", "test_sharing",
-    "test_together", "test_trained", "test_tracking_server", "test_hosts", "test_hub", "test_kill", "test_points",
-    "test_use", "test_inputs",
+    "test_pipeline", "test_sharing", "test_report", "test_combinations", "test_training", "test_judging",
+    "test_tracking_server", "test_trained", "test_sharded", "test_use", "test_together", "test_hosts", "test_hub",
+    "test_parallel", "test_cli_evaluate", "test_inputs", "test_points", "test_hostile", "test_reproducibility",
+    "test_doctor", "test_places", "test_serving",
 )  # fmt: skip
 
 

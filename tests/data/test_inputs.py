@@ -27,7 +27,7 @@ from ifm.files import readable
 from pipeline.runner.stage import data_name, placed
 from pipeline.stages import source as source_stage
 from pipeline.tools import preset
-from tests.pipeline.test_pipeline import Project, clone_of_this, edit
+from tests.support.project import Project, clone_of_this, edit
 
 ROOT = Path(__file__).parents[2]
 VALUES = read_params(ROOT / "params.yaml")

@@ -41,7 +41,7 @@ from pipeline.runner import paths as places
 from pipeline.runner.stage import Stage
 from pipeline.stages import diagnose as diagnose_stage
 from pipeline.tools import preset
-from tests.support.exact import GaussianDenoiser
+from tests.support.exact import GaussianDenoiser, LinearFlow
 
 NAMES = list(dynamics.DYNAMICS)
 ROOT = Path(__file__).parents[2]
@@ -49,20 +49,6 @@ ROOT = Path(__file__).parents[2]
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class LinearFlow(nn.Module):
-    """x_0_hat = s_d / sqrt(a^2 s_d^2 + b^2) x_t, the exact flow map of N(0, s_d^2), plus a share of the anchor."""
-
-    takes_anchor = True
-
-    def __init__(self, d, anchor=0.0):
-        super().__init__()
-        self.dynamics, self.anchor = d, anchor
-
-    def forward(self, x_t, t, *, x_anchor):
-        gain = gaussian_gain(self.dynamics, t.double()).to(x_t.dtype)
-        return gain.reshape(-1, *[1] * (x_t.ndim - 1)) * x_t + self.anchor * x_anchor
 
 
 # --- non-intersection ---------------------------------------------------------------------------------------

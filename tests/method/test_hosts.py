@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import test_pipeline
 from tests.support import two_hosts
 from tests.support.on_cpus import on_cpus
+from tests.support.project import TINY, clone_of_this, edit
 
 WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 HOSTS = Path(two_hosts.__file__)
@@ -69,8 +69,8 @@ def test_stages_on_two_hosts(tmp_path):
         ("hosts", [*NAMESPACE, sys.executable, str(HOSTS), str(tmp_path)]),
         ("one", [sys.executable, *ONE_HOST]),
     ):
-        project = test_pipeline.clone_of_this(tmp_path / name)
-        test_pipeline.edit(project.folder / "params.yaml", test_pipeline.TINY | {"anchor.policy": "bank"})
+        project = clone_of_this(tmp_path / name)
+        edit(project.folder / "params.yaml", TINY | {"anchor.policy": "bank"})
         project.run("git", "init", "-q")
         project.run("git", "add", "-A")
         project.run("git", "commit", "-qm", "tiny")

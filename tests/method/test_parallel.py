@@ -1,15 +1,13 @@
 """Batches shared out over processes: the same samples and features, to the byte, for any number of them."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ifm.hardware.parallel import shared_batches
-from tests.support.on_cpus import on_cpus
+from tests.support import sharing_worker
+from tests.support.launch import one_process, torchrun
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -38,14 +36,16 @@ def test_processes_take_turns_and_all_see_every_batch_in_order(processes, monkey
 
 def test_samples_and_features_are_the_same_in_one_two_and_three_processes(tmp_path):
     """Samples end in the main process's file; every process has all features, and none has done all the work."""
-    script, found = Path(__file__).parents[1] / "support" / "sharing_worker.py", {}
+    found = {}
     for count in (1, 2, 3):
         out = tmp_path / f"{count}"
         out.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
-        command = [sys.executable, *launcher, str(script), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
-        assert done.returncode == 0, done.stderr[-3000:]
+        if count == 1:
+            with one_process():
+                sharing_worker.main(out)
+        else:
+            done = torchrun(sharing_worker, count, out)
+            assert done.returncode == 0, done.stderr[-3000:]
         notes = [json.loads((out / f"digests-{rank}.json").read_text()) for rank in range(count)]
         assert all(note["digests"] == notes[0]["digests"] for note in notes)
         assert sorted(n for note in notes for n in note["worked"]) == [3, 5, 5, 5, 5]

@@ -11,17 +11,24 @@ from safetensors.torch import load_file
 from tests.support.small_models import draws_of, small_flow
 
 ROOT = Path(__file__).parents[2]
+STEPS = 12  # docs/reproducibility.md measured 100
 
 
 def trained(file: Path, *, threads: int) -> Path:
     around = os.environ | {
         "OMP_NUM_THREADS": f"{threads}",
         "MKL_NUM_THREADS": f"{threads}",
+        "OMP_WAIT_POLICY": "PASSIVE",  # beside other work, threads that wait busily take far longer
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests"))),
     }
     script = Path(__file__).parents[1] / "support" / "reproducible_worker.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(file)], env=around, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, str(script), str(file), str(STEPS)],
+        env=around,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) == threads

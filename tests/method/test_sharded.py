@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from ifm.hardware.processes import LaunchError, check_splitting
 from ifm.objectives.interval import interval_phase
+from tests.support import split_worker
+from tests.support.launch import one_process, torchrun
 from tests.support.on_cpus import on_cpus
 
 # Every block split for itself, or the model as one; each process's initial weights, or the main one's.
@@ -46,14 +48,18 @@ def config_in_docs(path):
     return path
 
 
-def work(launcher, cases, out):
-    """Runs the cases, split if there is a launcher of several processes."""
+def given(out, cases):
+    """The folder of a worker, with its cases."""
     out.mkdir()
     (out / "cases.json").write_text(json.dumps(cases))
-    script = str(Path(__file__).parents[1] / "support" / "split_worker.py")
-    words = [sys.executable, *launcher, script, "split" if launcher else "whole", str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=on_cpus())
-    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def by_accelerate(config, out):
+    """Two processes by the launcher that docs/multi-gpu.md names."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes=2"]
+    words = [sys.executable, *launcher, "--main_process_port=0", split_worker.__file__, "split", str(out)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=on_cpus())
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +67,18 @@ def trained(tmp_path_factory):
     """What one process and three wrote. `resumed` went to step 6 in two, to 10 in one, and on in three."""
     folder = tmp_path_factory.mktemp("split")
     resumed = BANK | {"name": "resumed", "checkpoints": str(folder / "resumed")}
-    config = str(config_in_docs(folder / "fsdp.yaml"))
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
-    work([*accelerate, "--main_process_port=0"], [resumed | {"stop": 6, "plugin": {}}], folder / "two")
+    two = given(folder / "two", [resumed | {"stop": 6, "plugin": {}}])
+    done = by_accelerate(config_in_docs(folder / "fsdp.yaml"), two)
+    assert done.returncode == 0, done.stderr[-3000:]
     of_two = load_file(next((folder / "resumed").glob("*.safetensors")))
     undisturbed = BANK | {"checkpoints": str(folder / "undisturbed")}
-    work([], [*CASES, undisturbed, resumed | {"stop": 10}], folder / "one")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    work(torchrun, [*CASES, resumed], folder / "three")
-    return SimpleNamespace(folder=folder, one=folder / "one", three=folder / "three", of_two=of_two)
+    one = given(folder / "one", [*CASES, undisturbed, resumed | {"stop": 10}])
+    with one_process():
+        split_worker.main(False, one)
+    three = given(folder / "three", [*CASES, resumed])
+    done = torchrun(split_worker, 3, "split", three)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return SimpleNamespace(folder=folder, one=one, three=three, of_two=of_two)
 
 
 def told(out, name, process=0):

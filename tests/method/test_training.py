@@ -3,10 +3,7 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +16,6 @@ from ifm import anchors, dynamics, losses
 from ifm.hardware.devices import RowReader
 from ifm.hardware.processes import LaunchError, ProcessExchange, local_positions
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
-from ifm.networks.unet import build_unet
 from ifm.objectives.base import time_weight
 from ifm.objectives.consistency import consistency_phase
 from ifm.objectives.data import data_phase
@@ -32,35 +28,12 @@ from ifm.objectives.trajectory import (
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.flow import train_flow
-from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
+from ifm.training.loop import Diverged, fit, learning_rate, write_curve
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
-from tests.support.on_cpus import on_cpus
-
-SETTINGS = {
-    "steps": 10,
-    "batch_size": 8,
-    "lr": 1e-3,
-    "lr_decay": "cosine",
-    "warmup_steps": 2,
-    "ema_decay": 0.9,
-    "clip_grad_norm": 1.0,
-    "log_every": 1,
-    "checkpoint_every": 5,
-}
-
-
-def settings(**changes):
-    return TrainSettings(**SETTINGS | changes)
-
-
-def unet(in_channels=1, **changed):
-    torch.manual_seed(0)
-    options = {"attention": [False, False], "dropout": 0.0, "norm_groups": 4} | changed
-    return build_unet(
-        image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1, **options
-    )
-
+from tests.support import distributed_worker, one_launch, resume_worker
+from tests.support.launch import one_process, torchrun
+from tests.support.training import settings, unet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), np.uint8)
 STATES = np.random.default_rng(0).normal(size=(24, 2, 1, 8, 8)).astype(np.float16)
@@ -440,22 +413,40 @@ def test_curve_file(tmp_path):
     assert (tmp_path / "c.csv").read_text() == text
 
 
+def goes_on(processes, folder, out=None):
+    """Trains from the folder's checkpoints, and says whether it came to its end. Without out it dies after step 8."""
+    if processes == 1:
+        with one_process():
+            resume_worker.main(folder, out)
+        return True
+    done = torchrun(resume_worker, processes, folder, *([out] if out else []))
+    assert done.returncode == 0 or out is None, done.stderr[-3000:]
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """What three processes wrote: stages/ from nothing, and resumed.pt of a run that two began and did not end."""
+    folder = tmp_path_factory.mktemp("three")
+    (folder / "stages").mkdir()
+    assert not goes_on(2, folder / "checkpoints")
+    stages = (distributed_worker.__name__, folder / "stages")
+    resumed = (resume_worker.__name__, folder / "checkpoints", folder / "resumed.pt")
+    done = torchrun(one_launch, 3, *stages, "--", *resumed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, tmp_path):
+def test_processes_see_the_same_global_batches_and_reach_the_same_model(processes, three, tmp_path):
     """torchrun with 2 and 3 CPU processes against one: equal batches, weights equal up to the order of sums."""
-    script = Path(__file__).parents[1] / "support" / "distributed_worker.py"
-    outputs = []
-    for count in (1, processes):
-        out = tmp_path / f"{count}"
-        out.mkdir()
-        command = [sys.executable, str(script), str(out)]
-        if count > 1:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
-                       str(script), str(out)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
+    outputs = one, many = tmp_path, three / "stages" if processes == 3 else tmp_path / "many"
+    with one_process():
+        distributed_worker.main(one)
+    if processes != 3:
+        many.mkdir()
+        done = torchrun(distributed_worker, processes, many)
         assert done.returncode == 0, done.stderr[-3000:]
-        outputs.append(out)
-    one, many = outputs
     batches = [sorted(json.loads(p.read_text()) for p in out.glob("batches-*.json")) for out in outputs]
     flat = [[sorted(chain.from_iterable(part[step] for part in parts)) for step in range(6)] for parts in batches]
     assert flat[0] == flat[1]
@@ -506,29 +497,22 @@ def test_an_intervals_anchor_is_made_at_its_own_start():
         assert torch.equal(t, t_loss)
 
 
-def resume_worker(processes, *arguments):
-    """Runs it and says whether it came to its end."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    script = Path(__file__).parents[1] / "support" / "resume_worker.py"
-    words = [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
-    assert done.returncode == 0 or len(arguments) == 1, done.stderr[-3000:]
-    return done.returncode == 0
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    resume_worker(1, folder / "checkpoints", folder / "whole.pt")
+    goes_on(1, folder / "checkpoints", folder / "whole.pt")
     return torch.load(folder / "whole.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
-def test_a_run_goes_on_with_another_number_of_processes(before, after, undisturbed, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(before, after, undisturbed, three, tmp_path):
     """Killed after step 8 in so many processes, ended in others: weights and bank as of an undisturbed run in one."""
-    assert not resume_worker(before, tmp_path / "checkpoints")
-    assert resume_worker(after, tmp_path / "checkpoints", tmp_path / "resumed.pt")
-    resumed = torch.load(tmp_path / "resumed.pt", weights_only=True)
+    folder = three
+    if (before, after) != (2, 3):
+        folder = tmp_path
+        assert not goes_on(before, folder / "checkpoints")
+        assert goes_on(after, folder / "checkpoints", folder / "resumed.pt")
+    resumed = torch.load(folder / "resumed.pt", weights_only=True)
     assert (undisturbed["from"], resumed["from"]) == (0, 6)
     for name in undisturbed.keys() - {"from"}:
         near = {"rtol": 2e-2, "atol": 2e-3} if name == "bank" else {"rtol": 2e-3, "atol": 5e-5}

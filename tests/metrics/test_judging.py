@@ -58,8 +58,8 @@ from pipeline.stages import (
 from pipeline.stages import preprocess as preprocess_stage
 from pipeline.studies import sweep
 from pipeline.tools import comparison, fairness, preset, readme
-from tests.method.test_diagnostics import LinearFlow
-from tests.report.test_report import diagnostics_of, full_report, summary_of
+from tests.support.exact import LinearFlow
+from tests.support.reports import diagnostics_of, full_report, summary_of
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from ifm.cli.main import main
 from ifm.config import load
 from ifm.errors import UserError
 from ifm.files import file_sha256
-from tests.pipeline.test_graph import BLOCKER
-from tests.pipeline.test_pipeline import edit
+from tests.support.core_alone import BLOCKER
+from tests.support.project import edit
 
 ROOT = Path(__file__).parents[2]
 

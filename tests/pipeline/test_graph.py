@@ -11,6 +11,7 @@ import yaml
 
 from ifm.config import Config
 from pipeline import graph
+from tests.support.core_alone import BLOCKER
 
 ROOT = Path(__file__).parents[2]
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -182,22 +183,6 @@ def test_garbage_is_collected_while_a_stage_works():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "True"]
-
-
-BLOCKER = """
-import importlib.util, sys
-gone = (
-    "cleanfid", "datasets", "dvc", "matplotlib", "mlflow", "ot", "pandas", "pyarrow", "ruamel", "scipy", "sklearn",
-    "torchvision",
-)
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in gone else real(name, package)
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in gone:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocked())
-"""
 
 
 def test_training_runs_without_dvc_mlflow_and_clean_fid(tmp_path):

@@ -37,7 +37,8 @@ from pipeline.tools.comparison import (
     ratio,
 )
 from pipeline.tools.preset import parse_yaml
-from tests.report.test_report import SPLIT_WORDS, browser, chromium, diagnostics_of, summary_of  # noqa: F401 (browser is a fixture)
+from tests.support.pages import SPLIT_WORDS, chromium
+from tests.support.reports import diagnostics_of, summary_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -759,7 +760,7 @@ def page(project):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_never_scrolls_sideways_sorts_and_chooses(width, browser, page, tmp_path):  # noqa: F811
+def test_page_never_scrolls_sideways_sorts_and_chooses(width, browser, page, tmp_path):
     probe = tmp_path / "probe.html"
     filled = PROBE.format(width=width, page=html.escape(page), split_words=SPLIT_WORDS)
     probe.write_text(filled, encoding="utf-8")
@@ -778,7 +779,7 @@ def test_page_never_scrolls_sideways_sorts_and_chooses(width, browser, page, tmp
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_can_be_seen(width, browser, page, tmp_path):  # noqa: F811
+def test_page_can_be_seen(width, browser, page, tmp_path):
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     shot = tmp_path / "page.png"
     chromium(

@@ -27,7 +27,8 @@ from ifm.use import diffusers_folder, loading
 from ifm.use.models import IntegrationFlow
 from pipeline.runner.stage import data_name
 from pipeline.tools import audit
-from tests.report.test_report import Page, full_report, summary_of
+from tests.support.pages import Page
+from tests.support.reports import full_report, summary_of
 from tests.support.small_models import small_flow, small_teacher
 
 ROOT = Path(__file__).parents[2]

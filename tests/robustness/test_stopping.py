@@ -12,14 +12,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ifm import cli, dynamics
+from ifm import dynamics
+from ifm.cli import main as cli
 from ifm.model import Teacher
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import fit
 from ifm.training.stopping import Note
 from pipeline.runner import launch, unfinished
 from pipeline.studies import study
-from tests.method.test_training import settings, unet
+from tests.support.training import settings, unet
 
 ROOT = Path(__file__).parents[2]
 INTERRUPTED = 128 + signal.SIGINT
@@ -215,7 +216,7 @@ def test_several_processes_say_one_line_and_are_gone(folder):
     (folder / "rank.py").write_text(
         "import os, signal, sys, time\n"
         "from ifm.tracking import project_root\n"
-        "from pipeline import unfinished\n"
+        "from pipeline.runner import unfinished\n"
         "def ended(*_):\n    open(f'ended-{os.environ[\"RANK\"]}', 'w').close(); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, ended)\n"
         "if os.environ['RANK'] == '0':\n"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.tools.check_cache import copies, damaged, file_md5
-from tests.pipeline.test_pipeline import TINY, Project, clone_of_this, edit
+from tests.support.project import TINY, Project, clone_of_this, edit
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -1,8 +1,9 @@
 """Teachers without a network: closed forms to judge solver, trajectories and objectives by, on the device of x_t."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ifm.diagnostics import gaussian_gain
 from ifm.dynamics.base import Dynamics, expand
 
 
@@ -44,3 +45,17 @@ class PointsDenoiser:
         else:
             log_w = -distance / (2 * b**2)
         return log_w.softmax(dim=1) @ points
+
+
+class LinearFlow(nn.Module):
+    """x_0_hat = s_d / sqrt(a^2 s_d^2 + b^2) x_t, the exact flow map of N(0, s_d^2), plus a share of the anchor."""
+
+    takes_anchor = True
+
+    def __init__(self, d, anchor=0.0):
+        super().__init__()
+        self.dynamics, self.anchor = d, anchor
+
+    def forward(self, x_t, t, *, x_anchor):
+        gain = gaussian_gain(self.dynamics, t.double()).to(x_t.dtype)
+        return gain.reshape(-1, *[1] * (x_t.ndim - 1)) * x_t + self.anchor * x_anchor

@@ -13,7 +13,6 @@ from PIL import Image
 
 from ifm.tracking import PipelineState, stage_run, track_state
 from ifm.tracking import store as stores
-from tests.report.test_report import browser  # noqa: F401 (a fixture)
 from tests.support.mlflow_server import Server
 
 FLAGS = (
@@ -24,7 +23,7 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def shown(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:  # noqa: F811
+def shown(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Two states of a pipeline that share a stage, in a store that a server shows."""
     folder = tmp_path_factory.mktemp("ui")
     with pytest.MonkeyPatch.context() as patch:

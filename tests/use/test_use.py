@@ -28,7 +28,7 @@ from ifm.use.diffusers_folder import quiet_diffusers, write_folder
 from ifm.use.diffusers_pipeline import IntegrationFlowPipeline
 from ifm.use.drawing import choose, data_shape
 from ifm.use.models import IntegrationFlow, IntervalFlow, Teacher
-from tests.pipeline.test_graph import BLOCKER
+from tests.support.core_alone import BLOCKER
 from tests.support.small_models import KINDS, draws_of, small_flow, small_teacher
 
 CPU = torch.device("cpu")
