@@ -1,8 +1,8 @@
 """One process or many: hardware is environment, never part of the graph.
 
-A stage that can share its work runs in this process, unless the machine or IFM_LAUNCH says otherwise:
+A stage that can split its work runs in this process, unless the machine or IFM_LAUNCH says otherwise:
 - IFM_LAUNCH, e.g. "accelerate launch --num_processes 8" or "torchrun --nproc_per_node 2", is put before the stage;
-- without it, a machine with several GPUs is used whole (IFM_LAUNCH=none keeps to one process).
+- without it, all GPUs of a machine are used (IFM_LAUNCH=none keeps to one process).
 """
 
 import os
@@ -62,9 +62,9 @@ def _gpu_count() -> int:
 
 
 def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int | None:
-    """Runs the stage under a launcher and returns its exit status, or None where this process is to do the work.
+    """Runs the stage under a launcher and returns its exit status, or None if this process must do the work.
 
-    Ctrl-C comes to this process alone, which ends the others and says in one line where `dvc repro` goes on.
+    Only this process gets Ctrl-C. It ends the others and says in one line where `dvc repro` continues.
     """
     try:
         words = launcher()
@@ -104,9 +104,9 @@ def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int |
 
 
 def _end(process: subprocess.Popen, module: str) -> None:
-    """Ends the processes of a stage, while their launcher, which would have much to say about it, is stopped.
+    """Ends the processes of a stage. Their launcher is paused meanwhile, because it would print much about it.
 
-    A launcher that has none on this machine, as that of a cluster, is told to end them itself.
+    A launcher without processes on this machine, such as a cluster's, is told to end them itself.
     """
     import psutil
 
@@ -126,7 +126,7 @@ def _end(process: subprocess.Popen, module: str) -> None:
 
 
 def _runs(process: "psutil.Process", module: str) -> bool:
-    """Whether it is `python -m module`, with whatever else."""
+    """Whether a command is `python -m module`, with any arguments."""
     import psutil
 
     with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Where the stages' outputs stand, relative to the project's folder."""
+"""The stages' outputs, relative to the project's folder."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def diagnostics(dynamics: str) -> Path:
 
 
 def headline(dynamics: str) -> Path:
-    """What DVC shows of a dynamics."""
+    """The figures of a dynamics that DVC shows."""
     return REPORTS / "headline" / f"{dynamics}.json"
 
 
@@ -50,5 +50,5 @@ def curve(stage: str) -> Path:
 
 
 def run_record(stage: str) -> Path:
-    """What ties a stage's outputs to its MLflow run. The report reads the others' folder, so its own is outside."""
+    """Links a stage's outputs to its MLflow run. The report reads the others' folder, so its own file is outside."""
     return REPORTS / "report-run.json" if stage == "report" else RUNS / f"{stage}.json"

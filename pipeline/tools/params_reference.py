@@ -12,15 +12,15 @@ from pipeline.runner import paths
 PAGE = Path("docs/params.md")
 HEAD = """# Parameters
 
-Every choice that can change a result, as in [params.yaml](../params.yaml). `make params-reference` makes this page from the
-schema ([config.py](../src/ifm/config.py)) and the file's comments. The default is what the file holds now, the digits
-preset; `make preset NAME=...` edits it ([presets](../pipeline/presets)). A key that is missing, misspelt or out of range
-stops every stage before it works, with one line that names it. A stage re-runs if one of its own keys changed;
+Every choice that can change a result, as in [params.yaml](../params.yaml). `make params-reference` makes this page from
+the schema ([config.py](../src/ifm/config.py)) and the file's comments. The default is what the file holds now, the
+digits preset; `make preset NAME=...` edits it ([presets](../pipeline/presets)). A key that is missing, misspelt or out
+of range stops every stage before it works, with one line that names it. A stage re-runs if one of its own keys changed;
 [dvc.yaml](../dvc.yaml) lists them.
 
-Hardware is not a parameter. `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile, for
-long trainings and sampling; if the compiler fails, work goes on without it) change only floating-point order. Tracking is
-not a parameter either: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.
+Hardware is not a parameter. `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile,
+for long trainings and sampling; if the compiler fails, work goes on without it) change only floating-point order.
+Tracking is not a parameter either: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.
 """
 
 
