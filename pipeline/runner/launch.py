@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import psutil
 
 LAUNCHED = "IFM_LAUNCHED"  # set in the processes that `relaunch` starts
-PATIENCE = 20.0  # seconds for them to end
+PATIENCE = 20.0  # seconds that they have to end
 
 
 def launcher() -> list[str] | None:
@@ -74,8 +74,8 @@ def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int |
         process = subprocess.Popen(
             [*words, "-m", module, *arguments],
             env=os.environ | {"IFM_LAUNCH": "none", LAUNCHED: "1"},
-            process_group=0,  # launchers answer Ctrl-C with pages of tracebacks
-            preexec_fn=unfinished.end_with_parent,  # the launcher too ends with this process
+            process_group=0,  # on Ctrl-C launchers print pages of tracebacks
+            preexec_fn=unfinished.end_with_parent,  # the launcher ends with this process too
         )
     except UserError as error:
         print(error, file=sys.stderr)
@@ -93,14 +93,14 @@ def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int |
         status = process.wait()
     except KeyboardInterrupt:
         folder = unfinished.worked_in(project_root() / ".ifm" / "checkpoints", name)
-        with suppress(KeyboardInterrupt):  # the second one: at once
+        with suppress(KeyboardInterrupt):  # the second Ctrl-C: at once
             _end(process, module)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         print(f"{name}: {unfinished.goes_on(folder)}", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
-    return status if status >= 0 else 128 - status  # ended by a signal: as a shell counts it
+    return status if status >= 0 else 128 - status  # ended by a signal: the shell's convention
 
 
 def _end(process: subprocess.Popen, module: str) -> None:
@@ -139,5 +139,5 @@ def _lives(process: "psutil.Process") -> bool:
     import psutil
 
     with suppress(psutil.Error):
-        return process.status() != psutil.STATUS_ZOMBIE  # which a stopped parent does not take in
+        return process.status() != psutil.STATUS_ZOMBIE  # a stopped parent does not collect its zombies
     return False

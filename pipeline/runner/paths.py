@@ -3,8 +3,8 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
-SOURCE = Path("data/source.json")  # what local files the data are read from, as an input of the graph
-SEEN = Path(".ifm/source.json")  # their sizes and times when they were last read
+SOURCE = Path("data/source.json")  # digest of the local data files, an input of the graph
+SEEN = Path(".ifm/source.json")  # sizes and times of these files at the last reading
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
 REFERENCE = Path("data/reference")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# What a stage uses its data for, in MLflow's words; other stages prepare it.
+# The use that a stage makes of its data, in MLflow's words; all other stages prepare data.
 CONTEXTS = {"teacher": "training", "flow": "training", "evaluate": "evaluation", "diagnose": "evaluation"}
 
 
@@ -160,15 +160,15 @@ def main(
             sys.exit(status)
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline.stages had one for the time of the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline.stages has another one during imports
     try:
         with at_work(name), _tracked(stage, params(stage), tracked=tracked):
             gc.freeze()
-            gc.enable()  # pipeline.stages has put it off while modules were imported
+            gc.enable()  # pipeline.stages disables it during imports
             work(stage)
         stage.finish()
     except KeyboardInterrupt:
-        if launch.LAUNCHED not in os.environ:  # else the process that launched this one says so
+        if launch.LAUNCHED not in os.environ:  # otherwise the launching process says so
             tell(f"{name}: {unfinished.goes_on(stage._work.path if stage._work else None)}")
         sys.exit(128 + signal.SIGINT)
     except UserError as error:

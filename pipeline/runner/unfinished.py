@@ -26,7 +26,7 @@ from ifm.tracking import digest, flatten
 
 MADE_OF = "made-of.json"
 PR_SET_PDEATHSIG = 1
-PATIENCE = 2.0  # seconds for a process that is ending to let go of its folder
+PATIENCE = 2.0  # seconds to wait for an ending process to release its folder
 _LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None  # loaded here: not between fork and exec
 
 
@@ -52,7 +52,7 @@ class WorkFolder:
     def finish(self) -> None:
         """Removes the folder with its content, once the work is done."""
         with suppress(FileNotFoundError):
-            # After trouble with the disk another process may have made the folder anew: that one is not ours.
+            # After a disk error another process may have made the folder anew. That one is not ours.
             if self._lock is None or _same(self._lock, self.path):
                 shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
@@ -67,7 +67,7 @@ def _lock(folder: Path, *, patience: float = 0.0) -> int | None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # its owner has finished just now
+        except FileNotFoundError:  # its owner has just finished
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -93,7 +93,7 @@ class SelfAnchor(AnchorPolicy):
     def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
         x_anchor = initial_anchor(x_t, generator=generator)
         rows = to_device(evenly_chosen(positions, self.probability).nonzero().squeeze(1), x_t.device)
-        # All processes call a sharded flow together: one that has no rows asks for its first, and leaves it.
+        # All processes must call a sharded flow together. One without rows evaluates its first and drops the result.
         of = rows if len(rows) or not is_sharded(flow) else rows.new_zeros(1)
         if len(of):
             with torch.no_grad():
