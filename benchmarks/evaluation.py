@@ -9,11 +9,11 @@ import torch
 from benchmarks.results import Result, Skipped, Target
 from benchmarks.subjects import Options, digits
 from benchmarks.timing import interleave, timed
-from ifm.images import to_unit
 from ifm.metrics.classifier import Classifier
 from ifm.metrics.distances import Moments, fid, moments
 from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import ClassifierExtractor
+from ifm.modalities.images import to_unit
 
 CPU = torch.device("cpu")  # distances are computed on the host
 FEATURES = 3  # rows for each dimension: a covariance of full rank

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.results import Skipped
-from ifm.dynamics import VarianceExploding
-from ifm.images import to_unit
+from ifm.dynamics.ve import VarianceExploding
+from ifm.modalities.images import to_unit
 from ifm.model import Teacher
 from ifm.training.loop import TrainSettings
 

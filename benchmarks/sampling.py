@@ -77,7 +77,7 @@ def solvers(options: Options) -> Iterator[Result]:
 
     @torch.inference_mode()
     def ours() -> None:
-        solve_ode(teacher, x_T, times=times, method="euler")
+        solve_ode(teacher, x_T, dynamics=teacher.dynamics, times=times, method="euler")
 
     for peer, solve in peers.SOLVERS.items():
         yield _against(

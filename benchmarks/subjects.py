@@ -9,9 +9,9 @@ from accelerate import Accelerator
 
 from ifm import dynamics
 from ifm.config import Config, parse
+from ifm.hardware.processes import make_accelerator
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_network
-from ifm.training.engine import make_accelerator
 from pipeline.tools.preset import apply, parse_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ class Subject:
         return build_network(shape=self.shape, takes_anchor=takes_anchor, **self.config.network.model_dump())
 
     def _dynamics(self) -> dynamics.Dynamics:
-        return dynamics.build("ve", **self.config.ode.options("ve"))
+        return dynamics.of_params("ve", self.config.ode)
 
 
 def preset(name: str) -> Config:

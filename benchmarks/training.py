@@ -19,10 +19,10 @@ from ifm import anchors
 from ifm.hardware.devices import Rows, memory_format
 from ifm.hardware.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
+from ifm.objectives.trajectory import trajectory_phase
 from ifm.random import Streams
 from ifm.training.flow import train_flow
 from ifm.training.loop import FitResult, Loss, TrainSettings
-from ifm.training.phases import trajectory_phase
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
 

@@ -8,8 +8,10 @@ import argparse
 import ast
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+NAMED = r"ifm(\.\w+)+:\w+"  # "module:name"
 # No output depends on these: checking, tracking, progress bars, the runner.
 WITHOUT_EFFECT = frozenset(
     {
@@ -17,8 +19,10 @@ WITHOUT_EFFECT = frozenset(
         "src/ifm/checkout.py",
         "src/ifm/config.py",
         "src/ifm/errors.py",
+        "src/ifm/extras.py",
         "src/ifm/data/needs.py",
         "src/ifm/progress.py",
+        "src/ifm/schema.py",
         "src/ifm/training/stopping.py",
         "src/ifm/tracking/__init__.py",
         "src/ifm/tracking/delivery.py",
@@ -42,6 +46,10 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# It checks params.yaml against the tables of everything there is; what a stage uses, it imports itself.
+SCHEMA = Path("src/ifm/config.py")
+
+
 def module_file(name: str) -> Path | None:
     """The file of a module of this project, or None for a foreign one."""
     base = Path("src") if name.split(".")[0] == "ifm" else Path()
@@ -60,27 +68,53 @@ def imported_modules(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name for name in names if name.split(".")[0] in ("ifm", "pipeline")}
-    return {".".join(name.split(".")[:i]) for name in ours for i in range(1, name.count(".") + 2)}
+    return with_packages(name for name in names if name.split(".")[0] in ("ifm", "pipeline"))
 
 
-def closure(file: Path) -> set[str]:
-    """The files of this project that `file` imports, directly or not, itself included."""
+def with_packages(names: Iterable[str]) -> set[str]:
+    """Modules and the packages on the way to them."""
+    return {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 2)}
+
+
+def table_modules(file: Path) -> set[str]:
+    """Modules that the entries of a file's table name ("module:name"); packages on the way included."""
+    tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    texts = [node.value for node in tree if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return with_packages(text.partition(":")[0] for text in texts if re.fullmatch(NAMED, text))
+
+
+def loads_entries(file: Path) -> bool:
+    """Whether a file imports what tables name: it calls `ifm.schema.load`."""
+    calls = [node.func for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return "ifm.schema" in imported_modules(file) and any(
+        getattr(call, "id", None) == "load" or getattr(call, "attr", None) == "load" for call in calls
+    )
+
+
+def closure(file: Path, *, without: frozenset[str] = frozenset()) -> set[str]:
+    """The files of this project that `file` imports, directly or not, itself included.
+
+    A table's entries are followed where the table's own file loads them, or `file` does.
+    without: files that are left out, and so is what they alone import.
+    """
     seen: set[Path] = set()
-    waiting = [file]
+    waiting, all_tables = [file], loads_entries(file)
     while waiting:
         current = waiting.pop()
-        if current in seen:
+        if current in seen or current.as_posix() in without:
             continue
         seen.add(current)
-        waiting += [found for name in imported_modules(current) if (found := module_file(name))]
+        names = imported_modules(current)
+        if all_tables or loads_entries(current):
+            names |= table_modules(current)
+        waiting += [found for name in names if (found := module_file(name))]
     packages = {parent / "__init__.py" for path in seen for parent in path.parents}
-    return {path.as_posix() for path in seen | {p for p in packages if p.is_file()}}
+    return {path.as_posix() for path in seen | {p for p in packages if p.is_file()}} - without
 
 
 def code_deps(stage: str) -> list[str]:
     """What dvc.yaml must list for a stage: its closure without the files that no output depends on, and templates."""
-    python = closure(Path(f"pipeline/stages/{stage}.py")) - WITHOUT_EFFECT
+    python = closure(Path(f"pipeline/stages/{stage}.py"), without=WITHOUT_EFFECT)
     folders = {Path(file).parent for file in python if file.startswith("src/")} - {Path("src/ifm")}
     return sorted(python | {page.as_posix() for folder in folders for page in folder.glob("*.html")})
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ifm import tracking
-from ifm.config import DYNAMICS_NAMES, Config, ConfigError, parse, read_params
+from ifm.config import Config, ConfigError, parse, read_params
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 from ifm.files import located, read_json, readable
 from ifm.progress import at_work, tell
@@ -98,7 +99,7 @@ def placed(config: Config, root: Path) -> Config:
     """Local files by absolute paths. Relative ones start in the main checkout, where a DVC experiment does not run."""
     data, evaluate = config.data, config.evaluate
     changed = {"path": data.path and str(located(data.path, root))}
-    if data.source == "hub" and located(data.name, root).exists():
+    if data.origin.key == "name" and located(data.name, root).exists():
         changed["name"] = str(located(data.name, root))
     weights = {key: getattr(evaluate, key) for key in ("inception_path", "dinov2_path")}
     weights = {key: path and str(located(path, root)) for key, path in weights.items()}
@@ -140,7 +141,7 @@ def main(
     """
     parser = argparse.ArgumentParser(prog=f"python -m pipeline.stages.{module}", description=work.__doc__)
     if per_dynamics:
-        parser.add_argument("dynamics", choices=DYNAMICS_NAMES)
+        parser.add_argument("dynamics", choices=list(DYNAMICS))
     arguments = parser.parse_args()
     try:
         values = read_params(paths.PARAMS)
@@ -201,11 +202,9 @@ def _tracked(stage: Stage, params: Mapping[str, Any], *, tracked: bool) -> Itera
 def data_name(config: Config) -> str:
     """The data set's name in reports: its name on the Hub, its folder's name, "digits", or its law."""
     data = config.data
-    if data.source == "points":
-        return data.points.law
+    if called := data.origin.label(data):
+        return called
     given = data.name or data.path
-    if not given:
-        return data.source
     return readable(Path(given).resolve().name if given == data.path or Path(given).is_absolute() else given)
 
 

@@ -3,15 +3,16 @@
 import numpy as np
 import torch
 
-from ifm import pretrained
+from ifm import conditions, pretrained
 from ifm.data.splits import open_split
 from ifm.data.trajectories import FIRST, TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
 from ifm.exact import ExactTeacher, flow_map_of
 from ifm.files import write_json
-from ifm.images import at_work
+from ifm.modalities import at_work
 from ifm.sampling import Draws
 from ifm.tracking import flatten
+from ifm.trajectories import conditions_of
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
@@ -38,7 +39,14 @@ def work(stage: Stage) -> None:
     found = diagnose(
         flow,
         teacher,
-        Draws.of(flow.dynamics, tuple(metadata.image_shape), members, seed=config.seed, device=device),
+        Draws.of(
+            flow.dynamics,
+            tuple(metadata.image_shape),
+            members,
+            seed=config.seed,
+            device=device,
+            condition=flow.condition_kind,
+        ),
         data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
         stored=_stored(metadata, d, device=device),
         seed=config.seed,
@@ -57,7 +65,9 @@ def _stored(metadata: TrajectoryMetadata, d: str, *, device: torch.device) -> St
     if not metadata.count:
         return None
     states = np.load(paths.trajectories(d) / FIRST, allow_pickle=False)
-    return StoredPaths(torch.from_numpy(states).to(device), torch.tensor(metadata.times))
+    asked = conditions_of(conditions.build(metadata.condition), range(len(states)), seed=metadata.seed)
+    condition = None if asked is None else asked.to(device)
+    return StoredPaths(torch.from_numpy(states).to(device), torch.tensor(metadata.times), condition)
 
 
 if __name__ == "__main__":

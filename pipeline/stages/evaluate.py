@@ -4,13 +4,13 @@ import numpy as np
 
 from ifm.data.splits import open_split
 from ifm.files import fresh_folder, write_json
+from ifm.hardware.processes import make_accelerator
 from ifm.metrics import cautions
 from ifm.metrics.evaluation import Evaluation, evaluate_samples
 from ifm.metrics.figures import Measures
 from ifm.metrics.reference import load_reference
 from ifm.modalities.pictures import save_grid
 from ifm.progress import progress
-from ifm.training.engine import make_accelerator
 from pipeline.runner import paths
 from pipeline.runner.headline import headline
 from pipeline.runner.stage import Stage, main
@@ -67,7 +67,7 @@ def picture_pairs(stage: Stage, found: Evaluation) -> None:
         for name, pairs in found.closest.items():
             samples = np.load(paths.samples(stage.dynamics) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             shown = [np.asarray(samples[[i for i, _ in pairs]]), train[np.array([j for _, j in pairs])]]
-            save_grid(np.concatenate(shown), out / f"{name}.png", columns=len(pairs))
+            save_grid(train.modality.pictures(np.concatenate(shown)), out / f"{name}.png", columns=len(pairs))
             stage.run.log_artifact(out / f"{name}.png", "pairs")
         write_json(out / "pairs.json", {name: [list(pair) for pair in pairs] for name, pairs in found.closest.items()})
 

@@ -1,26 +1,20 @@
 """fetch: the images or points of `data.source`, in one raw form."""
 
-from ifm.data import local
-from ifm.data.points import fetch_points
-from ifm.data.sources import fetch
+from ifm.data import inputs
+from ifm.data.fetching import fetch
 from ifm.tracking import project_root
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
 
 def work(stage: Stage) -> None:
-    """Brings the images of any source to data/raw: parquet files of encoded images and labels; or draws points."""
+    """Brings the images of any source to data/raw: parquet files of encoded images, or points, and labels."""
     data, root = stage.config.data, project_root()
-    inputs = local.look(data.model_dump(), root=root, memory=root / paths.SEEN)  # before they are read
-    if data.source == "points":
-        kind, splits = "points", fetch_points(data, paths.RAW)
-        said = f"{sum(splits.values())} points of the law {data.points.law}"
-    else:
-        found = fetch(data, paths.RAW)
-        kind, splits, said = "images", found.splits, found.in_a_line()
-    local.note(paths.SOURCE, inputs or local.Inputs())
-    print(f"fetch: {said}", flush=True)
-    stage.run.log_metrics({f"{kind}.{split}": count for split, count in splits.items()})
+    local = inputs.look(data.model_dump(), root=root, memory=root / paths.SEEN)  # before they are read
+    found = fetch(data, paths.RAW)
+    inputs.note(paths.SOURCE, local or inputs.Inputs())
+    print(f"fetch: {found.in_a_line()}", flush=True)
+    stage.run.log_metrics({f"{data.modality.noun}.{split}": count for split, count in found.splits.items()})
 
 
 if __name__ == "__main__":

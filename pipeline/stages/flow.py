@@ -1,64 +1,103 @@
 """flow@d: the integration flow, noise to image in one evaluation."""
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from ifm import anchors, dynamics, pretrained
+from ifm import anchors, conditions, dynamics, objectives, pretrained, schema
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.exact import ExactTeacher
+from ifm.hardware.processes import ProcessExchange, make_accelerator
 from ifm.model import IntegrationFlow, Teacher, build_flow
-from ifm.networks import build_network, copy_weights
+from ifm.networks import build_network
+from ifm.objectives.base import Mean, Phase, Trajectories
+from ifm.objectives.pairs import mean_over_reference
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import ProcessExchange, make_accelerator
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings, write_curve
-from ifm.training.phases import (
-    Mean,
-    Phase,
-    consistency_phase,
-    data_phase,
-    interval_phase,
-    mean_over_reference,
-    trajectory_phase,
-)
 from ifm.trajectories import open_trajectories
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "flow", "anchor")
+    return stage.sections("seed", "condition", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "flow", "anchor")
 
 
-def build(stage: Stage, *, shape: tuple[int, ...]) -> tuple[IntegrationFlow, dict[str, str]]:
+def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, str]]:
     """The untrained flow, and the checksum of the teacher's weights where it starts from them (flow.init)."""
     config, d, start = stage.config, stage.dynamics, {}
-    two_times = "interval" in config.flow.objectives
+    two_times = objectives.two_times(config.flow)
     anchor = {"takes_anchor": config.anchor.policy != "none", "anchor_input": config.anchor.input}
-    network = build_network(shape=shape, two_times=two_times, **anchor, **config.network.model_dump())
+    kind = conditions.of_data(config.condition.kind, images)
+    told = {"two_times": two_times, "condition": kind}
+    network = build_network(shape=images.shape, **told, **anchor, **config.network.model_dump())
     if config.flow.init == "teacher":
-        copy_weights(pretrained.load_teacher(paths.teacher(d)).network, network)
+        network.start_from(pretrained.load_teacher(paths.teacher(d)).network)
         start = {"teacher": pretrained.describe(paths.teacher(d))["sha256"]}
-    ode = dynamics.build(d, **config.ode.options(d))
+    ode = dynamics.of_params(d, config.ode)
     return build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor), start
 
 
-def open_mean(
-    stage: Stage, accelerator: Accelerator, flow: IntegrationFlow, images: SampleSet, pairs: dict[str, Any]
-) -> tuple[Mean | None, dict[str, str]]:
-    """Where consistency and interval take velocities from (flow.velocity), and the teacher's checksum if from it."""
-    config = stage.config.flow
-    if config.velocity == "pair":
-        return None, {}
-    if config.velocity == "reference":
-        return mean_over_reference(accelerator, flow.dynamics, images, size=config.reference_batch, **pairs), {}
-    teacher = _teacher_of(stage.dynamics, accelerator.device)
-    return lambda step: teacher, {"teacher": pretrained.describe(paths.teacher(stage.dynamics))["sha256"]}
+class Ingredients:
+    """What objectives train on (`ifm.objectives.base.Ingredients`), opened when it is asked for.
+
+    used: the checksums of what was opened.
+    """
+
+    def __init__(self, stage: Stage, accelerator: Accelerator, flow: IntegrationFlow, images: SampleSet) -> None:
+        self.accelerator, self.flow, self.seed, self.config = accelerator, flow, stage.config.seed, stage.config.flow
+        self.used: dict[str, str] = {}
+        self._d, self._images = stage.dynamics, images
+
+    def trajectories(self) -> Trajectories:
+        """The teacher's paths of this dynamics, stored or solved as they are needed."""
+        folder, device = paths.trajectories(self._d), self.accelerator.device
+        metadata = TrajectoryMetadata.read(folder)
+        self.used |= {"trajectories": metadata.sha256, "teacher": metadata.teacher}
+        ask = partial(_teacher_of, self._d, device)
+        return open_trajectories(folder, metadata, self.flow.dynamics, load_teacher=ask, device=device)
+
+    def images(self) -> SampleSet:
+        """The training data."""
+        self.used["images"] = self._images.metadata.splits["train"].sha256
+        return self._images
+
+    def pairs(self) -> dict[str, Any]:
+        """The arguments of `draw_pairs` that are the same for every objective."""
+        return {**self._batches, "read_condition": self._read_condition}
+
+    def mean(self) -> Mean | None:
+        """Where velocities come from (flow.velocity): a pair's own (None), the mean over data, a teacher."""
+        if self.config.velocity == "pair":
+            return None
+        if self.config.velocity == "reference":
+            told = {"kind": self.flow.condition_kind, "read_condition": self._read_condition}
+            size = self.config.reference_batch
+            return mean_over_reference(
+                self.accelerator, self.flow.dynamics, self.images(), size=size, **self._batches, **told
+            )
+        self.used["teacher"] = pretrained.describe(paths.teacher(self._d))["sha256"]
+        teacher = _teacher_of(self._d, self.accelerator.device)
+        return lambda step: teacher
+
+    @cached_property
+    def _batches(self) -> dict[str, Any]:
+        flip = self._images.random_flip
+        return {"random_flip": flip, "batch_size": self.config.batch_size, "seed": self.seed}
+
+    @cached_property
+    def _read_condition(self) -> Any:
+        kind = self.flow.condition_kind
+        return None if kind is None else partial(kind.read, self._images)
+
+    def phases(self) -> list[Phase]:
+        """The phases that flow.objective or flow.phases ask for."""
+        return [schema.load(objective.phase)(self) for objective in objectives.of(self.config).values()]
 
 
 def _teacher_of(d: str, device: torch.device) -> Teacher | ExactTeacher:
@@ -66,55 +105,15 @@ def _teacher_of(d: str, device: torch.device) -> Teacher | ExactTeacher:
     return pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
-def open_phases(stage: Stage, accelerator: Accelerator, flow: IntegrationFlow) -> tuple[list[Phase], dict[str, str]]:
-    """The phases that flow.objective or flow.phases ask for, and the checksums of what they train on."""
-    config, d = stage.config.flow, stage.dynamics
-    compare = {"distance": config.distance, "huber_c": config.huber_c}
-    phases, digest = [], {}
-    for objective in config.objectives:
-        if objective == "trajectory":
-            metadata, device = TrajectoryMetadata.read(paths.trajectories(d)), accelerator.device
-            digest |= {"trajectories": metadata.sha256, "teacher": metadata.teacher}
-            ask = partial(_teacher_of, d, device)
-            stored = open_trajectories(paths.trajectories(d), metadata, flow.dynamics, load_teacher=ask, device=device)
-            options = {"t_max_share": config.t_max_share, "weighting": config.time_weight, **compare}
-            phases.append(trajectory_phase(accelerator, flow, stored, **options))
-            continue
-        images = open_split(paths.PROCESSED, "train")
-        digest["images"] = images.metadata.splits["train"].sha256
-        pairs = {"random_flip": images.random_flip, "batch_size": config.batch_size, "seed": stage.config.seed}
-        mean = None
-        if objective != "data":
-            mean, of_teacher = open_mean(stage, accelerator, flow, images, pairs)
-            digest |= of_teacher
-        make = {
-            "data": partial(
-                data_phase,
-                t_max_share=config.t_max_share,
-                mixed=config.schedule == "mixed",
-                weighting=config.time_weight,
-                **compare,
-            ),
-            "consistency": partial(
-                consistency_phase,
-                intervals=config.consistency.range,
-                target=config.consistency.target,
-                mean=mean,
-                **compare,
-            ),
-            "interval": partial(interval_phase, mean=mean, **config.interval.model_dump()),
-        }[objective]
-        phases.append(make(accelerator, flow, images, **pairs))
-    return phases, digest
-
-
 def work(stage: Stage) -> None:
     """Trains the flow of one dynamics, on data/trajectories/{dynamics} or, without a teacher, on data/processed."""
     config, d = stage.config, stage.dynamics
-    shape = tuple(open_split(paths.PROCESSED, "train").shape)
+    images = open_split(paths.PROCESSED, "train")
+    shape = tuple(images.shape)
     accelerator = make_accelerator(config.flow.precision, seed=config.seed)
-    flow, start = build(stage, shape=shape)
-    phases, digest = open_phases(stage, accelerator, flow)
+    flow, start = build(stage, images)
+    given = Ingredients(stage, accelerator, flow, images)
+    phases, digest = given.phases(), given.used
     policy = anchors.build(
         config.anchor.policy,
         self_probability=config.anchor.self_probability,
@@ -137,7 +136,7 @@ def work(stage: Stage) -> None:
     if not accelerator.is_main_process:
         return
     record = {
-        "objective": "+".join(config.flow.objectives),
+        "objective": "+".join(objectives.of(config.flow)),
         "anchor": config.anchor.policy,
         "image_shape": list(shape),
         "train_images": config.flow.steps * config.flow.batch_size,

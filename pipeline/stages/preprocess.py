@@ -4,7 +4,6 @@ from functools import partial
 
 from ifm.data import needs
 from ifm.data.arrays import duplicates_in_words
-from ifm.data.points import preprocess_points
 from ifm.data.preprocessing import preprocess
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
@@ -16,10 +15,8 @@ def work(stage: Stage) -> None:
     What later stages need of the data is checked here, before anything is decoded or trained.
     """
     data = stage.config.data
-    points = data.source == "points"
     check = partial(needs.check, stage.config, where=paths.RAW)
-    made = (preprocess_points if points else preprocess)(data, paths.RAW, paths.PROCESSED, check=check)
-    kind = "points" if points else "images"
+    made, kind = preprocess(data, paths.RAW, paths.PROCESSED, check=check), data.modality.noun
     counts = {name: split.count for name, split in made.splits.items()}
     stage.run.log_metrics({f"{kind}.{name}": count for name, count in counts.items()})
     stage.run.log_metrics({f"duplicates.{name}": count for name, count in made.duplicates.items()})

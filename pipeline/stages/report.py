@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ifm.config import Config
-from ifm.data.arrays import ImageSet
+from ifm.data.splits import open_split
 from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import cautions
@@ -39,8 +39,8 @@ def work(stage: Stage) -> None:
     summary = pd.DataFrame(rows).reindex(columns=list(SUMMARY_COLUMNS))
     one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
-    points = config.data.source == "points"
-    planar = points and reference["image_shape"][0] > 1  # what a scatter plot needs
+    grids = config.data.modality.preview == "grids"
+    planar = config.data.modality.preview == "scatter" and reference["image_shape"][0] > 1
     page = render(
         Report(
             summary=summary,
@@ -50,9 +50,9 @@ def work(stage: Stage) -> None:
             git_commit=git_commit() or "unknown",
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
-            grids={} if points else {d: _grids(d) for d in config.dynamics},
-            real=None if points else _real(reference["split"], shown=config.sample.grid_images),
-            pairs={} if points else {d: _pairs(d) for d in config.dynamics},
+            grids={d: _grids(d) for d in config.dynamics} if grids else {},
+            real=_real(reference["split"], shown=config.sample.grid_images) if grids else None,
+            pairs={d: _pairs(d) for d in config.dynamics} if grids else {},
             batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
             points={d: _points(d, reference) for d in config.dynamics} if planar else {},
             class_shares=shares or None,
@@ -72,7 +72,7 @@ def work(stage: Stage) -> None:
 
 def _common(config: Config, reference: dict[str, Any]) -> dict[str, Any]:
     """What stands in every row: data, protocol, seed."""
-    split, what = reference["split"], "points" if config.data.source == "points" else "images"
+    split, what = reference["split"], config.data.modality.noun
     return {
         "data": data_name(config),
         "extractor": reference["extractor"],
@@ -136,9 +136,9 @@ def _grids(d: str) -> list[tuple[str, bytes]]:
 
 def _real(split: str, *, shown: int) -> tuple[str, bytes]:
     """A grid of as many real images as the others hold, from all over the split: a folder's come class by class."""
-    images = ImageSet.open(paths.PROCESSED, split)
+    images = open_split(paths.PROCESSED, split)
     rows = np.linspace(0, len(images) - 1, min(shown, len(images))).round().astype(int)
-    return f"{split} split", grid_png(np.asarray(images[rows]), columns=COLUMNS)
+    return f"{split} split", grid_png(images.modality.pictures(images[rows]), columns=COLUMNS)
 
 
 def _points(d: str, reference: dict[str, Any]) -> PointSamples:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from ifm import pretrained
+from ifm import modalities, pretrained
 from ifm.files import fresh_folder, write_json
 from ifm.hardware.devices import Compiled, compiles
 from ifm.hardware.memory import peak_memory
+from ifm.hardware.processes import make_accelerator
 from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
 from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
-from ifm.training.engine import make_accelerator
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
@@ -36,7 +36,8 @@ def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], 
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers
         samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
     shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
-    return samplers, {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
+    common = {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
+    return samplers, common | ({} if flow.condition_kind is None else {"condition": flow.condition_kind})
 
 
 def work(stage: Stage) -> None:
@@ -48,7 +49,7 @@ def work(stage: Stage) -> None:
         draw_all(stage, accelerator, samplers, common, out=out)
         if out is None:
             return
-        if len(common["shape"]) == 3:
+        if modalities.of(common["shape"]).preview == "grids":
             _lay_out(samplers, out, shown=config.sample.grid_images)
         time_batches(stage, samplers, common)
         write_json(
@@ -64,7 +65,7 @@ def work(stage: Stage) -> None:
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
             },
         )
-    if len(common["shape"]) == 3:
+    if modalities.of(common["shape"]).preview == "grids":
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
 
 
@@ -115,11 +116,13 @@ def time_batches(stage: Stage, samplers: list[Sampler], common: dict) -> None:
 def _lay_out(samplers: list[Sampler], out: Path, *, shown: int) -> None:
     """The first images of each sampler as a grid, and the flow's beside the teacher's."""
     pictures = {s.name: np.load(out / f"{s.name}.npy", mmap_mode="r", allow_pickle=False)[:shown] for s in samplers}
+    show = modalities.of(next(iter(pictures.values())).shape[1:]).pictures
+    pictures = {name: show(np.asarray(samples)) for name, samples in pictures.items()}
     for name, images in pictures.items():
-        save_grid(np.asarray(images), out / "grids" / f"{name}.png", columns=COLUMNS)
+        save_grid(images, out / "grids" / f"{name}.png", columns=COLUMNS)
     titles = {s.name: s.title for s in samplers}
     chosen = side_by_side_choice([s.describe() for s in samplers])
-    panels = [(titles[s["name"]], np.asarray(pictures[s["name"]])) for s in chosen]
+    panels = [(titles[s["name"]], pictures[s["name"]]) for s in chosen]
     side_by_side(panels, out / "grids" / "side_by_side.png", columns=COLUMNS)
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ifm.data import local
+from ifm.data import inputs
+from ifm.data.sources import SOURCES
 from ifm.errors import UserError
 from pipeline.runner import paths
 
@@ -30,11 +31,11 @@ def main() -> None:
         return  # `fetch` says what is wrong
     root = Path(os.environ.get("DVC_ROOT") or Path.cwd())  # in an experiment's own folder: the main checkout
     try:
-        found = local.look(section, root=root, memory=root / paths.SEEN)
+        found = inputs.look(section, root=root, memory=root / paths.SEEN)
         if found is None:
             print(f"{_named(section)}: not on this machine; what was made of it stands", file=sys.stderr)
         else:
-            local.note(paths.SOURCE, found)
+            inputs.note(paths.SOURCE, found)
     except UserError as error:
         sys.exit(f"source: {error}")
     except OSError as error:
@@ -52,7 +53,7 @@ def _data(params: Path) -> dict[str, Any] | None:
 
 
 def _named(section: dict[str, Any]) -> str:
-    key = local.KEYS[section["source"]]
+    key = SOURCES[section["source"]].watched
     return f"data.{key} = {section[key]!r}"
 
 

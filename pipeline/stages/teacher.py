@@ -1,18 +1,19 @@
 """teacher@d: the denoiser whose ODE is to be integrated."""
 
 import os
+from functools import partial
 
 import numpy as np
 import torch
 
-from ifm import dynamics, pretrained
+from ifm import conditions, dynamics, pretrained
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
 from ifm.exact import ExactTeacher
+from ifm.hardware.processes import make_accelerator
 from ifm.model import Teacher
 from ifm.networks import build_network
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import make_accelerator
 from ifm.training.loop import TrainSettings, write_curve
 from ifm.training.teacher import train_teacher
 from pipeline.runner import paths
@@ -20,7 +21,7 @@ from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "teacher")
+    return stage.sections("seed", "condition", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "teacher")
 
 
 def work(stage: Stage) -> None:
@@ -34,8 +35,9 @@ def work(stage: Stage) -> None:
         _write_exact(stage, images)
         return
     accelerator = make_accelerator(config.teacher.precision, seed=config.seed)
-    network = build_network(shape=images.shape, takes_anchor=False, **config.network.model_dump())
-    teacher = Teacher(network, dynamics.build(d, **config.ode.options(d)))
+    kind = conditions.of_data(config.condition.kind, images)
+    network = build_network(shape=images.shape, takes_anchor=False, condition=kind, **config.network.model_dump())
+    teacher = Teacher(network, dynamics.of_params(d, config.ode))
     inputs = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=inputs))
     result = train_teacher(
@@ -47,6 +49,7 @@ def work(stage: Stage) -> None:
         seed=config.seed,
         checkpoints=checkpoints,
         on_log=stage.run.log_row,
+        read_condition=None if kind is None else partial(kind.read, images),
     )
     if not accelerator.is_main_process:
         return
@@ -79,10 +82,14 @@ def _write_exact(stage: Stage, images: SampleSet) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     config, folder = stage.config, paths.teacher(stage.dynamics)
-    data = torch.from_numpy(images[np.arange(len(images))])  # uint8 [n, C, H, W] or float32 [n, d]
+    rows = np.arange(len(images))
+    data = torch.from_numpy(images[rows])  # uint8 [n, C, H, W] or float32 [n, d]
+    kind = conditions.of_data(config.condition.kind, images)
+    have = None if kind is None else kind.read(images, rows)
     if images.random_flip:
         data = torch.cat([data, data.flip(-1)])
-    teacher = ExactTeacher(data, dynamics.build(stage.dynamics, **config.ode.options(stage.dynamics)))
+        have = None if have is None else have.map(lambda x: torch.cat([x, x]))
+    teacher = ExactTeacher(data, dynamics.of_params(stage.dynamics, config.ode), kind=kind, have=have)
     record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": _inputs(images)}
     pretrained.save_exact_teacher(teacher, folder, record=record)
     write_curve(paths.curve(stage.name), [])

@@ -4,12 +4,19 @@ import os
 
 import torch
 
-from ifm import pretrained
+from ifm import objectives, pretrained
 from ifm.data.trajectories import TrajectoryMetadata, digest
 from ifm.files import fresh_folder
+from ifm.hardware.processes import make_accelerator
 from ifm.sampling import solver_nfe
-from ifm.training.engine import make_accelerator
-from ifm.trajectories import generate, move_shards, open_trajectories, save_first, stored_times
+from ifm.trajectories import (
+    generate,
+    move_shards,
+    open_trajectories,
+    save_conditions,
+    save_first,
+    stored_times,
+)
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
@@ -21,7 +28,7 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Solves the teacher's ODE and stores the paths in data/trajectories/{dynamics}."""
     config, d = stage.config, stage.dynamics
-    if "trajectory" not in config.flow.objectives:
+    if not objectives.needs_paths(config.flow):
         _write_none(stage)
         return
     accelerator = make_accelerator("no", seed=config.seed)
@@ -33,9 +40,8 @@ def work(stage: Stage) -> None:
         shape = tuple(description["image_shape"])
         if kept := len(list(folder.glob("shard-*.npy"))):
             accelerator.print(f"{stage.name}: goes on after {kept} shards")
-        shards = generate(
-            accelerator, teacher, teacher.dynamics, shape=shape, seed=config.seed, work=folder, **settings
-        )
+        common = {"shape": shape, "seed": config.seed, "work": folder, "kind": teacher.condition_kind}
+        shards = generate(accelerator, teacher, teacher.dynamics, **common, **settings)
     else:
         accelerator.print(f"{stage.name}: trajectories.store is none: training solves each path when it needs it")
         shards = []
@@ -53,12 +59,22 @@ def work(stage: Stage) -> None:
         shards=[shard.name for shard in shards],
         image_shape=description["image_shape"],
         sha256=digest(shards),
+        condition=None if teacher.condition_kind is None else teacher.condition_kind.describe(),
     )
     with fresh_folder(paths.trajectories(d)) as out:
-        opened = open_trajectories(
-            folder, metadata, teacher.dynamics, load_teacher=lambda: teacher, device=accelerator.device
+        if shards:
+            save_conditions(teacher.condition_kind, settings["count"], out, seed=config.seed)
+        save_first(
+            open_trajectories(
+                folder,
+                metadata,
+                teacher.dynamics,
+                load_teacher=lambda: teacher,
+                device=accelerator.device,
+                conditions_in=out,
+            ),
+            out,
         )
-        save_first(opened, out)
         metadata.write(out)
         move_shards(shards, out)
     solved = settings["count"] if store == "disk" else 0
@@ -69,7 +85,7 @@ def _write_none(stage: Stage) -> None:
     """No paths, where the flow does not train on any."""
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    named = " and ".join(stage.config.flow.objectives)
+    named = " and ".join(objectives.of(stage.config.flow))
     print(f"{stage.name}: the flow's objective is {named}, which needs no paths: nothing to solve")
     described = pretrained.describe(paths.teacher(stage.dynamics))
     with fresh_folder(paths.trajectories(stage.dynamics)) as out:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ifm.config import DYNAMICS_NAMES
+from ifm.dynamics import PAPER
 from pipeline.studies import study
 from pipeline.studies.pages import ablation as ablation_page
 from pipeline.studies.study import METRICS, TEACHERS, Study, Task
@@ -26,7 +26,7 @@ class Variant:
     scheme: str
     distance: str
     D: float
-    dynamics: tuple[str, ...] = DYNAMICS_NAMES
+    dynamics: tuple[str, ...] = PAPER
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def params(self, preset_name: str) -> dict[str, Any]:

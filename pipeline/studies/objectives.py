@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ifm.config import DYNAMICS_NAMES, Config
+from ifm import objectives
+from ifm.config import Config
+from ifm.dynamics import PAPER
 from ifm.sampling import solver_nfe
 from pipeline.studies import study
 from pipeline.studies.pages import objectives as objectives_page
@@ -28,26 +30,19 @@ COMPARED = {"points": {"teacher.steps": 4600}}
 def needs_teacher(config: Config) -> bool:
     """Whether the flow is trained on a teacher's paths, from its weights, or by its velocities."""
     flow = config.flow
-    asks = flow.velocity == "teacher" and any(o in flow.objectives for o in ("consistency", "interval"))
-    return "trajectory" in flow.objectives or flow.init == "teacher" or asks
+    asks = flow.velocity == "teacher" and any(each.takes_velocities for each in objectives.of(flow).values())
+    return objectives.needs_paths(flow) or flow.init == "teacher" or asks
 
 
 def flow_evaluations(config: Config) -> float:
-    """Network evaluations of one sample in training the flow: of the flow, and of a teacher that it asks.
+    """Network evaluations in training the flow: the objectives' own (`Objective.cost`) and the anchor's.
 
-    An evaluation is a sample's way through a network, with or without gradient; a backward pass is none. A forward-mode
-    derivative goes through with value and tangent: two. Policy self takes an extra pass for a share of each batch.
+    Policy self takes an extra pass for a share of each batch.
     """
     flow = config.flow
-    asks = 1 if flow.velocity == "teacher" else 0
-    of = {
-        "trajectory": 1,
-        "data": 1,
-        "consistency": 2 * (1 + asks),  # both at both times
-        "interval": 1 + 2 * (1 - flow.interval.same_share) + asks,
-    }
+    asked = objectives.of(flow).values()
     anchor = config.anchor.self_probability if config.anchor.policy == "self" else 0
-    per_step = sum(of[name] for name in flow.objectives) / len(flow.objectives) + anchor
+    per_step = sum(each.cost(flow) for each in asked) / len(asked) + anchor
     return per_step * flow.steps * flow.batch_size
 
 
@@ -61,10 +56,10 @@ def evaluations(config: Config) -> float:
     total = flow_evaluations(config)
     if needs_teacher(config):
         total += teacher_evaluations(config)
-    if "trajectory" in config.flow.objectives:
+    if objectives.needs_paths(config.flow):
         solved = config.trajectories.count
         if config.trajectories.store == "none":
-            solved = config.flow.steps // len(config.flow.objectives) * config.flow.batch_size
+            solved = config.flow.steps // len(objectives.of(config.flow)) * config.flow.batch_size
         total += solved * solver_nfe(config.trajectories.solver_steps)
     return total
 
@@ -74,7 +69,7 @@ class Objective:
     """One row of the table: an objective with the values that its preset gives it, and a teacher to compare with."""
 
     name: str
-    dynamics: tuple[str, ...] = DYNAMICS_NAMES
+    dynamics: tuple[str, ...] = PAPER
 
     def params(self, preset_name: str) -> dict[str, Any]:
         values = preset.objective_values(self.name, preset_name)

@@ -229,7 +229,7 @@ class Plan:
         return Run(job, seed, config, nodes)
 
     def _check(self, config: Config) -> None:
-        points = config.data.source == "points"
+        points = config.data.modality.name == "points"
         if points != (self.measure.metric in OF_POINTS):
             known = [m for m in HIGHER_IS_BETTER if (m in OF_POINTS) == points]
             raise UserError(f"--metric {self.measure.metric}: data.source: {config.data.source} has {', '.join(known)}")
@@ -484,7 +484,7 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
     ranges = [key for key, values in axes.items() if isinstance(values, Range)]
     if ranges and not given.search:
         raise UserError(f"-S {ranges[0]}: a range needs --search N; a grid takes values, parted by commas")
-    metric = given.metric or ("sliced_wasserstein" if config.data.source == "points" else "fid")
+    metric = given.metric or ("sliced_wasserstein" if config.data.modality.name == "points" else "fid")
     graph = shared.read_graph()
     seeds = tuple(dict.fromkeys(given.seeds or [config.seed]))
     plan = Plan(base, graph, code_digest(graph), seeds, Measure(metric, given.sampler, given.nfe))
@@ -496,7 +496,7 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
         return 0
     commit = study.check_checkout()
     if importlib.util.find_spec("dvc") is None:
-        raise UserError("a sweep's experiments are DVC's: pip install -e . -c constraints.txt")
+        raise UserError("a sweep's experiments are DVC's: pip install -e '.[pipeline]' -c constraints.txt")
     pool = Pool(experiments, slots(given.jobs), say=_say)
     options = {"code": plan.code, "retry": given.retry_failed, "failures": Failures()}
     without: dict[str, str] = {}

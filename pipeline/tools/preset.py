@@ -11,6 +11,7 @@ from typing import Any
 
 from ifm.config import ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.data.local import SUFFIXES, parquet_files, walk
+from ifm.data.sources import SOURCES
 from ifm.errors import UserError
 from ifm.files import readable, write_text
 from ifm.tracking import flatten
@@ -44,7 +45,7 @@ def apply(name: str, text: str, *, objective: str = "trajectory", data: str | No
         raise UserError(f"no objective {objective!r}; there are {', '.join(objectives())}")
     values = read_mapping(text, source=str(paths.PARAMS))
     base, chosen = _read(FOLDER / "digits.yaml"), _read(FOLDER / f"{name}.yaml")
-    local = chosen[0]["data"]["source"] in ("parquet", "imagefolder")
+    local = SOURCES[chosen[0]["data"]["source"]].key == "path"
     if local and not data:
         raise UserError(f"preset {name} reads local files; say where: make preset NAME={name} DATA=path/to/folder")
     if data and not local:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifm.conditions.base import Condition, rows_of, told
 from ifm.dynamics.base import NoiseSource
 from ifm.hardware.devices import is_sharded, to_device
 from ifm.model import IntegrationFlow
@@ -49,10 +50,11 @@ class AnchorPolicy(ABC):
         generator: NoiseSource,
         positions: Tensor,
         visit: Visit | None = None,
+        condition: Condition | None = None,
     ) -> Tensor | None:
         """x_anchor [b, C, H, W] for the points x_t [b, C, H, W] at t [b], at `positions` [b] of the batch.
 
-        visit: what the whole batch holds; the bank alone asks for it.
+        visit: what the whole batch holds; the bank alone asks for it. condition: of the samples.
         """
 
     def refresh(self, x_0_hat: Tensor) -> None:  # noqa: B027 - most policies keep nothing
@@ -71,14 +73,14 @@ class NoAnchor(AnchorPolicy):
 
     takes_anchor = False
 
-    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None, condition=None):
         return None
 
 
 class NoiseAnchor(AnchorPolicy):
     """x_anchor ~ N(0, I), as in the first step of sampling."""
 
-    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None, condition=None):
         return initial_anchor(x_t, generator=generator)
 
 
@@ -90,14 +92,15 @@ class SelfAnchor(AnchorPolicy):
             raise ValueError(f"anchor.self_probability must be in (0, 1], got {probability}")
         self.probability = probability
 
-    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None, condition=None):
         x_anchor = initial_anchor(x_t, generator=generator)
         rows = to_device(evenly_chosen(positions, self.probability).nonzero().squeeze(1), x_t.device)
         # All processes must call a sharded flow together. One without rows evaluates its first and drops the result.
         of = rows if len(rows) or not is_sharded(flow) else rows.new_zeros(1)
         if len(of):
             with torch.no_grad():
-                x_0_hat = flow(x_t[of], t[of], x_anchor=x_anchor[of]).to(x_anchor.dtype)
+                given = {"x_anchor": x_anchor[of], **told(rows_of(condition, of))}
+                x_0_hat = flow(x_t[of], t[of], **given).to(x_anchor.dtype)
             x_anchor[rows] = x_0_hat[: len(rows)]
         return x_anchor
 
@@ -238,7 +241,7 @@ class BankAnchor(AnchorPolicy):
         self._visit: Visit | None = None
         self._read: Tensor | None = None  # float16 [b, *shape], the rows of this process's samples
 
-    def __call__(self, flow, x_t, t, *, generator, positions, visit=None):
+    def __call__(self, flow, x_t, t, *, generator, positions, visit=None, condition=None):
         if visit is None:
             raise ValueError("anchor policy bank needs to know which samples a batch holds (visit)")
         self._visit, self._read = visit, self.bank.read(visit, positions.numpy())

@@ -3,32 +3,34 @@
 This module only checks: what a stage does with the values is in the stage, and DVC tracks the values themselves.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
 
+from ifm import modalities, objectives
+from ifm.conditions import CONDITIONS, NONE
+from ifm.data.sources import SOURCES, Source
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError, in_a_line
+from ifm.modalities import Modality
+from ifm.networks import ANCHOR_INPUTS, NETWORKS, UNetOptions
+from ifm.objectives import OBJECTIVES
+from ifm.schema import Count, Distinct, NameOf, Positive, Section
 
-DynamicsName = Literal["ve", "rf", "pfgmpp"]
-DYNAMICS_NAMES: tuple[str, ...] = get_args(DynamicsName)
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
+
 Precision = Literal["no", "bf16", "fp16"]
 MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
 
 
 class ConfigError(UserError, ValueError):
     """params.yaml cannot be used; the message names file, key, value and what is allowed."""
-
-
-def _distinct(values: list) -> list:
-    if len(set(values)) != len(values):
-        raise ValueError("the entries must differ from each other")
-    return values
 
 
 def _integer(value: Any) -> Any:
@@ -44,17 +46,8 @@ def _digest(value: str) -> str:
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Distinct = AfterValidator(_distinct)
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Digest = Annotated[str, AfterValidator(_digest)]
-
-
-class Section(BaseModel):
-    """Frozen and strict: "3" is no number, an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PointsConfig(Section):
@@ -76,7 +69,7 @@ class PointsConfig(Section):
 class DataConfig(Section):
     """`data`: where the images or points come from and what is made of them."""
 
-    source: Literal["digits", "hub", "parquet", "imagefolder", "points"]
+    source: Annotated[str, NameOf(SOURCES)]
     name: str | None
     revision: str | None
     path: LocalPath | None
@@ -96,84 +89,47 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
-        needed = {"hub": "name", "parquet": "path", "imagefolder": "path"}.get(self.source)
+        needed = self.origin.watched
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
-        if self.source == "points" and (self.random_flip or self.test_split is not None):
-            key, mend = ("random_flip", "false") if self.random_flip else ("test_split", "null")
-            value = "true" if self.random_flip else self.test_split
-            raise ValueError(f"{key}: {value} does not fit source: points; set it to {mend}")
+        if self.random_flip and not self.modality.mirrors:
+            raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
+        if self.test_split is not None and not self.origin.test_split:
+            raise ValueError(f"test_split: {self.test_split} does not fit source: {self.source}; set it to null")
         return self
 
+    @property
+    def origin(self) -> Source:
+        """What `source` names."""
+        return SOURCES[self.source]
 
-class VarianceExplodingConfig(Section):
-    """`ode.ve`."""
+    @property
+    def modality(self) -> Modality:
+        """What the samples are."""
+        return modalities.MODALITIES[self.origin.modality]
 
-    t_min: Positive
-    t_max: Positive
-    rho: Positive
-    log_time_mean: float
-    log_time_std: Positive
-
-    @model_validator(mode="after")
-    def _range(self) -> Self:
-        if self.t_min >= self.t_max:
-            raise ValueError(f"t_min must be below t_max, got {self.t_min} and {self.t_max}")
-        return self
-
-
-class RectifiedFlowConfig(Section):
-    """`ode.rf`."""
-
-    logit_time_mean: float
-    logit_time_std: Positive
-
-
-class PFGMPlusPlusConfig(VarianceExplodingConfig):
-    """`ode.pfgmpp`."""
-
-    augmented_dimensions: Positive
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) of images, (d,) of points."""
+        return self.modality.shape(self)
 
 
 class OdeConfig(Section):
-    """`ode`: the dynamics' constants."""
+    """`ode`: the dynamics' constants, a section for each dynamics of the table (see `_with_tables`)."""
 
     sigma_data: Positive
-    ve: VarianceExplodingConfig
-    rf: RectifiedFlowConfig
-    pfgmpp: PFGMPlusPlusConfig
-
-    def options(self, dynamics: str) -> dict[str, float]:
-        """The arguments of `ifm.dynamics.build` for one dynamics."""
-        return getattr(self, dynamics).model_dump() | {"sigma_data": self.sigma_data}
 
 
-class MLPConfig(Section):
-    """`network.mlp`."""
+class NetworkConfig(UNetOptions):
+    """`network` of teacher and flow: the U-Net's keys, and a section for each other network of the table."""
 
-    width: Count
-    layers: Count
+    kind: Annotated[str, NameOf(NETWORKS)]
 
 
-class NetworkConfig(Section):
-    """`network`: the U-Net (images) or the MLP (points) of teacher and flow."""
+class ConditionConfig(Section):
+    """`condition`: what teacher and flow are told of each sample."""
 
-    kind: Literal["unet", "mlp"]
-    channels: Annotated[list[Count], Field(min_length=1)]
-    layers_per_block: Count
-    attention: Annotated[list[bool], Field(min_length=1)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    norm_groups: Count
-    mlp: MLPConfig
-
-    @model_validator(mode="after")
-    def _lists_fit(self) -> Self:
-        if len(self.attention) != len(self.channels):
-            raise ValueError(f"attention needs {len(self.channels)} entries, one for each of channels")
-        bad = [c for c in self.channels if c % self.norm_groups]
-        if bad:
-            raise ValueError(f"channels must be multiples of norm_groups = {self.norm_groups}, got {bad}")
-        return self
+    kind: Annotated[str, NameOf({NONE: None}, CONDITIONS)]
 
 
 class TrainConfig(Section):
@@ -225,42 +181,11 @@ class TrajectoriesConfig(Section):
         return self
 
 
-Objective = Literal["trajectory", "data", "consistency", "interval"]
-
-
-class ConsistencyConfig(Section):
-    """`flow.consistency`."""
-
-    first_intervals: Annotated[int, Field(ge=2)]
-    last_intervals: Annotated[int, Field(ge=2)]
-    target: Literal["online", "average"]
-
-    @property
-    def range(self) -> tuple[int, int]:
-        return self.first_intervals, self.last_intervals
-
-    @model_validator(mode="after")
-    def _shrinks(self) -> Self:
-        if self.last_intervals < self.first_intervals:
-            raise ValueError(
-                f"last_intervals ({self.last_intervals}) must be at least first_intervals ({self.first_intervals})"
-            )
-        return self
-
-
-class IntervalConfig(Section):
-    """`flow.interval`."""
-
-    same_share: Annotated[float, Field(ge=0, lt=1)]
-    whole_share: Annotated[float, Field(ge=0, le=1)]
-    power: Annotated[float, Field(ge=0, le=2)]
-
-
 class FlowConfig(TrainConfig):
     """`flow`."""
 
-    objective: Objective
-    phases: Annotated[list[Objective], Field(min_length=1), Distinct] | None
+    objective: Annotated[str, NameOf(OBJECTIVES)]
+    phases: Annotated[list[Annotated[str, NameOf(OBJECTIVES)]], Field(min_length=1), Distinct] | None
     scheme: Literal["edm", "paper"]
     init: Literal["teacher", "scratch"]
     distance: Literal["pseudo_huber", "adaptive_huber", "l2"]
@@ -270,29 +195,21 @@ class FlowConfig(TrainConfig):
     t_max_share: Annotated[float, Field(ge=0, le=1)]
     velocity: Literal["pair", "reference", "teacher"]
     reference_batch: Count
-    consistency: ConsistencyConfig
-    interval: IntervalConfig
-
-    @property
-    def objectives(self) -> list[str]:
-        """What the flow is trained by, one after the other."""
-        return list(self.phases or [self.objective])
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:
-        named = self.objectives
+        asked = objectives.of(self)
+        named = list(asked)
         if "trajectory" in named and not self.t_max_share:
             raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; the others allow 0")
         if self.schedule == "mixed" and named != ["data"]:
             raise ValueError(
                 f"schedule: mixed needs objective: data alone, got {', '.join(named)}; use schedule: data_only"
             )
-        if "interval" in named and len(named) > 1:
-            raise ValueError(
-                f"phases: interval trains a network of two times, which no other phase has; got {', '.join(named)}"
-            )
-        if named == ["interval"] and self.scheme != "edm":
-            raise ValueError(f"scheme: {self.scheme} does not fit objective: interval; use edm")
+        for name, objective in asked.items():
+            if self.scheme not in objective.schemes:
+                others = " or ".join(objective.schemes)
+                raise ValueError(f"scheme: {self.scheme} does not fit objective: {name}; use {others}")
         if self.steps < len(named):
             raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} phases")
         return self
@@ -302,7 +219,7 @@ class AnchorConfig(Section):
     """`anchor`."""
 
     policy: Literal["none", "noise", "self", "bank"]
-    input: Literal["channels", "cross_attention"]
+    input: Annotated[str, NameOf(dict.fromkeys(ANCHOR_INPUTS))]
     self_probability: Annotated[float, Field(gt=0, le=1)]
     reset_probability: Annotated[float, Field(ge=0, le=1)]
 
@@ -372,8 +289,9 @@ class Config(Section):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**62)]
-    dynamics: Annotated[list[DynamicsName], Field(min_length=1), Distinct]
+    dynamics: Annotated[list[Annotated[str, NameOf(DYNAMICS)]], Field(min_length=1), Distinct]
     data: DataConfig
+    condition: ConditionConfig
     ode: OdeConfig
     network: NetworkConfig
     teacher: TeacherConfig
@@ -386,20 +304,34 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        points = self.data.source == "points"
-        for key, value, wanted in (
-            ("network.kind", self.network.kind, "mlp"),
-            ("evaluate.extractor", self.evaluate.extractor, "coordinates"),
+        for name in self.dynamics:
+            if getattr(self.ode, name) is None:
+                raise ValueError(f"ode.{name} is missing, and dynamics asks for {name}")
+            if self.flow.scheme == "paper" and not DYNAMICS[name].paper:
+                raise ValueError(f"flow.scheme: paper is not defined for {name}; use edm")
+        for name, options in self.network:
+            if name == self.network.kind and options is None:
+                raise ValueError(f"network.{name} is missing, and network.kind asks for it")
+        fit = self.data.modality
+        networks = [name for name, entry in NETWORKS.items() if entry.modality == fit.name]
+        for key, value, allowed in (
+            ("network.kind", self.network.kind, networks),
+            ("evaluate.extractor", self.evaluate.extractor, fit.extractors),
         ):
-            if points and value != wanted:
-                raise ValueError(f"{key}: {value} does not fit data.source: points; use {wanted}")
-            if not points and value == wanted:
-                other = "unet" if wanted == "mlp" else "classifier, inception, dinov2 or pixels"
-                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {other}")
-        if points and self.anchor.input == "cross_attention":
-            raise ValueError("anchor.input: cross_attention needs the unet; with data.source: points use channels")
+            if value not in allowed:
+                *first, last = allowed
+                use = f"{', '.join(first)} or {last}" if first else last
+                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {use}")
+        takes = NETWORKS[self.network.kind].anchor_inputs
+        if self.anchor.input not in takes:
+            able = " or ".join(name for name, entry in NETWORKS.items() if self.anchor.input in entry.anchor_inputs)
+            raise ValueError(
+                f"anchor.input: {self.anchor.input} needs the {able}; with network.kind: {self.network.kind} use "
+                f"{' or '.join(takes)}"
+            )
+        unet = self.network.kind == "unet"
         halvings = len(self.network.channels) - 1
-        if not points and self.data.image_size % 2**halvings:
+        if unet and self.data.image_size % 2**halvings:
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
@@ -408,11 +340,11 @@ class Config(Section):
             raise ValueError(
                 f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
             )
-        if self.evaluate.extractor == "classifier" and not self.has_labels:
+        if self.evaluate.extractor == "classifier" and not _has_labels(self.data):
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
             )
-        pixels = self.data.channels * self.data.image_size**2
+        pixels = math.prod(self.data.shape)
         if self.evaluate.extractor == "pixels" and pixels > MOST_FEATURES:
             raise ValueError(
                 f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
@@ -424,58 +356,79 @@ class Config(Section):
                 f"flow.init: teacher needs a network to start from, and teacher.kind: {self.teacher.kind} has none; "
                 "set flow.init to scratch"
             )
-        objectives = self.flow.objectives
-        if self.teacher.kind == "none" and "trajectory" in objectives:
+        asked = objectives.of(self.flow)
+        if self.teacher.kind == "none" and objectives.needs_paths(self.flow):
+            name = next(name for name, objective in asked.items() if objective.needs_paths)
+            *others, last = [other for other, objective in OBJECTIVES.items() if not objective.needs_paths]
             raise ValueError(
-                "flow.objective: trajectory learns a teacher's paths, and teacher.kind is none; set it to network or "
-                "exact, or flow.objective to consistency, interval or data"
+                f"flow.objective: {name} learns a teacher's paths, and teacher.kind is none; set it to network or "
+                f"exact, or flow.objective to {', '.join(others)} or {last}"
             )
-        takes_velocities = "consistency" in objectives or "interval" in objectives
+        takes_velocities = any(objective.takes_velocities for objective in asked.values())
         if self.teacher.kind == "none" and self.flow.velocity == "teacher" and takes_velocities:
             raise ValueError(
                 "flow.velocity: teacher needs a teacher to ask for velocities, and teacher.kind is none; set it to "
                 "network or exact, or flow.velocity to reference or pair"
             )
-        if "interval" in objectives and self.flow.init == "teacher":
-            raise ValueError(
-                "flow.init: teacher does not fit flow.objective: interval, whose network takes two times; "
-                "set flow.init to scratch"
-            )
-        if "interval" in objectives and self.anchor.policy == "bank":
-            raise ValueError(
-                "anchor.policy: bank does not fit flow.objective: interval, which makes no estimates of x_0 to keep; "
-                "use none, noise or self"
-            )
+        for name, objective in asked.items():
+            if objective.two_times and self.flow.init == "teacher":
+                raise ValueError(
+                    f"flow.init: teacher does not fit flow.objective: {name}, whose network takes two times; "
+                    "set flow.init to scratch"
+                )
+            if not objective.gives_estimates and self.anchor.policy == "bank":
+                raise ValueError(
+                    f"anchor.policy: bank does not fit flow.objective: {name}, which makes no estimates of x_0 to "
+                    "keep; use none, noise or self"
+                )
+            if objective.differentiates and self.flow.gradient_checkpointing:
+                raise ValueError(
+                    f"flow.gradient_checkpointing: true does not fit flow.objective: {name}, whose forward-mode "
+                    "derivative has no such form; set it to false, or use gradient_accumulation"
+                )
         for name, section in (("teacher", self.teacher), ("flow", self.flow)):
             if section.gradient_accumulation > section.batch_size:
                 raise ValueError(
                     f"{name}.gradient_accumulation = {section.gradient_accumulation} must be at most {name}.batch_size "
                     f"= {section.batch_size}"
                 )
-        if "interval" in objectives and self.flow.gradient_checkpointing:
-            raise ValueError(
-                "flow.gradient_checkpointing: true does not fit flow.objective: interval, whose forward-mode "
-                "derivative has no such form; set it to false, or use gradient_accumulation"
-            )
-        if self.anchor.policy == "bank" and len(objectives) > 1:
+        if self.anchor.policy == "bank" and len(asked) > 1:
             raise ValueError(
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
                 "several; use none, noise or self"
             )
-        if not points and self.sample.count <= self.evaluate.neighbours:
+        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
             raise ValueError(
                 f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
-        if "chain" in self.sample.flow_samplers and "interval" not in objectives:
+        if "chain" in self.sample.flow_samplers and not objectives.two_times(self.flow):
+            able = " or ".join(name for name, objective in OBJECTIVES.items() if objective.two_times)
             raise ValueError(
-                "sample.flow_samplers: chain goes through sub-intervals, which flow.objective: interval alone learns"
+                f"sample.flow_samplers: chain goes through sub-intervals, which flow.objective: {able} alone learns"
             )
+        if self.condition.kind == "classes" and not _has_labels(self.data):
+            raise ValueError("condition.kind: classes needs labels; set data.label_column, or condition.kind to none")
         return self
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether the data set has classes to learn."""
-        return self.data.source == "digits" or self.data.label_column is not None
+
+def _has_labels(data: DataConfig) -> bool:
+    """Whether the data set has classes to learn."""
+    said = data.origin.labelled
+    return data.label_column is not None if said is None else said
+
+
+def _with_tables(base: type[Section], sections: dict[str, type[Section] | None]) -> type[Section]:
+    """A section with a sub-section for each entry of a table; it may be left out where nothing asks for it."""
+    added = {name: (options | None, None) for name, options in sections.items() if options is not None}
+    return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **added)
+
+
+def schema() -> type[Config]:
+    """The whole of params.yaml with the sections that the tables have now."""
+    ode = _with_tables(OdeConfig, {name: entry.options for name, entry in DYNAMICS.items()})
+    network = _with_tables(NetworkConfig, {name: e.options for name, e in NETWORKS.items() if name != "unet"})
+    flow = _with_tables(FlowConfig, {name: objective.options for name, objective in OBJECTIVES.items()})
+    return create_model("Config", __base__=Config, ode=(ode, ...), network=(network, ...), flow=(flow, ...))
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -513,7 +466,10 @@ def yaml_node(text: str, *, source: str) -> Any:
     return _with_yaml(lambda yaml: yaml.compose(text), source)
 
 
-def _with_yaml(read: Callable[[YAML], Any], source: str) -> Any:
+def _with_yaml(read: "Callable[[YAML], Any]", source: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         try:
             return read(YAML(typ="safe", pure=True))
@@ -538,7 +494,7 @@ def load(path: Path = Path("params.yaml")) -> Config:
 def parse(values: dict[str, Any], *, source: str = "params.yaml") -> Config:
     """Checks plain values. Raises ConfigError."""
     try:
-        return Config.model_validate(values)
+        return schema().model_validate(values)
     except ValidationError as error:
         lines = [f"{source}: {_explain(e)}" for e in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifm.dynamics import Dynamics, expand
+from ifm.conditions.base import Condition, rows_of, told
+from ifm.dynamics.base import Dynamics, expand
 from ifm.exact import FlowMap
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
@@ -126,12 +127,14 @@ def sensitivity(f: Callable[[Tensor], Tensor], at: Tensor, directions: Sequence[
 
 
 @torch.no_grad()
-def anchor_steps(flow: IntegrationFlow, x_T: Tensor, *, x_anchor: Tensor, steps: int) -> list[float]:
+def anchor_steps(
+    flow: IntegrationFlow, x_T: Tensor, *, x_anchor: Tensor, steps: int, condition: Condition | None = None
+) -> list[float]:
     """RMS of a_(n+1) - a_n for n = 1 .. steps - 1, with a_(n+1) = g(a_n, x_T, t_max) and a_0 = x_anchor."""
     t = x_T.new_full((len(x_T),), flow.dynamics.t_max)
-    anchors = [flow(x_T, t, x_anchor=x_anchor)]
+    anchors = [flow(x_T, t, x_anchor=x_anchor, **told(condition))]
     for _ in range(steps - 1):
-        anchors.append(flow(x_T, t, x_anchor=anchors[-1]))
+        anchors.append(flow(x_T, t, x_anchor=anchors[-1], **told(condition)))
     return [_total(b - a) for a, b in itertools.pairwise(anchors)]
 
 
@@ -188,6 +191,7 @@ class StoredPaths:
 
     states: Tensor
     times: Tensor
+    condition: Condition | None = None  # [P]
 
 
 def diagnose(
@@ -214,9 +218,11 @@ def diagnose(
     """
     dynamics, x_T, x_anchor = flow.dynamics, draws.x_T, draws.x_anchor
     times = dynamics.solver_times(solver_steps)
-    estimate = _with_anchor(flow, x_anchor)
-    true_states = list(solve_states(teacher, x_T, times=times))  # [S + 1] of [P, ...]
-    own_states = list(solve_states(estimate, x_T, times=times))
+    estimate = _given(flow, x_anchor, draws.condition)
+    condition = draws.condition
+    how = {"dynamics": dynamics, "times": times}
+    true_states = list(solve_states(teacher, x_T, condition=condition, **how))  # [S + 1] of [P, ...]
+    own_states = list(solve_states(estimate, x_T, **how))
     x_0 = true_states[-1]
     with torch.no_grad():
         estimates = [estimate(x, _batch(x, t)) for x, t in zip(true_states, times.tolist(), strict=True) if t > 0]
@@ -227,7 +233,9 @@ def diagnose(
     few = min(jacobian_paths, len(x_T))
     noise = Streams(seed, "choice", range(len(x_T)), step=_DIAGNOSING)
     random_directions = [noise.normal(tuple(x_T.shape[1:])).to(x_T.device) for _ in range(directions)]  # k of [P, ...]
-    steps = anchor_steps(flow, x_T, x_anchor=x_anchor, steps=anchor_refinements) if flow.takes_anchor else None
+    steps = None
+    if flow.takes_anchor:
+        steps = anchor_steps(flow, x_T, x_anchor=x_anchor, steps=anchor_refinements, condition=condition)
     return _checked(
         {
             "dynamics": dynamics.name,
@@ -241,7 +249,7 @@ def diagnose(
                 "closest": closest,
             },
             "jacobian": _jacobian(
-                _with_anchor(flow, x_anchor[:few]),
+                _given(flow, x_anchor[:few], rows_of(condition, slice(few))),
                 dynamics,
                 [state[:few] for state in true_states[:-1]],
                 times[:-1],
@@ -249,7 +257,7 @@ def diagnose(
                 whole=x_T[0].numel() <= whole_jacobian_up_to,
                 basis=orthonormal(_basis_directions(seed, x_T, directions)),
             ),
-            "stability": _stability(flow, x_T, x_anchor, random_directions),
+            "stability": _stability(flow, x_T, x_anchor, random_directions, condition),
             "anchor": None if steps is None else {"contraction": contraction(steps), "last": steps[-1], "steps": steps},
             "straightness": {
                 "teacher": teacher_s.total,
@@ -289,8 +297,9 @@ def _nones(value: Any) -> int:
     return sum(map(_nones, value)) if isinstance(value, list) else value is None
 
 
-def _with_anchor(flow: IntegrationFlow, x_anchor: Tensor) -> Estimate:
-    return lambda x, t: flow(x, t, x_anchor=x_anchor if flow.takes_anchor else None)
+def _given(flow: IntegrationFlow, x_anchor: Tensor, condition: Condition | None) -> Estimate:
+    """g as a function of x_t and t alone."""
+    return lambda x, t: flow(x, t, x_anchor=x_anchor if flow.takes_anchor else None, **told(condition))
 
 
 def _batch(x: Tensor, t: float) -> Tensor:
@@ -346,23 +355,25 @@ def _singular_values(J: Tensor) -> Tensor:
     return torch.where(sound[:, None], values, torch.nan)
 
 
-def _stability(flow: IntegrationFlow, x_T: Tensor, x_anchor: Tensor, directions: list[Tensor]) -> dict[str, Any]:
+def _stability(
+    flow: IntegrationFlow, x_T: Tensor, x_anchor: Tensor, directions: list[Tensor], condition: Condition | None
+) -> dict[str, Any]:
     """Derivatives of x_0_hat at t_max in units of its spread: by x_T (along noise of its scale), ln t, the anchor.
 
     An exact Gaussian flow map has 1 for x_T, about 1 for t, and 0 for the anchor.
     """
-    dynamics = flow.dynamics
+    dynamics, given = flow.dynamics, told(condition)
     t, anchor = _batch(x_T, dynamics.t_max), x_anchor if flow.takes_anchor else None
     b = expand(dynamics.coefficients(t).b, x_T)
     with torch.no_grad():
-        unit = spread(flow(x_T, t, x_anchor=anchor))
+        unit = spread(flow(x_T, t, x_anchor=anchor, **given))
     found = {
-        "x_T": sensitivity(lambda x: flow(x, t, x_anchor=anchor), x_T, [b * u for u in directions]),
+        "x_T": sensitivity(lambda x: flow(x, t, x_anchor=anchor, **given), x_T, [b * u for u in directions]),
         # A step before t_max, so that both differences stay where the flow was trained.
-        "t": sensitivity(lambda s: flow(x_T, s, x_anchor=anchor), (1 - STEP) * t, [t]),
+        "t": sensitivity(lambda s: flow(x_T, s, x_anchor=anchor, **given), (1 - STEP) * t, [t]),
     }
     if flow.takes_anchor:
-        found["anchor"] = sensitivity(lambda a: flow(x_T, t, x_anchor=a), x_anchor, directions)
+        found["anchor"] = sensitivity(lambda a: flow(x_T, t, x_anchor=a, **given), x_anchor, directions)
     return {name: _quantiles(values.detach() / unit) for name, values in found.items()}
 
 
@@ -391,7 +402,7 @@ def _exact_error(
 def _training_error(flow: IntegrationFlow, stored: StoredPaths, x_anchor: Tensor) -> dict[str, Any]:
     """The flow's error on paths that it was trained on, at their stored times above 0."""
     count = min(len(stored.states), len(x_anchor))
-    paths, estimate = stored.states[:count], _with_anchor(flow, x_anchor[:count])
+    paths, estimate = stored.states[:count], _given(flow, x_anchor[:count], rows_of(stored.condition, slice(count)))
     inner = [(k, t) for k, t in enumerate(stored.times.tolist()) if t > 0]
     errors = [flow_map_error(estimate(paths[:, k], _batch(paths, t)), x_0=paths[:, -1]) for k, t in inner]
     return {"one_step": errors[0], "times": [t for _, t in inner], "profile": errors}

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifm.dynamics import Dynamics, PFGMPlusPlus, expand
+from ifm.conditions.base import Condition, ConditionKind
+from ifm.dynamics.base import Dynamics, expand
 
 TINY = 1e-280  # stands for b^2 = 0: the limit t -> 0 without 0 / 0
+LEAST_LOG = -1e300  # in place of the log weight -inf of data without the condition asked for
 CHUNK_BYTES = 2**26  # of one piece of the data in float64
 FlowMap = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x_0 [B, ...], the end point of x_t's path
 
@@ -20,21 +22,31 @@ FlowMap = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x_0 [B,
 class ExactTeacher(nn.Module):
     """D(x_t, t) = E[x_0 | x_t] for x_0 uniform on finitely many points: sum_i w_i x_i, w a softmax over the data.
 
-    ve, rf: log w_i = -|x_t - a x_i|^2 / 2 b^2 + const. pfgmpp: -(N + D)/2 log(|x_t - x_i|^2 + t^2 D) + const.
-    At t -> 0 it is the nearest point for ve and rf; for pfgmpp, whose kernel has polynomial tails, that holds at the
-    data points alone. At t = 1 of rf it is the data's mean.
+    log w_i is the log density of z_i = (x_t - a x_i) / b: -|z_i|^2 / 2 for Gaussian noise, for pfgmpp
+    -(N + D)/2 log(1 + |z_i|^2 / D). At t -> 0 it is the nearest point for Gaussian noise; for pfgmpp, whose kernel has
+    polynomial tails, that holds at the data points alone. Where a = 0, as at t = 1 of rf, it is the data's mean.
     """
 
-    def __init__(self, data: Tensor, dynamics: Dynamics) -> None:
-        """data: [n, *shape], uint8 (0..255 for -1..1) or floating."""
+    def __init__(
+        self,
+        data: Tensor,
+        dynamics: Dynamics,
+        *,
+        kind: ConditionKind | None = None,
+        have: Condition | None = None,
+    ) -> None:
+        """data: [n, *shape], uint8 (0..255 for -1..1) or floating; have: the condition of each, of the kind `kind`."""
         super().__init__()
         if data.ndim < 2 or not len(data):
             raise ValueError(f"data must have shape [n, ...] with n > 0, got {tuple(data.shape)}")
         self.dynamics, self.shape = dynamics, tuple(data.shape[1:])
         self.register_buffer("data", data.reshape(len(data), -1).contiguous())  # [n, N]
+        if have is not None and len(have) != len(data):
+            raise ValueError(f"need a condition for each of {len(data)} data, got {len(have)}")
+        self.condition_kind, self.have = kind, have
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """E[x_0 | x_t]: [B, *shape], in x_t's dtype. t: [B] or [1].
+    def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition | None = None) -> Tensor:
+        """E[x_0 | x_t], over the data that have the condition asked for: [B, *shape], in x_t's dtype. t: [B] or [1].
 
         The weights are computed in float64 for any x_t, because at small t they compare distances to a millionth. The
         data are processed in pieces with a running maximum, so that memory is bounded by one piece.
@@ -45,10 +57,14 @@ class ExactTeacher(nn.Module):
         at = self.dynamics.coefficients(t.double().expand(len(x_t)))
         a, b = expand(at.a, x), expand(at.b, x)  # [B, 1], [B, 1]
         top = x.new_full((len(x), 1), -torch.inf)  # the largest log w so far
-        total, weighted = torch.zeros_like(top), torch.zeros_like(x)
+        total, weighted, seen = torch.zeros_like(top), torch.zeros_like(x), 0
         for x_i in self._pieces():  # [m, N]
             log_w = self._log_weights(x, x_i, a=a, b=b)  # [B, m]
-            higher = torch.maximum(top, log_w.detach().amax(dim=1, keepdim=True))
+            if condition is not None:
+                here = self.have.rows(slice(seen, seen + len(x_i))).to(x.device)
+                log_w = torch.where(self.condition_kind.matches(condition, here), log_w, -torch.inf)
+            seen += len(x_i)
+            higher = torch.maximum(top, log_w.detach().amax(dim=1, keepdim=True)).clamp_min(LEAST_LOG)
             shrink, w = (top - higher).exp(), (log_w - higher).exp()
             total, weighted, top = shrink * total + w.sum(dim=1, keepdim=True), shrink * weighted + w @ x_i, higher
         return (weighted / total).to(x_t.dtype).reshape(x_t.shape)
@@ -57,11 +73,10 @@ class ExactTeacher(nn.Module):
         """log w, up to a constant in each row: [B, m]. x: [B, N]; x_i: [m, N]."""
         inner, squares = x @ x_i.T, x_i.square().sum(dim=1)  # [B, m], [m]
         variance = b.square().clamp_min(TINY)
-        if isinstance(self.dynamics, PFGMPlusPlus):
-            D, N = self.dynamics.augmented_dimensions, x.shape[1]
-            distance = (x.square().sum(dim=1, keepdim=True) - 2 * inner + squares).clamp_min(0)
-            return -(N + D) / 2 * torch.log1p(distance / (variance * D))
-        return (a * inner - a**2 * squares / 2) / variance
+        if self.dynamics.gaussian:  # |x|^2, which all weights share, is left out
+            return (a * inner - a**2 * squares / 2) / variance
+        distance = (x.square().sum(dim=1, keepdim=True) - 2 * a * inner + a**2 * squares).clamp_min(0)
+        return self.dynamics.log_density(distance / variance, dimensions=x.shape[1])
 
     def _pieces(self):
         rows = max(1, CHUNK_BYTES // (8 * self.data.shape[1]))
@@ -70,12 +85,12 @@ class ExactTeacher(nn.Module):
 
 
 def gaussian_flow_map(dynamics: Dynamics, x_t: Tensor, t: Tensor, *, mu: Tensor, s: Tensor) -> Tensor:
-    """The end point of the path through x_t for data N(mu, diag(s^2)) under ve or rf: [B, *shape].
+    """The end point of the path through x_t for data N(mu, diag(s^2)) and Gaussian noise: [B, *shape].
 
     x_0 = mu + s (x_t - a mu) / sqrt(a^2 s^2 + b^2): each coordinate keeps its quantile. mu, s: [*shape].
     """
-    if isinstance(dynamics, PFGMPlusPlus):
-        raise ValueError("Gaussian data have no closed-form flow map under pfgmpp")
+    if not dynamics.gaussian:
+        raise ValueError(f"Gaussian data have no closed-form flow map under {dynamics.name}")
     at = dynamics.coefficients(t)
     a, b = expand(at.a, x_t), expand(at.b, x_t)
     return mu + s * (x_t - a * mu) / torch.sqrt(a**2 * s**2 + b**2)
@@ -84,9 +99,9 @@ def gaussian_flow_map(dynamics: Dynamics, x_t: Tensor, t: Tensor, *, mu: Tensor,
 def flow_map_of(dynamics: Dynamics, gaussian: tuple[np.ndarray, np.ndarray] | None, *, device=None) -> FlowMap | None:
     """The exact flow map of data N(mu, diag(s^2)), gaussian = (mu, s), in float64; None where no closed form is known.
 
-    That is: for data of another law (None), and under pfgmpp.
+    That is: for data of another law (None), and under noise that is not Gaussian.
     """
-    if gaussian is None or isinstance(dynamics, PFGMPlusPlus):
+    if gaussian is None or not dynamics.gaussian:
         return None
     mu, s = (torch.from_numpy(moment).double().to(device) for moment in gaussian)
     return lambda x_t, t: gaussian_flow_map(dynamics, x_t.double(), t.double(), mu=mu, s=s)

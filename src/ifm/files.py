@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,6 +168,12 @@ def _readable_character(c: str) -> str:
     if turns or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"):
         return c.encode("unicode_escape").decode("ascii")
     return c
+
+
+def joint_sha256(paths: Iterable[Path]) -> str:
+    """sha256 of one file; of several, sha256 over the hex digests of all, by file name."""
+    digests = [file_sha256(path) for path in sorted(paths)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

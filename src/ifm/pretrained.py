@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from ifm import conditions
 from ifm import dynamics as dynamics_module
+from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
-from ifm.files import file_sha256, fresh_folder, read_json, write_json
+from ifm.files import file_sha256, fresh_folder, joint_sha256, read_json, write_json
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
-from ifm.networks import load_network, save_network
+from ifm.networks import load_network
 
 DESCRIPTION = "ifm.json"
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
@@ -41,9 +43,9 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
         description |= {"two_times": isinstance(model, IntervalFlow)}
     with fresh_folder(folder) as temporary:
         # Standard memory order, so that the file does not depend on how training laid out its weights.
-        weights = save_network(model.network.to(memory_format=torch.contiguous_format), temporary)
+        weights = model.network.to(memory_format=torch.contiguous_format).save(temporary)
         description["parameters"] = sum(p.numel() for p in model.parameters())
-        description["sha256"] = file_sha256(weights)
+        description["sha256"] = joint_sha256(weights)
         write_json(temporary / DESCRIPTION, description | record)
 
 
@@ -51,12 +53,16 @@ def save_exact_teacher(teacher: ExactTeacher, folder: Path, *, record: dict[str,
     """Writes an exact teacher, whole or not at all: its data as one tensor, and ifm.json."""
     from safetensors.torch import save_file
 
+    tensors = {"data": teacher.data.reshape(-1, *teacher.shape)}
+    if teacher.have is not None:
+        tensors |= {f"condition.{name}": x for name, x in teacher.have.tensors().items()}
     with fresh_folder(folder) as temporary:
-        save_file({"data": teacher.data.reshape(-1, *teacher.shape)}, temporary / EXACT_DATA)
+        save_file(tensors, temporary / EXACT_DATA)
         description = {
             "kind": "teacher",
             "denoiser": "exact",
             "dynamics": {"name": teacher.dynamics.name, **teacher.dynamics.options},
+            "condition": None if teacher.condition_kind is None else teacher.condition_kind.describe(),
             "parameters": 0,
             "sha256": file_sha256(temporary / EXACT_DATA),
         }
@@ -81,7 +87,7 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
         raise ModelError(f"{folder}: holds no teacher (teacher.kind: none)")
     with _usable(folder):
         if description.get("denoiser") == "exact":
-            return ExactTeacher(_exact_data(folder / EXACT_DATA), _dynamics(description)).eval()
+            return _exact(folder / EXACT_DATA, description).eval()
         return Teacher(load_network(folder), _dynamics(description)).eval()
 
 
@@ -147,8 +153,8 @@ def _true_or_false(description: dict[str, Any], key: str) -> bool:
     return description[key]
 
 
-def _exact_data(file: Path) -> torch.Tensor:
-    """The data of an exact teacher: [n, *shape], uint8 or floating."""
+def _exact(file: Path, description: dict[str, Any]) -> ExactTeacher:
+    """An exact teacher from its data, [n, *shape], uint8 or floating, and their conditions."""
     from safetensors.torch import load_file
 
     tensors = load_file(file)
@@ -156,10 +162,14 @@ def _exact_data(file: Path) -> torch.Tensor:
     if data is None or not data.numel() or not (data.dtype == torch.uint8 or data.is_floating_point()):
         found = ", ".join(f"{name}: {t.dtype} {list(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"{file.name}: must hold `data`, uint8 or floats of shape [n, ...], got {found or 'nothing'}")
-    return data
+    kind, have = conditions.build(description.get("condition")), None
+    if kind is not None:
+        names = [name for name in tensors if name.startswith("condition.")]
+        have = kind.of_tensors({name.removeprefix("condition."): tensors[name] for name in names})
+    return ExactTeacher(data, _dynamics(description), kind=kind, have=have)
 
 
-def _dynamics(description: dict[str, Any]) -> dynamics_module.Dynamics:
+def _dynamics(description: dict[str, Any]) -> Dynamics:
     options = dict(description["dynamics"])
     if not isinstance(options.get("name"), str):
         raise ValueError(f"{DESCRIPTION}: dynamics must have a name, got {options}")

@@ -29,6 +29,7 @@ PURPOSES = {
     "choice": 7,
     "bank": 8,
     "dropout": 9,
+    "condition": 10,
 }
 _KEY_RANGE = 2**63
 THREADS = min(8, os.cpu_count() or 1)  # that share the draws of a large batch

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ifm import conditions
+from ifm.conditions.base import Condition, ConditionKind
 from ifm.data.arrays import ShardedArray
-from ifm.data.trajectories import FIRST, TrajectoryMetadata
-from ifm.dynamics import Dynamics
+from ifm.data.trajectories import CONDITIONS, FIRST, TrajectoryMetadata
+from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError
 from ifm.files import atomic_path, warn_of_space
 from ifm.hardware.devices import RowReader, Rows, to_device
@@ -61,11 +64,13 @@ def generate(
     shard_size: int,
     seed: int,
     work: Path,
+    kind: ConditionKind | None = None,
 ) -> list[Path]:
     """Solves `count` paths by Heun and writes the shards that `work` does not hold yet; returns them.
 
-    shape: (C, H, W), or (d,) for points. The solver's grid is `dynamics.solver_times(solver_steps, rho=rho)`. A batch
-    is on disk before the next one is solved. A killed run goes on with its first missing shard.
+    shape: (C, H, W), or (d,) for points. kind: by whose law each path has a condition, see `conditions_of`. The grid of
+    the solver is `dynamics.solver_times(solver_steps, rho=rho)`. A batch is on disk before the next one is solved. A
+    killed run goes on with its first missing shard.
     """
     times = dynamics.solver_times(solver_steps, rho=rho)
     keep = stored_indices(solver_steps, stored_times)
@@ -85,7 +90,10 @@ def generate(
                 header = {"descr": "<f2", "fortran_order": False, "shape": rows}
                 np.lib.format.write_array_header_1_0(file, header)
                 for members in _batches(shards[i], batch_size):
-                    states = _solve_batch(denoiser, dynamics, members, shape, times, keep, seed, accelerator.device)
+                    condition = conditions_of(kind, members, seed=seed)
+                    states = _solve_batch(
+                        denoiser, dynamics, members, shape, times, keep, seed, accelerator.device, condition
+                    )
                     file.write(states.tobytes())
                     bar.update(len(members))
         else:
@@ -104,15 +112,21 @@ def starts(dynamics: Dynamics, shape: tuple[int, ...], members: Iterable[int], *
     return dynamics.prior(shape, generator=Streams(seed, "trajectory", members))
 
 
+def conditions_of(kind: ConditionKind | None, members: Iterable[int], *, seed: int) -> Condition | None:
+    """The conditions of trajectories `members`, drawn by the data's law, on the host; None where there are none."""
+    return None if kind is None else kind.draw(generator=Streams(seed, "condition", members))
+
+
 def stored_bytes(count: int, stored_times: int, shape: tuple[int, ...]) -> int:
     """What `count` trajectories of so many times take on disk: two bytes a value, without x_T."""
     return 2 * count * (stored_times - 1) * math.prod(shape)
 
 
-def _solve_batch(denoiser, dynamics, members, shape, times, keep, seed, device) -> np.ndarray:
+def _solve_batch(denoiser, dynamics, members, shape, times, keep, seed, device, condition) -> np.ndarray:
     """The states after x_T: float16 [n, K - 1, C, H, W], little-endian. TrajectoryError where one does not fit."""
     x_T = to_device(starts(dynamics, shape, members, seed=seed), device)
-    states = solve_trajectory(denoiser, x_T, times=times, keep=keep)[:, 1:]
+    condition = None if condition is None else condition.to(device)
+    states = solve_trajectory(denoiser, x_T, dynamics=dynamics, times=times, keep=keep, condition=condition)[:, 1:]
     if not bool((states.abs() <= FLOAT16_MAX).all()):
         raise TrajectoryError(
             f"trajectories {members.start} to {members.stop - 1} leave float16's range or are not finite: "
@@ -139,9 +153,14 @@ class StoredTrajectories:
         shape: tuple[int, ...],
         seed: int,
         device: torch.device,
+        conditions: Condition | None = None,
     ) -> None:
-        """states: float16 [n, K - 1, *shape], without x_T; times: float64 [K]; seed: that x_T is drawn from."""
+        """states: float16 [n, K - 1, *shape], without x_T; times: float64 [K]; seed: that x_T is drawn from.
+
+        conditions: of each path, [n].
+        """
         self.times, self._states, self._read = times, states, RowReader(states, device)
+        self._conditions = conditions
         self._draw = partial(starts, dynamics, shape, seed=seed)
         self._device = device
 
@@ -156,6 +175,10 @@ class StoredTrajectories:
     def expect(self, rows: np.ndarray) -> None:
         """Says which rows [b] will be asked for next."""
         self._read.expect(rows)
+
+    def condition(self, rows: np.ndarray) -> Condition | None:
+        """The conditions of trajectories `rows` [b]."""
+        return None if self._conditions is None else self._conditions.rows(rows).to(self._device)
 
     def points(self, rows: np.ndarray, k: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t, x_0) of trajectories `rows` [b]: the state at times[k], k < K - 1 [b] on the host, and the end."""
@@ -194,7 +217,9 @@ class SolvedTrajectories:
         rho: float | None,
         seed: int,
         device: torch.device,
+        kind: ConditionKind | None = None,
     ) -> None:
+        self._dynamics, self._kind, self._seed = dynamics, kind, seed
         self._grid = dynamics.solver_times(solver_steps, rho=rho)
         self._keep = stored_indices(solver_steps, stored_times)
         self.times, self._count, self._device = self._grid[self._keep], count, device
@@ -206,6 +231,11 @@ class SolvedTrajectories:
     def expect(self, rows: np.ndarray) -> None:
         """There is nothing to read."""
 
+    def condition(self, rows: np.ndarray) -> Condition | None:
+        """As `StoredTrajectories.condition`."""
+        drawn = conditions_of(self._kind, rows, seed=self._seed)
+        return None if drawn is None else drawn.to(self._device)
+
     def points(self, rows: np.ndarray, k: Tensor) -> tuple[Tensor, Tensor]:
         """As `StoredTrajectories.points`, in float32 throughout."""
         states = self.whole(rows)
@@ -216,7 +246,8 @@ class SolvedTrajectories:
         """As `StoredTrajectories.whole`."""
         x_T = to_device(self._draw(rows), self._device)
         with torch.autocast(self._device.type, enabled=False):
-            return solve_trajectory(self._denoiser, x_T, times=self._grid, keep=self._keep)
+            how = {"dynamics": self._dynamics, "times": self._grid, "condition": self.condition(rows)}
+            return solve_trajectory(self._denoiser, x_T, keep=self._keep, **how)
 
 
 def open_trajectories(
@@ -226,15 +257,21 @@ def open_trajectories(
     *,
     load_teacher: Callable[[], Denoiser],
     device: torch.device,
+    conditions_in: Path | None = None,
 ) -> StoredTrajectories | SolvedTrajectories:
-    """What metadata.json tells of: shards in `folder`, or, where there are none, the teacher's paths to be solved."""
+    """What metadata.json tells of: shards in `folder`, or, where there are none, the teacher's paths to be solved.
+
+    conditions_in: where the paths' conditions lie; None: in `folder` too.
+    """
     common = {"shape": tuple(metadata.image_shape), "seed": metadata.seed, "device": device}
+    kind = conditions.build(metadata.condition)
     if metadata.shards:
+        stored = None if kind is None else kind.of_tensors(load_file((conditions_in or folder) / CONDITIONS))
         states = ShardedArray(metadata.paths(folder), stage=f"trajectories@{metadata.dynamics}")
         times = torch.tensor(metadata.times, dtype=torch.float64)
-        return StoredTrajectories(states, dynamics, times=times, **common)
+        return StoredTrajectories(states, dynamics, times=times, conditions=stored, **common)
     grid = {"solver_steps": metadata.solver_steps, "stored_times": len(metadata.times), "rho": metadata.rho}
-    return SolvedTrajectories(load_teacher(), dynamics, count=metadata.count, **grid, **common)
+    return SolvedTrajectories(load_teacher(), dynamics, count=metadata.count, kind=kind, **grid, **common)
 
 
 def save_first(trajectories: StoredTrajectories | SolvedTrajectories, folder: Path) -> None:
@@ -242,6 +279,12 @@ def save_first(trajectories: StoredTrajectories | SolvedTrajectories, folder: Pa
     size = trajectories.whole(np.arange(1)).nbytes
     rows = np.arange(max(1, min(len(trajectories), FIRST_ROWS, FIRST_BYTES // size)))
     np.save(folder / FIRST, trajectories.whole(rows).cpu().numpy(), allow_pickle=False)
+
+
+def save_conditions(kind: ConditionKind | None, count: int, folder: Path, *, seed: int) -> None:
+    """Writes the conditions of all paths, one row each, where they have any."""
+    if kind is not None:
+        save_file(conditions_of(kind, range(count), seed=seed).tensors(), folder / CONDITIONS)
 
 
 def move_shards(shards: list[Path], folder: Path) -> None:

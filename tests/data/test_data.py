@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from ifm.config import DataConfig, read_params
-from ifm.data import preprocessing, sources
+from ifm.data import decoding, fetching, preprocessing, raw
 from ifm.data.arrays import ImageSet, ProcessedMetadata, ShardedArray
-from ifm.data.preprocessing import decode, preprocess, to_array
-from ifm.data.sources import FetchError, fetch
+from ifm.data.decoding import decode, to_array
+from ifm.data.fetching import fetch
+from ifm.data.preprocessing import preprocess
+from ifm.data.sources import FetchError
 from ifm.random import stream
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +135,7 @@ def test_exif_orientation_is_applied_once(orientation):
 
     image = decode(encoded(COLOUR, "PNG", exif=exif))
     np.testing.assert_array_equal(array(image), expected)
-    np.testing.assert_array_equal(array(preprocessing.flatten(image)), expected)
+    np.testing.assert_array_equal(array(decoding.flatten(image)), expected)
 
 
 def test_broken_exif_leaves_the_pixels():
@@ -323,7 +325,7 @@ def test_max_images_is_a_seeded_subset_in_order(tmp_path):
 
 
 def test_files_are_cut_and_numbered(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_PER_FILE", 500)
+    monkeypatch.setattr(raw, "ROWS_PER_FILE", 500)
     fetch(config(), tmp_path / "raw")
     names = sorted(path.name for path in (tmp_path / "raw").glob("*.parquet"))
     assert names == [
@@ -693,7 +695,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
     fetch(chosen, tmp_path / "raw1")
     preprocess(chosen, tmp_path / "raw1", tmp_path / "out1")
     monkeypatch.setattr(preprocessing, "WORKERS", 1)
-    monkeypatch.setattr(sources, "WORKERS", 1)
+    monkeypatch.setattr(fetching, "WORKERS", 1)
     fetch(chosen, tmp_path / "raw2")
     preprocess(chosen, tmp_path / "raw2", tmp_path / "out2")
     assert contents(tmp_path / "raw1") == contents(tmp_path / "raw2")

@@ -18,9 +18,10 @@ from PIL import Image, features
 
 from ifm.cli.options import local_path
 from ifm.config import DataConfig, parse, read_params
-from ifm.data import local
-from ifm.data.preprocessing import decode, to_array
-from ifm.data.sources import FetchError, fetch
+from ifm.data import inputs
+from ifm.data.decoding import decode, to_array
+from ifm.data.fetching import fetch
+from ifm.data.sources import SOURCES, FetchError
 from ifm.errors import UserError
 from ifm.files import readable
 from pipeline.runner.stage import data_name, placed
@@ -53,9 +54,9 @@ def config(**changes: Any) -> DataConfig:
 # --- the digest ----------------------------------------------------------------------------------------------------
 
 
-def look(path: Path, memory: Path | None = None, **changes: Any) -> local.Inputs:
+def look(path: Path, memory: Path | None = None, **changes: Any) -> inputs.Inputs:
     key = "name" if changes.get("source") == "hub" else "path"
-    return local.look(config(**{key: str(path)} | changes).model_dump(), root=Path("/nowhere"), memory=memory)
+    return inputs.look(config(**{key: str(path)} | changes).model_dump(), root=Path("/nowhere"), memory=memory)
 
 
 def parquet_set(root: Path) -> Path:
@@ -77,13 +78,13 @@ def test_the_digest_is_of_names_and_contents_not_of_times_or_places(tmp_path, so
     make, one = SETS[source]
     at = make(tmp_path / "here")
     first = look(at, source=source)
-    assert first.watched == [local.KEYS[source]]
+    assert first.watched == [SOURCES[source].watched]
     shutil.copytree(at, tmp_path / "there")
     for path in (tmp_path / "there").rglob("*"):
         os.utime(path, (1, 1))
     assert look(tmp_path / "there", source=source) == first
 
-    def changed(action) -> local.Inputs:
+    def changed(action) -> inputs.Inputs:
         shutil.rmtree(tmp_path / "there")
         shutil.copytree(at, tmp_path / "there")
         action(tmp_path / "there" / one)
@@ -120,7 +121,7 @@ def test_what_is_not_read_does_not_count(tmp_path):
 def test_files_that_have_not_changed_are_not_read_again(tmp_path, monkeypatch):
     at, memory = folder(tmp_path / "a", "0.png", "1.png"), tmp_path / "seen.json"
     first = look(at, memory)
-    monkeypatch.setattr(local, "_content", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(inputs, "_content", lambda path: pytest.fail(f"{path} was read"))
     assert look(at, memory) == first
     monkeypatch.undo()
     before = (at / "0.png").stat()
@@ -135,14 +136,14 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path, monkeypatch):
 def test_sources_without_local_files_have_no_digest(tmp_path):
     for changes in ({"source": "digits"}, {"source": "points"}, {"source": "hub", "name": "uoft-cs/cifar10"}):
         data = config(**changes).model_dump()
-        assert local.look(data, root=tmp_path) == local.Inputs()
+        assert inputs.look(data, root=tmp_path) == inputs.Inputs()
     for changes in ({"path": "gone"}, {"source": "hub", "name": str(tmp_path / "gone")}):
-        assert local.look(config(**changes).model_dump(), root=tmp_path) is None
+        assert inputs.look(config(**changes).model_dump(), root=tmp_path) is None
 
 
 def test_default_results_have_none():
     assert (
-        json.loads((ROOT / "data/source.json").read_text())["watched"] == local.look(VALUES["data"], root=ROOT).watched
+        json.loads((ROOT / "data/source.json").read_text())["watched"] == inputs.look(VALUES["data"], root=ROOT).watched
     )
 
 
@@ -533,7 +534,7 @@ def test_the_home_folder_is_understood(tmp_path, monkeypatch):
     assert found.data.path == str(tmp_path / "photos")
     assert found.evaluate.inception_path == str(tmp_path / "w/x.pt")
     assert found.evaluate.dinov2_path == "/project/w/dinov2"
-    assert local.look(values["data"], root=Path("/project")).files == 2
+    assert inputs.look(values["data"], root=Path("/project")).files == 2
     hub = values | {"data": VALUES["data"] | {"source": "hub", "name": "~/photos"}}
     assert placed(parse(hub), Path("/project")).data.name == str(tmp_path / "photos")
     hub["data"]["name"] = "uoft-cs/cifar10"

@@ -13,11 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ifm import objectives
 from ifm.config import parse
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
-from ifm.data.points import fetch_points, preprocess_points
-from ifm.training.phases import differentiable_forward
+from ifm.data.fetching import fetch_points
+from ifm.data.points import preprocess_points
+from ifm.objectives.interval import differentiable_forward, mean_velocity_target
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
 from pipeline.stages import flow, sample, teacher, trajectories
@@ -143,7 +143,7 @@ def derivative_target(net: nn.Module, *, autocast: bool) -> torch.Tensor:
         return flow.mean_velocity(y, theta, theta_s=theta_s, x_anchor=x_anchor)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), differentiable_forward(flow):
-        return objectives.mean_velocity_target(u, y, velocity=velocity, theta=theta, theta_s=theta_s)
+        return mean_velocity_target(u, y, velocity=velocity, theta=theta, theta_s=theta_s)
 
 
 def test_the_derivative_under_autocast_is_float32s_and_leaves_no_hook():

@@ -12,7 +12,9 @@ from torch import nn
 
 from ifm import diagnostics, dynamics, pretrained
 from ifm.config import parse
-from ifm.data.points import fetch_points, gaussian_moments, preprocess_points
+from ifm.data.fetching import fetch_points
+from ifm.data.laws import gaussian_moments
+from ifm.data.points import preprocess_points
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.diagnostics import (
@@ -161,7 +163,7 @@ def test_gaussian_data_have_a_known_straightness():
     x_T = d.prior((4,), generator=Streams(0, "prior", range(64))).double()
     denoiser = GaussianDenoiser(d, mu=torch.zeros(4).double(), s=torch.full((4,), s).double())
     times = d.solver_times(256)
-    found = straightness(list(solve_states(denoiser, x_T, times=times)), times=times)
+    found = straightness(list(solve_states(denoiser, x_T, dynamics=d, times=times)), times=times)
     u = (torch.arange(100_000).double() + 0.5) / 100_000
     v = (u - (1 - u) * s**2) / torch.sqrt((1 - u) ** 2 * s**2 + u**2)
     expected = float((v - (1 - s)).square().mean()) / (1 - s) ** 2
@@ -176,7 +178,7 @@ def test_flow_map_error_against_the_gaussians_closed_form(name):
     x_0 = gaussian_flow_map(d, x_T, torch.full((500,), d.t_max).double(), mu=mu, s=s)
     assert flow_map_error(x_0, x_0=x_0) == 0
     assert flow_map_error(x_0 + 0.01 * spread(x_0), x_0=x_0) == pytest.approx(0.01)
-    solved = list(solve_states(GaussianDenoiser(d, mu=mu, s=s), x_T, times=d.solver_times(128)))[-1]
+    solved = list(solve_states(GaussianDenoiser(d, mu=mu, s=s), x_T, dynamics=d, times=d.solver_times(128)))[-1]
     assert flow_map_error(solved, x_0=x_0) < 1e-3
 
 
@@ -187,7 +189,7 @@ def run(flow, teacher, *, shape, data, whole=256, paths=64, steps=64):
     d = flow.dynamics
     draws = Draws.of(d, shape, range(paths), seed=0, device=torch.device("cpu"))
     keep = [0, steps // 2, steps]
-    stored = solve_trajectory(teacher, draws.x_T.flip(0), times=d.solver_times(steps), keep=keep)
+    stored = solve_trajectory(teacher, draws.x_T.flip(0), dynamics=d, times=d.solver_times(steps), keep=keep)
     return diagnose(
         flow, teacher, draws, data=data, stored=StoredPaths(stored, d.solver_times(steps)[keep]), solver_steps=steps,
         jacobian_paths=4, jacobian_times=5, whole_jacobian_up_to=whole, directions=8, anchor_refinements=4, seed=0,
@@ -261,7 +263,7 @@ def test_an_exact_teacher_and_a_flow_without_anchor(name):
 class ClosedForm(nn.Module):
     """The flow map of N(mu, diag(s^2)), and beside it a share of the samples' spread; takes no anchor."""
 
-    takes_anchor = False
+    takes_anchor, condition_kind = False, None
 
     def __init__(self, d, mu, s, *, off=0.0):
         super().__init__()
@@ -299,7 +301,9 @@ def test_which_data_have_a_known_flow_map(tmp_path):
         processed(law, tmp_path, dimensions=2)
         moments = open_split(tmp_path / places.PROCESSED, "train").gaussian
         maps = {name: flow_map_of(dynamics.build(name), moments) for name in NAMES}
-        assert {name for name, found in maps.items() if found} == ({"ve", "rf"} if law == "gaussian" else set())
+        assert {name for name, found in maps.items() if found} == (
+            {"ve", "rf", "vp", "trig"} if law == "gaussian" else set()
+        )
         if law == "gaussian":  # rf at t = 1: mu + s x_T
             mu, s = torch.tensor([0.2, -0.2]).double(), torch.tensor([0.6, 0.3]).double()
             torch.testing.assert_close(maps["rf"](x_T, t), mu + s * x_T)
@@ -311,7 +315,7 @@ def test_the_stage_measures_against_the_closed_form_of_its_data(name, off, tmp_p
     """From data/processed to the JSON: the closed form itself has error 0, one that is off by 5 % has 0.05."""
     config, values = processed("gaussian", tmp_path)
     monkeypatch.chdir(tmp_path)
-    d = dynamics.build(name, **config.ode.options(name))
+    d = dynamics.of_params(name, config.ode)
     mu, s = (torch.from_numpy(moment).float() for moment in gaussian_moments(3))
     monkeypatch.setattr(pretrained, "load_flow", lambda folder: ClosedForm(d, mu, s, off=off))
     monkeypatch.setattr(pretrained, "has_teacher", lambda folder: True)

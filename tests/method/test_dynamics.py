@@ -1,4 +1,4 @@
-"""Dynamics against closed forms (METHOD, section 6), in float64 unless float32 is the point."""
+"""Dynamics against closed forms, in float64 unless float32 is the point."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,22 @@ import torch
 from scipy import stats
 
 from ifm import dynamics
-from ifm.dynamics import DYNAMICS, expand
+from ifm.dynamics import DYNAMICS
+from ifm.dynamics.base import NoiseLevelDynamics, expand
+from ifm.exact import ExactTeacher, gaussian_flow_map
 from ifm.random import Streams
+from ifm.sampling import solve_ode
+from tests.support.exact import GaussianDenoiser
 
-ALL = [dynamics.build(name) for name in DYNAMICS]
+COSINE = dynamics.build("vp", schedule="cosine")
+ALL = [*(dynamics.build(name) for name in DYNAMICS), COSINE]
+GAUSSIAN = [d for d in ALL if d.gaussian]
+LEVELS = [d for d in ALL if isinstance(d, NoiseLevelDynamics)]
 SCHEMES = [(d, scheme) for d in ALL for scheme in d.schemes]
 
 
 def ids(value):
-    return getattr(value, "name", value)
+    return "vp-cosine" if value is COSINE else getattr(value, "name", value)
 
 
 def interior_times(d, n=64):
@@ -31,8 +38,82 @@ def test_perturbation_is_a_x0_plus_b_z_and_velocity_is_its_time_derivative(d):
     torch.testing.assert_close(x_t, expand(at.a, x_0) * x_0 + expand(at.b, z) * z)
     a_dot = torch.autograd.grad(at.a.sum(), t, retain_graph=True)[0] if at.a.requires_grad else torch.zeros_like(t)
     b_dot = torch.autograd.grad(at.b.sum(), t, retain_graph=True)[0]
+    torch.testing.assert_close(at.d_a, a_dot)
+    torch.testing.assert_close(at.d_b, b_dot)
     derivative = expand(a_dot, x_0) * x_0 + expand(b_dot, z) * z
     torch.testing.assert_close(d.velocity(x_t, x_0=x_0, t=t), derivative, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(d.noise_of(x_t, x_0=x_0, t=t), z)
+
+
+@pytest.mark.parametrize("d", ALL, ids=ids)
+def test_derivatives_are_those_of_float64_differences(d):
+    t = interior_times(d)
+    step = 1e-6 * t
+    before, at, after = (d.coefficients(s) for s in (t - step, t, t + step))
+    torch.testing.assert_close((after.a - before.a) / (2 * step), at.d_a, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((after.b - before.b) / (2 * step), at.d_b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [d for d in ALL if d.name in ("ve", "rf", "pfgmpp")], ids=ids)
+def test_on_a_straight_path_the_velocity_is_the_chord(d):
+    t = interior_times(d)
+    x_t, x_0 = torch.randn(len(t), 3, dtype=torch.float64), torch.randn(len(t), 3, dtype=torch.float64)
+    torch.testing.assert_close(d.velocity(x_t, x_0=x_0, t=t), (x_t - x_0) / expand(t, x_t))
+
+
+@pytest.mark.parametrize("d", GAUSSIAN, ids=ids)
+def test_the_gaussian_flow_map_solves_the_ode(d):
+    """The closed form's derivative along the path is 0, and Heun on the exact denoiser ends on it."""
+    mu, s = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([0.5, 0.1], dtype=torch.float64)
+    denoiser = GaussianDenoiser(d, mu=mu, s=s)
+    x_T = torch.randn(6, 2, dtype=torch.float64) * d.coefficients(torch.tensor([d.t_max], dtype=torch.float64)).b
+    exact = gaussian_flow_map(d, x_T, torch.full((6,), d.t_max, dtype=torch.float64), mu=mu, s=s)
+    errors = [
+        (solve_ode(denoiser, x_T, dynamics=d, times=d.solver_times(steps)) - exact).abs().max() for steps in (64, 128)
+    ]
+    assert float(errors[1]) < 2e-3
+    assert float(errors[1]) < 0.35 * float(errors[0])  # second order
+
+
+@pytest.mark.parametrize("d", LEVELS, ids=ids)
+def test_equal_noise_levels_are_equal_tasks(d):
+    """b / a fixes E[x_0 | x_t]: x_t over a is a ve path's point at t = b / a. And time_of_level is level's inverse."""
+    ve = dynamics.build("ve", t_max=1e6)
+    t = interior_times(d, 32)
+    a, level = d.coefficients(t).a, d.level(t)
+    torch.testing.assert_close(d.time_of_level(level), t, rtol=1e-8, atol=1e-12)
+    points = torch.randn(7, 3, dtype=torch.float64)
+    x_t = torch.randn(len(t), 3, dtype=torch.float64) * d.scale(t)[:, None]
+    if d.gaussian:
+        mine, theirs = ExactTeacher(points, d), ExactTeacher(points, ve)
+        torch.testing.assert_close(mine(x_t, t), theirs(x_t / expand(a, x_t), level), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", ALL, ids=ids)
+def test_float32_keeps_the_digits_of_the_coefficients(d):
+    """1 - a^2 would have none left near t_min."""
+    t = interior_times(d).float()
+    exact, found = d.coefficients(t.double()), d.coefficients(t)
+    for key in ("a", "b", "d_a", "d_b"):
+        torch.testing.assert_close(getattr(found, key).double(), getattr(exact, key), rtol=2e-5, atol=1e-6)
+
+
+def test_vp_linear_by_hand():
+    """Song et al. 2021, eq. 33: the marginal of dx = -beta x / 2 dt + sqrt(beta) dw, beta = 0.1 + 19.9 t."""
+    d = dynamics.build("vp")
+    at = d.coefficients(torch.tensor([0.5], dtype=torch.float64))
+    integral = 0.1 * 0.5 + 19.9 * 0.5**2 / 2
+    assert at.a.item() == pytest.approx(np.exp(-integral / 2))
+    assert at.b.item() == pytest.approx(np.sqrt(1 - np.exp(-integral)))
+
+
+def test_vp_cosine_by_hand():
+    """Nichol & Dhariwal 2021, eq. 17: a^2 = f(t) / f(0), f(t) = cos((t + s) / (1 + s) pi / 2)^2."""
+    t = torch.tensor([0.0, 0.3, 0.9], dtype=torch.float64)
+    f = torch.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    at = COSINE.coefficients(t)
+    torch.testing.assert_close(at.a**2, f / f[0])
+    torch.testing.assert_close(at.b**2, 1 - f / f[0])
 
 
 @pytest.mark.parametrize("d", ALL, ids=ids)
@@ -41,8 +122,14 @@ def test_ends_of_the_path(d):
     start = d.perturb(x_0, z=z, t=torch.full((4,), d.t_min, dtype=torch.float64))
     torch.testing.assert_close(start, x_0, rtol=0, atol=0.01)
     at_end = d.coefficients(torch.tensor([d.t_max], dtype=torch.float64))
-    assert at_end.b.item() == d.t_max
-    assert at_end.a.item() == (0.0 if d.name == "rf" else 1.0)
+    if d.name in ("ve", "rf", "pfgmpp"):
+        assert at_end.b.item() == d.t_max
+        assert at_end.a.item() == (0.0 if d.name == "rf" else 1.0)
+    else:
+        assert at_end.a.item() ** 2 + at_end.b.item() ** 2 == pytest.approx(1)
+        assert at_end.a.item() < 0.02
+    data = d.coefficients(torch.zeros(1, dtype=torch.float64))
+    assert (data.a.item(), data.b.item()) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -58,7 +145,7 @@ def test_flow_boundary_is_exact(d, scheme, dtype):
 def test_flow_boundary_is_exact_for_other_ranges(name, t_min):
     if name == "rf":
         pytest.skip("rectified flow's range is 0 .. 1")
-    d = dynamics.build(name, t_min=t_min, t_max=7.0, sigma_data=0.37)
+    d = dynamics.build(name, t_min=t_min, t_max={"vp": 0.8, "trig": 1.5}.get(name, 7.0), sigma_data=0.37)
     for scheme in d.schemes:
         c = d.flow_preconditioning(torch.full((1,), t_min, dtype=torch.float32), scheme=scheme)
         assert (c.c_skip.item(), c.c_out.item()) == (1.0, 0.0)
@@ -75,7 +162,7 @@ def test_edm_preconditioning_table():
     torch.testing.assert_close(c.c_noise, torch.log(t) / 4)
 
 
-@pytest.mark.parametrize("d", [d for d in ALL if d.name != "pfgmpp"], ids=ids)
+@pytest.mark.parametrize("d", GAUSSIAN, ids=ids)
 def test_teacher_preconditioning_has_unit_input_and_target_variance(d):
     """EDM appendix B.6, for data N(0, s_d^2): Var(c_in x_t) = 1 and Var((x_0 - c_skip x_t) / c_out) = 1."""
     t = interior_times(d)
@@ -85,7 +172,7 @@ def test_teacher_preconditioning_has_unit_input_and_target_variance(d):
     torch.testing.assert_close(target / c.c_out**2, torch.ones_like(t), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("d", [d for d in ALL if d.name != "pfgmpp"], ids=ids)
+@pytest.mark.parametrize("d", GAUSSIAN, ids=ids)
 def test_teacher_preconditioning_amplifies_the_network_least(d):
     """EDM's criterion: c_skip minimises |c_out|, so a different c_skip has a larger one."""
     t = interior_times(d)
@@ -143,11 +230,13 @@ def test_large_d_is_ve():
 
 @pytest.mark.parametrize("d", ALL, ids=ids)
 def test_prior_is_scaled_by_the_configured_t_max(d):
-    options = d.options if d.name == "rf" else d.options | {"t_max": 12.5}
-    other = dynamics.build(d.name, **options)
+    t_max = {"rf": 1.0, "vp": 0.6, "trig": 1.2}.get(d.name, 12.5)
+    other = dynamics.build(d.name, **d.options | ({} if d.name == "rf" else {"t_max": t_max}))
     x_T = other.prior((4,), generator=Streams(5, "prior", range(8)))
     z = other.draw_noise((4,), generator=Streams(5, "prior", range(8)))
-    assert torch.equal(x_T, other.t_max * z)
+    assert torch.equal(x_T, other.coefficients(torch.tensor([t_max])).b * z)
+    if d.name in ("ve", "rf", "pfgmpp"):
+        assert torch.equal(x_T, t_max * z)
 
 
 @pytest.mark.parametrize("d", ALL, ids=ids)
@@ -156,7 +245,7 @@ def test_time_law(d):
     assert t.shape == (20_000,)
     assert bool((t >= d.t_min).all())
     assert bool((t <= d.t_max).all())
-    unit = torch.logit(t) if d.name == "rf" else (t.log() + 1.2) / 1.2
+    unit = torch.logit(t) if d.name == "rf" else (d.level(t.double()).log().float() + 1.2) / 1.2
     assert stats.kstest(unit.numpy(), "norm").pvalue > 1e-3
 
 
@@ -176,7 +265,7 @@ def test_solver_times_with_another_rho(d):
     times = d.solver_times(9, rho=3)
     assert (len(times), times[0].item(), times[-1].item()) == (10, d.t_max, 0.0)
     assert times[-2].item() == pytest.approx(d.t_min or 0.002)
-    steps = times[:-1] ** (1 / 3)
+    steps = (times[:-1] if d.name == "rf" else d.level(times[:-1])) ** (1 / 3)
     torch.testing.assert_close(steps.diff(), torch.full((8,), float(steps[1] - steps[0]), dtype=torch.float64))
 
 
@@ -189,7 +278,13 @@ def test_wrong_shapes_and_names_are_refused():
     d = ALL[0]
     with pytest.raises(ValueError, match=r"must have shape \[2\], got \(3,\)"):
         d.perturb(torch.zeros(2, 1), z=torch.zeros(2, 1), t=torch.ones(3))
-    with pytest.raises(ValueError, match="unknown dynamics 'vp'; known: ve, rf, pfgmpp"):
-        dynamics.build("vp")
+    with pytest.raises(ValueError, match="unknown dynamics 'x'; known: ve, rf, pfgmpp, vp, trig"):
+        dynamics.build("x")
+    with pytest.raises(ValueError, match="unknown schedule 'x'; known: linear, cosine"):
+        dynamics.build("vp", schedule="x")
+    with pytest.raises(ValueError, match=r"t_max must be at most 1\.57, below pi/2, got 2"):
+        dynamics.build("trig", t_max=2.0)
+    with pytest.raises(ValueError, match="unknown scheme 'paper'; vp has edm"):
+        COSINE.flow_preconditioning(torch.ones(1), scheme="paper")
     with pytest.raises(ValueError, match="unknown scheme 'x'; ve has paper, edm"):
         d.flow_preconditioning(torch.ones(1), scheme="x")

@@ -17,16 +17,18 @@ from ifm.data.arrays import ShardedArray
 from ifm.errors import UserError
 from ifm.files import StorageError, atomic_path, free_bytes, in_words, warn_of_space
 from ifm.hardware.devices import Compiled, RowReader, compiles, memory_format
+from ifm.hardware.processes import LaunchError, parts_of
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
-from ifm.networks import build_unet
 from ifm.networks.mlp import MLP
+from ifm.networks.unet import build_unet
+from ifm.objectives.data import data_phase
+from ifm.objectives.interval import interval_phase
+from ifm.objectives.trajectory import trajectory_phase
 from ifm.random import Streams
 from ifm.sampling import solve_trajectory
 from ifm.training.checkpoint import Checkpoints, Snapshot
-from ifm.training.engine import LaunchError, parts_of
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings, fit
-from ifm.training.phases import data_phase, interval_phase, trajectory_phase
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import SolvedTrajectories, StoredTrajectories, generate, save_first, stored_bytes, stored_times
 
@@ -232,7 +234,9 @@ def test_stored_and_solved_trajectories_agree_within_float16(name, resident, tmp
     exact = solved.whole(rows)
     x_T = d.prior((1, 8, 8), generator=Streams(2, "trajectory", rows))
     assert torch.equal(exact[:, 0], x_T)
-    torch.testing.assert_close(solve_trajectory(model, x_T, times=d.solver_times(6, rho=7.0), keep=[0, 2, 4, 6]), exact)
+    torch.testing.assert_close(
+        solve_trajectory(model, x_T, dynamics=d, times=d.solver_times(6, rho=7.0), keep=[0, 2, 4, 6]), exact
+    )
     for k in (torch.tensor([0, 1, 2, 0, 1]), torch.tensor([1, 1, 1, 1, 2]), torch.tensor([0] * 5)):
         (x_t, x_0), (true_t, true_0) = kept.points(rows, k), solved.points(rows, k)
         assert x_t.dtype == x_0.dtype == torch.float32

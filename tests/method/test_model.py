@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ifm import anchors, dynamics, objectives, pretrained
+from ifm import anchors, dynamics, losses, pretrained
 from ifm.model import IntegrationFlow, Teacher
-from ifm.networks import anchor_patch, anchor_tokens, build_network, build_unet, copy_weights
+from ifm.networks import build_network
+from ifm.networks.unet import anchor_patch, anchor_tokens, build_unet
+from ifm.objectives.data import loss as data_loss
+from ifm.objectives.data import mixed_share
+from ifm.objectives.trajectory import loss as trajectory_loss
 from ifm.random import Streams
 
 NAMES = list(dynamics.DYNAMICS)
-SCHEMES = ("edm", "paper")
 
 
 def unet(in_channels=1, seed=0):
@@ -42,8 +45,7 @@ def make_flow(name="ve", scheme="edm", takes_anchor=True, seed=0, anchor_input="
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("takes_anchor", "anchor_input"), INPUTS)
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "scheme"), [(d, scheme) for d in NAMES for scheme in dynamics.build(d).schemes])
 def test_boundary_holds_exactly_with_random_weights(name, scheme, takes_anchor, anchor_input, training):
     """g(., x, t_min) = x, bit for bit."""
     flow = make_flow(name, scheme, takes_anchor, anchor_input=anchor_input).train(training)
@@ -63,7 +65,7 @@ def test_the_anchor_is_heard(name, policy, init, anchor_input, attention):
     input)."""
     flow = make_flow(name, anchor_input=anchor_input, attention=attention).eval()
     if init == "teacher":
-        copy_weights(unet(seed=1), flow.network)
+        flow.network.start_from(unet(seed=1))
     d, shape = flow.dynamics, (1, 8, 8)
     x_T, t = d.prior(shape, generator=Streams(0, "prior", range(4))), torch.full((4,), d.t_max)
     chosen = anchors.build(policy, self_probability=1.0, make_bank=lambda: anchors.AnchorBank(4, shape, seed=0))
@@ -125,7 +127,7 @@ def test_a_flow_started_from_the_teacher_is_nearly_its_denoiser(name):
     d, source = dynamics.build(name), unet(seed=3)
     teacher = Teacher(source, d).eval()
     flow = make_flow(name, takes_anchor=False, seed=4).eval()
-    assert copy_weights(source, flow.network) == []
+    assert flow.network.start_from(source) == []
     x_t, t = torch.randn(4, 1, 8, 8), torch.full((4,), 0.7)
     torch.testing.assert_close(flow(x_t, t, x_anchor=None), teacher(x_t, t), rtol=0.02, atol=0.02)
 
@@ -135,7 +137,7 @@ def test_a_cross_attention_flow_starts_from_the_teachers_function():
     plain = {"channels": [8, 16], "layers_per_block": 1, "attention": [False, False], "dropout": 0.0, "norm_groups": 4}
     source = build_unet(image_size=8, in_channels=1, out_channels=1, **plain)
     flow = make_flow(anchor_input="cross_attention", **plain).eval()
-    left = copy_weights(source, flow.network)
+    left = flow.network.start_from(source)
     assert all(".attentions." in name or "encoder_hid_proj" in name for name in left)
     teacher = Teacher(source, flow.dynamics).eval()
     x_t, t, x_anchor = torch.randn(4, 1, 8, 8), torch.full((4,), 0.7), torch.randn(4, 1, 8, 8)
@@ -152,9 +154,9 @@ def test_copy_weights_names_what_it_left():
         image_size=8, in_channels=1, out_channels=1, channels=[16, 16], layers_per_block=1,
         attention=[False, True], dropout=0.0, norm_groups=4,
     )  # fmt: skip
-    left = copy_weights(unet(), wide)
-    assert "conv_in.weight" in left
-    assert set(left) < set(wide.model.state_dict())
+    left = wide.start_from(unet())
+    assert "model.conv_in.weight" in left
+    assert set(left) < set(wide.state_dict())
 
 
 @pytest.mark.parametrize("anchor_input", ["channels", "cross_attention"])
@@ -193,9 +195,9 @@ def test_the_saved_folder_is_diffusers_own(tmp_path):
 
 def test_pseudo_huber_is_over_the_whole_vector():
     d = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 0.0]]]])
-    found = objectives.pseudo_huber(d, torch.zeros_like(d), c=12.0)
+    found = losses.pseudo_huber(d, torch.zeros_like(d), c=12.0)
     torch.testing.assert_close(found, torch.tensor([13.0 - 12.0, 0.0]))
-    by_default = objectives.pseudo_huber(d, torch.zeros_like(d))
+    by_default = losses.pseudo_huber(d, torch.zeros_like(d))
     c = 0.00054 * math.sqrt(2)
     torch.testing.assert_close(by_default, torch.tensor([math.sqrt(25 + c * c) - c, 0.0]))
 
@@ -204,43 +206,43 @@ def test_pseudo_huber_limits():
     d = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     zero = torch.zeros_like(d)
     norm = d.flatten(1).norm(dim=1)
-    torch.testing.assert_close(objectives.pseudo_huber(d, zero, c=1e-9), norm)
-    torch.testing.assert_close(objectives.pseudo_huber(d, zero, c=1e5), norm**2 / 2e5, rtol=1e-6, atol=0)
-    torch.testing.assert_close(objectives.squared_l2(d, zero), norm**2 / 48)
+    torch.testing.assert_close(losses.pseudo_huber(d, zero, c=1e-9), norm)
+    torch.testing.assert_close(losses.pseudo_huber(d, zero, c=1e5), norm**2 / 2e5, rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses.squared_l2(d, zero), norm**2 / 48)
 
 
 def test_adaptive_c_is_the_mean_error_without_gradient():
     d = torch.tensor([[3.0, 4.0], [0.0, 1.0]], requires_grad=True)
     zero = torch.zeros(2, 2)
-    c = objectives.adaptive_huber_c(d, zero)
+    c = losses.adaptive_huber_c(d, zero)
     assert (c.item(), c.requires_grad) == (3.0, False)
-    found = objectives.measure(d, zero, distance="adaptive_huber")
+    found = losses.measure(d, zero, distance="adaptive_huber")
     torch.testing.assert_close(found, torch.tensor([math.sqrt(25 + 9) - 3, math.sqrt(1 + 9) - 3]))
     exact = torch.zeros(2, 2, requires_grad=True)
-    objectives.measure(exact, zero, distance="adaptive_huber").sum().backward()
+    losses.measure(exact, zero, distance="adaptive_huber").sum().backward()
     assert torch.equal(exact.grad, zero)  # the floor of c: no 0 / 0 where all is exact
 
 
 def test_unknown_distance_is_refused():
     with pytest.raises(ValueError, match="unknown distance 'l1'; known: pseudo_huber, adaptive_huber, l2"):
-        objectives.measure(torch.zeros(1, 2), torch.zeros(1, 2), distance="l1")
+        losses.measure(torch.zeros(1, 2), torch.zeros(1, 2), distance="l1")
 
 
 def test_the_mixed_schedule_is_one_nth_to_the_data():
     x_0_hat, x_0, x_anchor = (torch.randn(4, 1, 3, 3, dtype=torch.float64) for _ in range(3))
     n, weight = torch.tensor([1, 2, 3, 1000]), torch.rand(4, dtype=torch.float64)
     held = {"distance": "l2", "weight": weight}
-    d, a = objectives.squared_l2(x_0_hat, x_0), objectives.squared_l2(x_0_hat, x_anchor)
+    d, a = losses.squared_l2(x_0_hat, x_0), losses.squared_l2(x_0_hat, x_anchor)
     share = torch.tensor([1, 1 / 2, 1 / 3, 1 / 1000], dtype=torch.float64)
     expected = (weight * (share * d + (1 - share) * a)).mean()
-    torch.testing.assert_close(objectives.data(x_0_hat, x_0=x_0, x_anchor=x_anchor, n=n, **held), expected)
+    torch.testing.assert_close(data_loss(x_0_hat, x_0=x_0, x_anchor=x_anchor, n=n, **held), expected)
     # at first visits, and without a schedule: the data alone
     ones = torch.ones(4, dtype=torch.int64)
-    alone = objectives.data(x_0_hat, x_0=x_0, x_anchor=x_anchor, n=ones, **held)
-    torch.testing.assert_close(alone, objectives.data(x_0_hat, x_0=x_0, **held))
-    torch.testing.assert_close(alone, objectives.trajectory(x_0_hat, x_0=x_0, **held))
+    alone = data_loss(x_0_hat, x_0=x_0, x_anchor=x_anchor, n=ones, **held)
+    torch.testing.assert_close(alone, data_loss(x_0_hat, x_0=x_0, **held))
+    torch.testing.assert_close(alone, trajectory_loss(x_0_hat, x_0=x_0, **held))
     with pytest.raises(ValueError, match="count from 1, got 0"):
-        objectives.mixed_share(torch.tensor([0]))
+        mixed_share(torch.tensor([0]))
 
 
 def minimise(loss, start):
@@ -262,7 +264,7 @@ def test_the_best_one_step_guess_at_data_is_their_mean_or_geometric_median():
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0]], dtype=torch.float64)
 
     def loss(x, **held):
-        return objectives.data(x.expand(4, 2), x_0=points, **held)
+        return data_loss(x.expand(4, 2), x_0=points, **held)
 
     start = torch.full((1, 2), 0.7, dtype=torch.float64)
     mean = minimise(lambda x: loss(x, distance="l2"), start)
@@ -281,7 +283,7 @@ def test_the_mixed_term_is_smallest_where_the_anchor_is_copied():
     x_0, x_anchor = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[3.0, 1.0]], dtype=torch.float64)
     for n, expected in [(1, x_0), (4, 0.75 * x_anchor), (10**6, x_anchor)]:
         found = minimise(
-            lambda x, n=n: objectives.data(x, x_0=x_0, x_anchor=x_anchor, n=torch.tensor([n]), distance="l2"),
+            lambda x, n=n: data_loss(x, x_0=x_0, x_anchor=x_anchor, n=torch.tensor([n]), distance="l2"),
             torch.full((1, 2), 0.7, dtype=torch.float64),
         )
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -294,7 +296,7 @@ def test_denoising_is_velocity_matching_for_rf():
     x_0, z, v_hat = (torch.randn(6, 1, 4, 4, dtype=torch.float64) for _ in range(3))
     x_t = d.perturb(x_0, z=z, t=t)
     x_0_hat = x_t - t.view(-1, 1, 1, 1) * v_hat
-    found = objectives.denoising(x_0_hat, x_0=x_0, scale=d.error_scale(t))
+    found = losses.denoising(x_0_hat, x_0=x_0, scale=d.error_scale(t))
     torch.testing.assert_close(found, (v_hat - (z - x_0)).square().mean())
 
 
@@ -305,7 +307,7 @@ def test_denoising_is_edms_loss_for_ve():
     x_0, x_0_hat = (torch.randn(6, 1, 4, 4, dtype=torch.float64) for _ in range(2))
     weight = (t**2 + 0.25) / (t * 0.5) ** 2
     expected = (weight.view(-1, 1, 1, 1) * (x_0_hat - x_0) ** 2).mean()
-    torch.testing.assert_close(objectives.denoising(x_0_hat, x_0=x_0, scale=d.error_scale(t)), expected)
+    torch.testing.assert_close(losses.denoising(x_0_hat, x_0=x_0, scale=d.error_scale(t)), expected)
 
 
 # --- anchors --------------------------------------------------------------------------------------------------------

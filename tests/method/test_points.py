@@ -13,13 +13,15 @@ from scipy import stats
 
 from ifm import dynamics, pretrained
 from ifm.config import Config, ConfigError, parse, read_params
-from ifm.data import points as laws
+from ifm.data import laws, points
 from ifm.data.arrays import DataError, ImageSet
-from ifm.data.points import PointSet, draw_points, fetch_points, preprocess_points
+from ifm.data.fetching import fetch_points
+from ifm.data.laws import draw_points
+from ifm.data.points import PointSet, preprocess_points
 from ifm.data.splits import open_split
 from ifm.metrics.points import energy_distance, mean_distance, nearest_shares, sliced_wasserstein
 from ifm.model import IntegrationFlow, Teacher
-from ifm.networks import build_network, copy_weights, load_network, save_network
+from ifm.networks import build_network, load_network
 from ifm.networks.mlp import MLP, fourier_features
 from ifm.random import Streams
 from ifm.report import plots
@@ -131,7 +133,7 @@ def test_the_gaussians_flow_map_solver_and_exact_teacher_agree(name):
     exact = GaussianDenoiser(d, mu=mu, s=s)
     x_T = d.prior((2,), generator=Streams(0, "prior", range(500))).double()
     mapped = exact.flow_map(x_T, torch.full((500,), d.t_max, dtype=torch.float64))
-    solved = solve_ode(exact, x_T, times=d.solver_times(128))
+    solved = solve_ode(exact, x_T, dynamics=d, times=d.solver_times(128))
     assert (solved - mapped).norm() / mapped.norm() < 1e-3
     x_t = x_T / d.t_max
     of_points = PointsDenoiser(d, torch.from_numpy(law("gaussian", count=20_000).points))
@@ -156,7 +158,7 @@ def contents(folder):
 
 
 def test_raw_and_processed_forms(tmp_path, monkeypatch):
-    monkeypatch.setattr(laws, "SHARD_ROWS", 150)
+    monkeypatch.setattr(points, "SHARD_ROWS", 150)
     config = data_config()
     assert fetch_points(config, tmp_path / "raw") == {"train": 500}
     metadata = preprocess_points(config, tmp_path / "raw", tmp_path / "done")
@@ -322,8 +324,9 @@ def test_mlp_depends_on_inputs_time_and_anchor():
     assert bool((x.grad != 0).all())
 
 
-@pytest.mark.parametrize("scheme", ["edm", "paper"])
-@pytest.mark.parametrize("name", list(dynamics.DYNAMICS))
+@pytest.mark.parametrize(
+    ("name", "scheme"), [(name, scheme) for name in dynamics.DYNAMICS for scheme in dynamics.build(name).schemes]
+)
 def test_boundary_holds_exactly_on_points(name, scheme):
     g = IntegrationFlow(mlp(True), dynamics.build(name), scheme=scheme, takes_anchor=True)
     x = torch.randn(5, 2)
@@ -362,7 +365,7 @@ def test_many_dimensions_have_plain_inputs(dimensions, frequencies, tmp_path):
         assert network.options["input_frequencies"] == frequencies
         inputs = dimensions * (1 + takes_anchor)
         assert network.inputs.in_features == inputs * (1 + 2 * frequencies)
-        save_network(network, tmp_path)
+        network.save(tmp_path)
         assert json.loads((tmp_path / "config.json").read_text())["input_frequencies"] == frequencies
         x, c = torch.randn(3, inputs), torch.rand(3)
         assert torch.equal(load_network(tmp_path)(x, c), network(x, c))
@@ -371,7 +374,7 @@ def test_many_dimensions_have_plain_inputs(dimensions, frequencies, tmp_path):
 def test_a_flow_starts_from_the_teachers_mlp_and_hears_its_anchor():
     """Without its anchor's columns, which start a tenth as large, it is the teacher's function."""
     source, target, fresh = mlp(seed=1), mlp(True, seed=2), mlp(True, seed=2)
-    assert copy_weights(source, target) == []
+    assert target.start_from(source) == []
     own = source.inputs.in_features
     torch.testing.assert_close(target.inputs.weight[:, own:], 0.1 * fresh.inputs.weight[:, own:])
     x, c = torch.randn(6, 2), torch.rand(6)
@@ -380,7 +383,7 @@ def test_a_flow_starts_from_the_teachers_mlp_and_hears_its_anchor():
     with torch.no_grad():
         target.inputs.weight[:, own:] = 0
     torch.testing.assert_close(target(torch.cat([x, torch.randn(6, 2)], dim=1), c), source(x, c))
-    assert "inputs.weight" in copy_weights(mlp(width=8), mlp())
+    assert "inputs.weight" in mlp().start_from(mlp(width=8))
 
 
 def test_samples_of_points_are_floats():

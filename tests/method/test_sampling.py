@@ -49,7 +49,7 @@ def gaussian_error(name, steps, *, times=None, t_max=80.0):
     denoiser = GaussianDenoiser(d, mu=MU, s=S)
     x_T = d.prior((3,), generator=Streams(0, "prior", range(256))).double()
     exact = denoiser.flow_map(x_T, torch.full((256,), d.t_max, dtype=torch.float64))
-    found = solve_ode(denoiser, x_T, times=(times or d.solver_times)(steps))
+    found = solve_ode(denoiser, x_T, dynamics=d, times=(times or d.solver_times)(steps))
     return ((found - exact).norm() / exact.norm()).item()
 
 
@@ -102,7 +102,7 @@ def test_heun_is_of_second_order_and_euler_of_first():
         errors = []
         for steps in (32, 64, 128):
             times = torch.linspace(1, 0.2, steps + 1, dtype=torch.float64)
-            x = solve_ode(denoiser, x_T, times=times, method=method)
+            x = solve_ode(denoiser, x_T, dynamics=d, times=times, method=method)
             errors.append((denoiser.flow_map(x, end) - exact).norm().item())
         for coarse, fine in pairwise(errors):
             assert coarse / fine == pytest.approx(2**order, rel=0.1)
@@ -115,7 +115,7 @@ def test_one_data_point_one_euler_step_lands_on_it(name, method):
     point = torch.tensor([[0.25, -0.5]], dtype=torch.float64)
     x_T = d.prior((2,), generator=Streams(0, "prior", range(16))).double()
     for steps in (1, 5):
-        x_0_hat = solve_ode(PointsDenoiser(d, point), x_T, times=d.solver_times(steps), method=method)
+        x_0_hat = solve_ode(PointsDenoiser(d, point), x_T, dynamics=d, times=d.solver_times(steps), method=method)
         torch.testing.assert_close(x_0_hat, point.expand(16, 2), rtol=0, atol=1e-12)
 
 
@@ -125,7 +125,7 @@ def test_solving_lands_on_the_data_set(name):
     d = dynamics.build(name)
     points = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.0, -0.7]], dtype=torch.float64)
     x_T = d.prior((2,), generator=Streams(0, "prior", range(300))).double()
-    x_0_hat = solve_ode(PointsDenoiser(d, points), x_T, times=d.solver_times(40))
+    x_0_hat = solve_ode(PointsDenoiser(d, points), x_T, dynamics=d, times=d.solver_times(40))
     distance, nearest = torch.cdist(x_0_hat, points).min(dim=1)
     assert (distance < 0.02).double().mean() > 0.98
     shares = torch.bincount(nearest, minlength=3) / 300
@@ -136,7 +136,7 @@ def test_solving_lands_on_the_data_set(name):
 def test_evaluations_are_counted_right(nfe):
     d = dynamics.build("ve")
     denoiser = Counting(GaussianDenoiser(d, mu=MU, s=S))
-    solve_ode(denoiser, torch.ones(2, 3, dtype=torch.float64), times=d.solver_times(heun_steps(nfe)))
+    solve_ode(denoiser, torch.ones(2, 3, dtype=torch.float64), dynamics=d, times=d.solver_times(heun_steps(nfe)))
     assert denoiser.calls == nfe == solver_nfe(heun_steps(nfe))
 
 
@@ -151,8 +151,8 @@ def test_stored_times_are_the_solvers_states():
     x_T = d.prior((3,), generator=Streams(0, "prior", range(4))).double()
     keep = stored_indices(18, 4)
     assert keep == [0, 6, 12, 18]
-    stored = solve_trajectory(denoiser, x_T, times=times, keep=keep)
-    states = list(solve_states(denoiser, x_T, times=times))
+    stored = solve_trajectory(denoiser, x_T, dynamics=d, times=times, keep=keep)
+    states = list(solve_states(denoiser, x_T, dynamics=d, times=times))
     assert stored.shape == (4, 4, 3)
     assert torch.equal(stored, torch.stack([states[i] for i in keep], dim=1))
     assert torch.equal(stored[:, 0], x_T)
@@ -164,7 +164,7 @@ def test_stored_times_are_the_solvers_states():
 @pytest.mark.parametrize("times", [[1.0], [0.0, 1.0], [1.0, 1.0, 0.0], [1.0, -0.5]])
 def test_wrong_times_are_refused(times):
     with pytest.raises(ValueError, match="fall strictly"):
-        solve_ode(lambda x, t: x, torch.zeros(1, 1), times=torch.tensor(times))
+        solve_ode(lambda x, t: x, torch.zeros(1, 1), dynamics=dynamics.build("ve"), times=torch.tensor(times))
 
 
 class Recorder(torch.nn.Module):

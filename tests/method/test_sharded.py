@@ -12,8 +12,8 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
-from ifm.training.engine import LaunchError, check_splitting
-from ifm.training.phases import interval_phase
+from ifm.hardware.processes import LaunchError, check_splitting
+from ifm.objectives.interval import interval_phase
 from tests.support.on_cpus import on_cpus
 
 # Every block split for itself, or the model as one; each process's initial weights, or the main one's.

@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from ifm import anchors, config, dynamics
-from ifm.data.points import draw_points, gaussian_moments, mode_centres
+from ifm.data.laws import draw_points, gaussian_moments, mode_centres
 from ifm.exact import gaussian_flow_map
+from ifm.hardware.processes import make_accelerator
 from ifm.metrics.points import nearest_shares, sliced_wasserstein
 from ifm.model import Teacher, build_flow
-from ifm.networks import build_network, copy_weights
+from ifm.networks import build_network
+from ifm.objectives.consistency import consistency_phase
+from ifm.objectives.interval import interval_phase
+from ifm.objectives.pairs import mean_over_reference
+from ifm.objectives.trajectory import trajectory_phase
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
-from ifm.training.engine import make_accelerator
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
-from ifm.training.phases import consistency_phase, interval_phase, mean_over_reference, trajectory_phase
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories, generate, stored_times
 from pipeline.studies.objectives import COMPARED
@@ -44,7 +47,7 @@ def train_one_teacher(chosen, name, law, *, count):
     data = draw_points(law, count=count, dimensions=2, seed=0).points.astype(np.float32)
     accelerator = make_accelerator("no", seed=chosen.seed)
     network = build_network(shape=SHAPE, takes_anchor=False, **chosen.network.model_dump())
-    teacher = Teacher(network, dynamics.build(name, **chosen.ode.options(name)))
+    teacher = Teacher(network, dynamics.of_params(name, chosen.ode))
     settings = TrainSettings.from_config(chosen.teacher)
     train_teacher(accelerator, teacher, data, settings=settings, random_flip=False, seed=chosen.seed)
     return teacher.cpu()
@@ -68,7 +71,7 @@ def train_flow_on(chosen, denoiser, d, *, work):
     policy = policy_of(chosen)
     network = build_network(shape=SHAPE, takes_anchor=policy.takes_anchor, **chosen.network.model_dump())
     if isinstance(denoiser, Teacher):
-        copy_weights(denoiser.cpu().network, network)
+        network.start_from(denoiser.cpu().network)
     flow = build_flow(network, d, scheme=chosen.flow.scheme, takes_anchor=policy.takes_anchor)
     phase = trajectory_phase(
         accelerator,
@@ -121,7 +124,7 @@ def test_one_step_is_a_gaussians_flow_map(name, tmp_path):
     as the preset's 18 leave ve's paths themselves 3 % off on EDM's grid.
     """
     chosen = points_preset(trajectories__solver_steps=64)
-    d = dynamics.build(name, **chosen.ode.options(name))
+    d = dynamics.of_params(name, chosen.ode)
     mu, s = (torch.from_numpy(v) for v in gaussian_moments(2))
     flow = train_flow_on(chosen, GaussianDenoiser(d, mu=mu.float(), s=s.float()), d, work=tmp_path)
 
@@ -140,7 +143,7 @@ def test_one_step_is_a_gaussians_flow_map(name, tmp_path):
 def train_free(chosen, name, objective):
     """What the stage flow does for `interval` and `consistency`, without a teacher."""
     data = draw_points("eight_gaussians", count=8000, dimensions=2, seed=0).points.astype(np.float32)
-    accelerator, d = make_accelerator("no", seed=chosen.seed), dynamics.build(name, **chosen.ode.options(name))
+    accelerator, d = make_accelerator("no", seed=chosen.seed), dynamics.of_params(name, chosen.ode)
     policy, two_times = policy_of(chosen), objective == "interval"
     network = build_network(
         shape=SHAPE, takes_anchor=policy.takes_anchor, two_times=two_times, **chosen.network.model_dump()
@@ -152,7 +155,10 @@ def train_free(chosen, name, objective):
         phase = interval_phase(accelerator, flow, data, mean=mean, **chosen.flow.interval.model_dump(), **pairs)
     else:
         compare = {"distance": chosen.flow.distance, "huber_c": chosen.flow.huber_c}
-        options = {"intervals": chosen.flow.consistency.range, "target": chosen.flow.consistency.target}
+        options = {
+            "intervals": (chosen.flow.consistency.first_intervals, chosen.flow.consistency.last_intervals),
+            "target": chosen.flow.consistency.target,
+        }
         phase = consistency_phase(accelerator, flow, data, mean=mean, **options, **compare, **pairs)
     train_flow(
         accelerator, flow, [phase], policy=policy, settings=TrainSettings.from_config(chosen.flow), seed=chosen.seed

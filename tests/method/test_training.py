@@ -15,24 +15,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from ifm import anchors, dynamics, objectives
+from ifm import anchors, dynamics, losses
 from ifm.hardware.devices import RowReader
+from ifm.hardware.processes import LaunchError, ProcessExchange, local_positions
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
+from ifm.objectives.base import time_weight
+from ifm.objectives.consistency import consistency_phase
+from ifm.objectives.data import data_phase
+from ifm.objectives.interval import interval_phase
+from ifm.objectives.pairs import mean_over_reference
+from ifm.objectives.trajectory import (
+    draw_stored_index,
+    trajectory_phase,  # fmt: skip
+)
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
-from ifm.training.engine import LaunchError, ProcessExchange, local_positions
 from ifm.training.flow import train_flow
 from ifm.training.loop import Diverged, TrainSettings, fit, learning_rate, write_curve
-from ifm.training.phases import (
-    consistency_phase,
-    data_phase,
-    draw_stored_index,
-    interval_phase,
-    mean_over_reference,
-    time_weight,
-    trajectory_phase,
-)  # fmt: skip
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
 from tests.support.on_cpus import on_cpus
@@ -370,7 +370,7 @@ def test_an_objective_data_step_is_the_papers_algorithm():
             x_t = (1 - at) * x_0 + at * z
             x_anchor = Streams(1, "bank", rows).normal((1, 8, 8)).half().float() if step == 0 else held[rows]
             x_0_hat = before(x_t, t, x_anchor=x_anchor).detach()
-            distance = [objectives.pseudo_huber(x_0_hat, target) for target in (x_0, x_anchor)]
+            distance = [losses.pseudo_huber(x_0_hat, target) for target in (x_0, x_anchor)]
             share = 1 / (step + 1)
             expected = ((share * distance[0] + (1 - share) * distance[1]) / t).mean()
             assert found[step] == pytest.approx(expected.item(), rel=1e-4)

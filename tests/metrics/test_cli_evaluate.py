@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import ifm
 from ifm.cli.main import main
 from ifm.config import EvaluateConfig, read_params
+from ifm.data.decoding import to_array
 from ifm.data.local import SUFFIXES
-from ifm.data.preprocessing import to_array
 from ifm.files import file_sha256
 from ifm.metrics.collections import Images, Resize, inspected, open_pictures
 from ifm.metrics.evaluation import closest_pairs, evaluate_samples

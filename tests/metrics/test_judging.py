@@ -17,20 +17,23 @@ from ifm import diagnostics, dynamics
 from ifm.cli.evaluate import MEASURES as OPTIONS
 from ifm.cli.main import main
 from ifm.config import ConfigError, EvaluateConfig, parse, read_params
-from ifm.data import needs, sources
+from ifm.data import needs
 from ifm.data.arrays import DataError, ProcessedMetadata, duplicates_in_words
-from ifm.data.points import PointMetadata, fetch_points, preprocess_points
+from ifm.data.fetching import fetch as fetch_images
+from ifm.data.fetching import fetch_points
+from ifm.data.points import PointMetadata, preprocess_points
 from ifm.data.preprocessing import preprocess
 from ifm.diagnostics import neighbour_spacing
 from ifm.errors import UserError
 from ifm.exact import ExactTeacher
-from ifm.images import SampleError, to_uint8
 from ifm.metrics import cautions
 from ifm.metrics.classifier import ClassifierSettings
 from ifm.metrics.evaluation import evaluate_samples
 from ifm.metrics.extractors import FeatureError, PixelExtractor, features
 from ifm.metrics.figures import Found, Measures, Real, image_figures, over_sets, without_neighbours
 from ifm.metrics.reference import build_reference, load_reference
+from ifm.modalities import SampleError
+from ifm.modalities.images import to_uint8
 from ifm.report import page as report_text
 from ifm.report import plots
 from ifm.report.page import render, summary_csv, summary_json
@@ -326,7 +329,7 @@ def processed(tmp_path: Path, files: dict[str, bytes], **data: Any) -> Processed
     folder = folder_of(tmp_path / "pictures", files)
     changes = {"source": "imagefolder", "path": str(folder), "label_column": None} | data
     chosen = config_of(evaluate__extractor="pixels", **{f"data__{key}": value for key, value in changes.items()}).data
-    sources.fetch(chosen, tmp_path / "raw")
+    fetch_images(chosen, tmp_path / "raw")
     return preprocess(chosen, tmp_path / "raw", tmp_path / "out")
 
 

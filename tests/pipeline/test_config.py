@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from ifm.config import DYNAMICS_NAMES, Config, ConfigError, load, parse, read_params
+from ifm import dynamics
+from ifm.config import Config, ConfigError, load, parse, read_params
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -43,8 +45,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def test_the_repositorys_file_loads_as_written():
     config = load(PARAMS)
     assert config.model_dump() == VALUES
-    assert config.dynamics == list(DYNAMICS_NAMES)
-    assert config.has_labels
+    assert config.dynamics == ["ve", "rf", "pfgmpp"]
 
 
 def test_the_config_is_frozen():
@@ -52,10 +53,10 @@ def test_the_config_is_frozen():
         load(PARAMS).teacher.lr = 1.0
 
 
-def test_options_of_a_dynamics_carry_sigma_data():
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_a_dynamics_is_made_of_its_section_and_sigma_data(name):
     ode = parse(changed({"ode.sigma_data": 0.25})).ode
-    assert ode.options("rf") == VALUES["ode"]["rf"] | {"sigma_data": 0.25}
-    assert ode.options("pfgmpp") == VALUES["ode"]["pfgmpp"] | {"sigma_data": 0.25}
+    assert dynamics.of_params(name, ode).options == VALUES["ode"][name] | {"sigma_data": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,11 @@ def test_options_of_a_dynamics_carry_sigma_data():
         ("anchor.input", "x", "anchor.input = 'x' is not allowed; allowed: 'channels', 'cross_attention'"),
         ("anchor.reset_probability", 1.5, "anchor.reset_probability = 1.5: input should be less than or equal to 1"),
         ("flow.precision", False, "flow.precision = False is not allowed; allowed: 'no', 'bf16', 'fp16'"),
-        ("dynamics", ["ve", "vp"], "dynamics.1 = 'vp' is not allowed; allowed: 've', 'rf', 'pfgmpp'"),
+        (
+            "dynamics",
+            ["ve", "sub-vp"],
+            "dynamics.1 = 'sub-vp' is not allowed; allowed: 've', 'rf', 'pfgmpp', 'vp', 'trig'",
+        ),
         ("dynamics", ["ve", "ve"], "dynamics = ['ve', 've']: the entries must differ from each other"),
         ("sample.flow_steps", [0], "sample.flow_steps.0 = 0: input should be greater than or equal to 1"),
         ("network", None, "network = None must be a mapping"),
@@ -154,7 +159,26 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ),
         (
             {"flow.phases": ["trajectory", "interval"]},
-            "flow: phases: interval trains a network of two times, which no other phase has; got trajectory, interval",
+            "flow.init: teacher does not fit flow.objective: interval, whose network takes two times; set flow.init to "
+            "scratch",
+        ),
+        (
+            {"dynamics": ["vp"], "flow.scheme": "paper"},
+            "flow.scheme: paper is not defined for vp; use edm",
+        ),
+        (
+            {"dynamics": ["trig"], "ode.trig": None},
+            "ode.trig is missing, and dynamics asks for trig",
+        ),
+        (
+            {
+                "condition.kind": "classes",
+                "data.source": "imagefolder",
+                "data.path": "x",
+                "data.label_column": None,
+                "evaluate.extractor": "pixels",
+            },
+            "condition.kind: classes needs labels; set data.label_column, or condition.kind to none",
         ),
         (
             {"flow.objective": "interval", "flow.init": "scratch", "flow.scheme": "paper"},
@@ -182,7 +206,7 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         (
             {"teacher.kind": "none", "flow.init": "scratch"},
             "flow.objective: trajectory learns a teacher's paths, and teacher.kind is none; set it to network or "
-            "exact, or flow.objective to consistency, interval or data",
+            "exact, or flow.objective to data, consistency or interval",
         ),
         (
             {
@@ -287,7 +311,16 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "x": words,
         "[]": {"sample.flow_samplers"},
         "{}": set(),
-        "-1": {f"ode.{k}" for k in ("ve.log_time_mean", "rf.logit_time_mean", "pfgmpp.log_time_mean")},
+        "-1": {
+            f"ode.{k}"
+            for k in (
+                "ve.log_time_mean",
+                "rf.logit_time_mean",
+                "pfgmpp.log_time_mean",
+                "vp.log_time_mean",
+                "trig.log_time_mean",
+            )
+        },
         "None": nullable | paths | {"flow.huber_c", "flow.phases", "trajectories.rho", "evaluate.weights_sha256"},
     }
     if str(wrong) in expected:

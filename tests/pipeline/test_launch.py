@@ -143,7 +143,7 @@ def test_processes_of_torchrun_know_each_other(tmp_path):
     """make_accelerator under a launcher on CPUs: two ranks of one group, not two processes that each do it all."""
     script = tmp_path / "ranks.py"
     script.write_text(
-        "from ifm.training.engine import make_accelerator\n"
+        "from ifm.hardware.processes import make_accelerator\n"
         "a = make_accelerator('no', seed=0)\n"
         f"open({str(tmp_path)!r} + f'/rank-{{a.process_index}}-of-{{a.num_processes}}', 'w').close()\n"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ifm import objectives
 from ifm.config import Config, parse
 from ifm.errors import UserError
 from pipeline.tools import preset
@@ -71,7 +72,7 @@ def test_there_are_the_documented_objectives():
 def test_objectives_are_valid_for_every_preset_and_leave_nothing_behind(name, objective):
     text = applied(name, objective=objective)
     config = parse(preset.parse_yaml(text))
-    assert "+".join(config.flow.objectives) == objective.replace("-", "+")
+    assert "+".join(objectives.of(config.flow)) == objective.replace("-", "+")
     needs = "trajectory" in objective
     assert (config.teacher.kind == "network") == (config.flow.init == "teacher") == needs
     assert re.findall(r"#.*", text) == re.findall(r"#.*", TEXT)

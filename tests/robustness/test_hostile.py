@@ -22,11 +22,13 @@ from PIL import Image, PngImagePlugin
 
 from ifm import dynamics, pretrained
 from ifm.config import ConfigError, DataConfig, EvaluateConfig, load, parse, read_params
-from ifm.data import local, preprocessing, sources
+from ifm.data import decoding, local
 from ifm.data.arrays import DataError, ProcessedMetadata
-from ifm.data.points import fetch_points, preprocess_points
+from ifm.data.fetching import fetch, fetch_points
+from ifm.data.points import preprocess_points
 from ifm.data.preprocessing import preprocess
-from ifm.data.sources import Encoded, FetchError, fetch
+from ifm.data.raw import checked
+from ifm.data.sources import Encoded, FetchError
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.errors import UserError
@@ -189,7 +191,7 @@ def seeds_of_images() -> list[bytes]:
         encoded(rgb, "GIF", save_all=True, append_images=[rgb.rotate(90)]),
         encoded(rgb, "TIFF", save_all=True, append_images=[rgb.rotate(90)], compression="tiff_lzw"),
         encoded(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"),
-        encoded(rgb, "AVIF" if "AVIF" in preprocessing.FORMATS else "BMP"),
+        encoded(rgb, "AVIF" if "AVIF" in decoding.FORMATS else "BMP"),
     ]
 
 
@@ -199,9 +201,9 @@ def test_mutated_images_are_read_or_have_a_fault():
     rng = np.random.default_rng(0)
     faults = []
     for data in seeds_of_images():
-        assert sources._checked(Encoded(data, "whole")).fault is None
+        assert checked(Encoded(data, "whole")).fault is None
         for _ in range(160):
-            fault = sources._checked(Encoded(mutated(data, rng), "x.png")).fault
+            fault = checked(Encoded(mutated(data, rng), "x.png")).fault
             assert fault is None or (fault and len(fault.splitlines()) == 1 and len(fault) < 400)
             faults.append(fault)
     assert len(faults) == 2240
@@ -236,8 +238,8 @@ def test_no_image_of_a_damaged_folder_is_lost(tmp_path):
 BOMBS = """
     import io, resource, struct, sys, zlib
     from PIL import Image, PngImagePlugin
-    from ifm.data import sources
-    from ifm.data.preprocessing import FORMATS
+    from ifm.data.decoding import FORMATS
+    from ifm.data.raw import checked
     from ifm.data.sources import Encoded
 
     def chunk(kind, data):
@@ -279,11 +281,11 @@ BOMBS = """
         "webp": b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp,
         "ppm": b"P6 100000 100000 255\\n" + bytes(100),
     }
-    sources._checked(Encoded(bytes(encoded("PNG")), None))
+    checked(Encoded(bytes(encoded("PNG")), None))
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, data in bombs.items():
         before = peak()
-        fault = sources._checked(Encoded(data, name)).fault
+        fault = checked(Encoded(data, name)).fault
         print(name, len(data), (peak() - before) // 1024, fault, sep="\\t")
 """
 

@@ -17,13 +17,14 @@ from PIL import Image
 
 from ifm import tracking
 from ifm.config import DataConfig, parse, read_params
-from ifm.data.sources import FetchError, fetch
+from ifm.data.fetching import fetch
+from ifm.data.sources import FetchError
 from ifm.errors import UserError
-from ifm.model import IntegrationFlow
 from ifm.pretrained import ModelError, load_flow, load_teacher, save_model
 from ifm.report.page import render
 from ifm.tracking import PipelineState, stage_run, store, track_state
 from ifm.use import diffusers_folder, loading
+from ifm.use.models import IntegrationFlow
 from pipeline.runner.stage import data_name
 from pipeline.tools import audit
 from tests.report.test_report import Page, full_report, summary_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ifm.config import DYNAMICS_NAMES
+from ifm.dynamics import PAPER
 from ifm.errors import UserError
 from pipeline.studies import ablation, study
 from pipeline.studies.ablation import STUDY, VARIANTS, Variant
@@ -66,7 +66,7 @@ def test_questions_ask_for_variants_and_settings_that_exist():
         assert len(set(labels)) == len(labels)
         assert {s.variant for s in question.settings} <= names
         assert {label for c in question.contrasts for label in (c.first, c.second)} <= set(labels)
-        assert all(s.dynamics in (None, *DYNAMICS_NAMES) for s in question.settings)
+        assert all(s.dynamics in (None, *PAPER) for s in question.settings)
     assert {s.variant for q in ablation_page.QUESTIONS for s in q.settings} == names
 
 

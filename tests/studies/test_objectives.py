@@ -17,9 +17,13 @@ from ifm import anchors, dynamics
 from ifm.config import parse
 from ifm.model import Teacher, build_flow
 from ifm.networks import build_network
+from ifm.objectives import of
+from ifm.objectives.consistency import consistency_phase
+from ifm.objectives.data import data_phase
+from ifm.objectives.interval import interval_phase
+from ifm.objectives.trajectory import trajectory_phase
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
-from ifm.training.phases import consistency_phase, data_phase, interval_phase, trajectory_phase
 from ifm.trajectories import StoredTrajectories
 from pipeline.studies import objectives, study
 from pipeline.studies.objectives import STUDY
@@ -106,9 +110,7 @@ def test_evaluations_are_counted_as_they_are_spent(objective, velocity):
         ),
     }
     settings = TrainSettings.from_config(config.flow)
-    train_flow(
-        accelerator, flow, [phases[o]() for o in config.flow.objectives], policy=policy, settings=settings, seed=1
-    )
+    train_flow(accelerator, flow, [phases[o]() for o in of(config.flow)], policy=policy, settings=settings, seed=1)
     derivatives = steps * batch * (1 - config.flow.interval.same_share) if two_times else 0
     assert sum(seen) + derivatives == objectives.flow_evaluations(config)
 

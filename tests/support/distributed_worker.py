@@ -10,19 +10,17 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics
+from ifm.hardware.processes import ProcessExchange, local_positions
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
+from ifm.objectives.consistency import consistency_phase
+from ifm.objectives.data import data_phase
+from ifm.objectives.interval import interval_phase
+from ifm.objectives.pairs import mean_over_reference
+from ifm.objectives.trajectory import trajectory_phase
 from ifm.random import EndlessShuffle
-from ifm.training.engine import ProcessExchange, local_positions
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
-from ifm.training.phases import (
-    consistency_phase,
-    data_phase,
-    interval_phase,
-    mean_over_reference,
-    trajectory_phase,
-)
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories, generate, stored_times
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ifm.dynamics import Dynamics, expand
+from ifm.dynamics.base import Dynamics, expand
 
 
 class GaussianDenoiser:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ifm import dynamics
 from ifm.model import Teacher
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
 from ifm.training.loop import TrainSettings
 from ifm.training.teacher import train_teacher
 from tests.method.test_training import SETTINGS

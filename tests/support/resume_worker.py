@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics
+from ifm.hardware.processes import ProcessExchange
 from ifm.model import IntegrationFlow
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
+from ifm.objectives.data import data_phase
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import ProcessExchange
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings
-from ifm.training.phases import data_phase
 
 
 def main(folder: Path, out: Path | None) -> None:

@@ -14,7 +14,7 @@ from ifm.metrics.classifier import Classifier
 from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import ClassifierExtractor
 from ifm.model import IntegrationFlow
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
 from ifm.sampling import draw_samples, flow_sampler
 
 

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from ifm import anchors, dynamics
 from ifm.hardware.devices import is_sharded
+from ifm.hardware.processes import ProcessExchange, check_splitting, local_positions
 from ifm.model import IntegrationFlow, Teacher
-from ifm.networks import build_unet
+from ifm.networks.unet import build_unet
+from ifm.objectives.consistency import consistency_phase
+from ifm.objectives.data import data_phase
+from ifm.objectives.pairs import mean_over_reference
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import ProcessExchange, check_splitting, local_positions
 from ifm.training.flow import train_flow
 from ifm.training.loop import FitResult, TrainSettings, fit
-from ifm.training.phases import consistency_phase, data_phase, mean_over_reference
 from ifm.training.teacher import train_teacher
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), np.uint8)

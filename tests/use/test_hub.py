@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ifm.model import IntegrationFlow
 from ifm.pretrained import save_model
+from ifm.use.models import IntegrationFlow
 from tests.support.hub_server import Hub, serving
 from tests.support.small_models import small_flow
 
@@ -179,7 +179,7 @@ FETCH = """
 import json, sys
 from pathlib import Path
 from ifm.config import DataConfig, read_params
-from ifm.data.sources import fetch
+from ifm.data.fetching import fetch
 data = read_params(Path(sys.argv[1]))["data"] | {"source": "hub", "name": "someone/set", "image_column": "img"}
 found = fetch(DataConfig(**data), Path("raw"))
 print(json.dumps([found.in_a_line(), json.loads(Path("raw/metadata.json").read_text())["commit"]]))

@@ -16,8 +16,7 @@ from PIL import Image
 import ifm
 from ifm.cli.main import main
 from ifm.errors import UserError
-from ifm.images import to_uint8
-from ifm.model import IntegrationFlow, IntervalFlow, Teacher
+from ifm.modalities.images import to_uint8
 from ifm.pretrained import save_exact_teacher, save_model
 from ifm.random import Streams
 from ifm.sampling import draw_samples, flow_sampler, renoising_times, sample, sample_chained, teacher_sampler
@@ -26,6 +25,7 @@ from ifm.use.card import Evaluation, escape, model_card, read_evaluation
 from ifm.use.diffusers_folder import quiet_diffusers, write_folder
 from ifm.use.diffusers_pipeline import IntegrationFlowPipeline
 from ifm.use.drawing import choose, data_shape
+from ifm.use.models import IntegrationFlow, IntervalFlow, Teacher
 from tests.pipeline.test_graph import BLOCKER
 from tests.support.small_models import KINDS, draws_of, small_flow, small_teacher
 
@@ -233,13 +233,13 @@ def test_the_command_writes_what_sample_gives(saved, tmp_path, capsys):
         ("sample --model {t} --out {t}/a.npy", "holds no ifm.json"),
         ("sample --model {m}/ve/ifm.json --out {t}/a.npy", "is a file; name the folder"),
         ("sample --model {m}/ve --revision v1 --out {t}/a.npy", "a revision (v1) is for the Hub's"),
-        ("sample --model {m}/ve --out {t}/a.jpg", "must be a NAME.png"),
+        ("sample --model {m}/ve --out {t}/a.jpg", "must be a NAME.csv, a NAME.npy, a NAME.png or a folder"),
         ("sample --model {m}/ve --out {m}", "not an empty folder"),
         ("sample --model {m}/ve --out {t}/a.npy --nfe 5", "--nfe: {m}/ve holds a flow"),
         ("sample --model {m}/teacher --out {t}/a.npy --steps 5", "--steps: {m}/teacher holds a teacher"),
         ("sample --model {m}/teacher --out {t}/a.npy --nfe 4", "odd number"),
         ("sample --model {m}/ve --out {t}/a.npy --steps 2 --sampler chain", "objective interval"),
-        ("sample --model {m}/points --out {t}/a.png", "points of 2 dimensions; write them to a .npy"),
+        ("sample --model {m}/points --out {t}/a.png", "points [2]; write them to a NAME.csv or a NAME.npy"),
         ("export --model {m}/points --out {t}/a", "{m}/points: points have no pipeline in diffusers"),
         ("export --model {m}/teacher --out {t}/a", "ifm export takes flows"),
         ("export --model {m}/ve --out {m}", "not an empty folder"),

@@ -6,6 +6,7 @@ Nothing is installed, fetched or written. Addresses are shown without users, pas
 import argparse
 import importlib.metadata
 import importlib.util
+import math
 import os
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from ifm import checkout
+from ifm import checkout, objectives
 from ifm.errors import UserError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -195,17 +196,18 @@ def disk(root: Path) -> Iterator[Finding]:
 
 def needed_bytes(config: Any) -> int:
     """Roughly what data, paths, samples and models of one run take, DVC's cache included."""
+    import numpy as np
+
     from ifm.trajectories import stored_bytes
 
-    data, points = config.data, config.data.source == "points"
-    values = data.points.dimensions if points else data.channels * data.image_size**2
-    size = 4 if points else 1  # bytes of a value: float32 or uint8
-    known = {"points": data.points.count, "digits": 1797}.get(data.source)
+    data, values = config.data, math.prod(config.data.shape)
+    size = np.dtype(data.modality.dtype).itemsize  # bytes of a value
+    known = data.origin.count(data) if data.origin.count else None
     stored = 2 * (known or data.max_images or UNKNOWN_IMAGES) * values * size  # raw and processed
     samplers = 1 + (len(config.sample.flow_steps) - 1) * len(config.sample.flow_samplers)
     samplers += 0 if config.teacher.kind == "none" else len(config.evaluate.teacher_nfe)
     samples = samplers * config.sample.seeds * config.sample.count * values * size
-    stored_paths = "trajectory" in config.flow.objectives and config.trajectories.store == "disk"
+    stored_paths = objectives.needs_paths(config.flow) and config.trajectories.store == "disk"
     paths = stored_bytes(config.trajectories.count, config.trajectories.stored_times, (values,)) if stored_paths else 0
     return CACHED * (stored + len(config.dynamics) * (samples + paths)) + MODELS
 

@@ -122,11 +122,10 @@ def _check(given: argparse.Namespace) -> None:
 def _check_model(given: argparse.Namespace, model: object) -> None:
     """Raises UserError for a model that the format cannot hold."""
     from ifm.model import IntegrationFlow
-    from ifm.networks.mlp import MLP
 
     if not isinstance(model, IntegrationFlow):
         raise UserError(f"{given.model}: holds a teacher; ifm export takes flows")
-    if given.format == "diffusers" and isinstance(model.network, MLP):
+    if given.format == "diffusers" and len(model.network.data_shape) == 1:
         raise UserError(f"{given.model}: points have no pipeline in diffusers; use --format onnx or pt2")
 
 
@@ -146,14 +145,16 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
     if grid is not None:
         shutil.copyfile(grid, folder / PICTURE)
         return PICTURE, "Samples."
+    from ifm import modalities
     from ifm.use.drawing import data_shape
 
-    if len(data_shape(flow)) == 1:
+    modality = modalities.of(data_shape(flow))
+    if modality.preview != "grids":
         return None, ""
     from ifm.modalities.pictures import save_grid
 
     try:
-        save_grid(flow.sample(SHOWN), folder / PICTURE, columns=COLUMNS)
+        save_grid(modality.pictures(flow.sample(SHOWN)), folder / PICTURE, columns=COLUMNS)
     except ValueError as error:
         raise UserError(f"the model's samples: {error}") from error
     return PICTURE, f"{SHOWN} samples in one evaluation: numbers 0 to {SHOWN - 1} of seed 0, not chosen."
@@ -161,11 +162,14 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
 
 def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
     """How to use the exported files, as code for the card."""
+    from ifm import modalities
     from ifm.use.drawing import data_shape
 
-    shape = (16, *data_shape(flow))
+    modality, shape = modalities.of(data_shape(flow)), (16, *data_shape(flow))
     names = ["x_T", "x_anchor"] if flow.takes_anchor else ["x_T"]
-    scale = float(flow.dynamics.t_max)  # b(t_max) = t_max for every dynamics
+    import torch
+
+    scale = float(flow.dynamics.coefficients(torch.tensor([flow.dynamics.t_max], dtype=torch.float64)).b)
     D = getattr(flow.dynamics, "augmented_dimensions", None)
     lead = {"x_T": "" if scale == 1 else f"{scale:g} * ", "x_anchor": ""}
     notes = {
@@ -178,6 +182,6 @@ def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
         id=where if re.fullmatch(r"[\w./-]+", where) else "path/to/this/folder",
         feed="{" + ", ".join(f'"{n}": {n}' for n in names) + "}",
         arguments=", ".join(names),
-        range="  # images in [-1, 1]" if len(shape) == 4 else "",
+        range=f"  # {modality.noun} in {modality.range}" if modality.range else "",
         **{by: "\n".join(f"{n} = {lead[n]}{draw}{notes[n]}" for n in names) for by, draw in draws.items()},
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from ifm import __version__, checkout
+from ifm import __version__, checkout, extras
 from ifm.cli import doctor, evaluate, export, sample, tracking
 from ifm.errors import UserError
 
@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("IFM_DEBUG"):
             raise
         sys.exit(f"ifm: {error}" if _is_main() else 1)
+    except ModuleNotFoundError as error:
+        said = extras.missing(error)
+        if said is None or os.environ.get("IFM_DEBUG"):
+            raise
+        sys.exit(f"ifm: {said}" if _is_main() else 1)
 
 
 def _is_main() -> bool:

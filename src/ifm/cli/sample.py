@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +9,10 @@ from ifm.cli.options import at_least, check_writable, hardware
 from ifm.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ifm.sampling import Sampler
     from ifm.use.loading import Model
 
-Batches = Iterator["tuple[range, np.ndarray]"]
 SAMPLERS = ("one_step", "anchor", "renoise", "chain")
-COLUMNS = 8
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +39,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         required=True,
         metavar="PATH",
-        help="grid.png, samples.npy, or a folder/ for a PNG each",
+        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv",
     )
 
 
 def run(given: argparse.Namespace) -> None:
     """Samples of a trained model, without the pipeline."""
-    out, write = _output(given.out)
+    from ifm import modalities
+    from ifm.modalities import files
+
+    out, kind = _output(given.out)
     from ifm.use import drawing, loading
 
     folder = loading.find(given.model, revision=given.revision)
     model = loading.load_any(folder, named=given.model)
     sampler = _sampler(given, model)
     shape = drawing.data_shape(model)
-    if len(shape) == 1 and write is not _array:
-        raise UserError(f"--out {out}: {given.model} makes points of {shape[0]} dimensions; write them to a .npy")
+    modality = modalities.of(shape)
+    write = files.writers(modality.name).get(kind)
+    if write is None:
+        use = files.in_words(files.writers(modality.name))
+        raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
         model.to(device), sampler, given.n, seed=given.seed, batch_size=given.batch_size, accelerator=accelerator
@@ -66,8 +67,8 @@ def run(given: argparse.Namespace) -> None:
     try:
         if accelerator is None or accelerator.is_main_process:
             write(out, drawn, given.n, shape)
-            what = f"{'images' if len(shape) == 3 else 'points'} [{', '.join(map(str, shape))}]"
-            print(f"{out}: {given.n} {what} of {given.model}, {sampler.title}, {sampler.sampler}, seed {given.seed}")
+            how = f"{sampler.title}, {sampler.sampler}, seed {given.seed}"
+            print(f"{out}: {given.n} {modality.described(shape)} of {given.model}, {how}")
         else:
             for _ in drawn:  # each process works its share of the batches
                 pass
@@ -94,49 +95,16 @@ def _sampler(given: argparse.Namespace, model: "Model") -> "Sampler":
         raise UserError(f"{given.model}: {error}") from error
 
 
-def _output(text: str) -> "tuple[Path, Callable[[Path, Batches, int, tuple[int, ...]], None]]":
-    """Where to write, and how. Raises UserError for what could not be written in the end."""
+def _output(text: str) -> tuple[Path, str]:
+    """Where to write, and its suffix ("/": a folder). Raises UserError for what could not be written in the end."""
+    from ifm.modalities import MODALITIES, files
+
     out = Path(text)
-    if text.endswith("/") or out.is_dir() or not out.suffix:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"--out {text}: is there and not an empty folder; name another")
-        write = _folder
-    elif out.suffix.lower() in (".png", ".npy"):
-        write = _picture if out.suffix.lower() == ".png" else _array
-    else:
-        raise UserError(f"--out {text}: must be a NAME.png, a NAME.npy or a folder")
+    kind = "/" if text.endswith("/") or out.is_dir() or not out.suffix else out.suffix.lower()
+    if kind == "/" and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {text}: is there and not an empty folder; name another")
+    known = {suffix for name in MODALITIES for suffix in files.writers(name)}
+    if kind not in known:
+        raise UserError(f"--out {text}: must be {files.in_words(known)}")
     check_writable("--out", out)
-    return out, write
-
-
-def _picture(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> None:
-    import numpy as np
-
-    from ifm.modalities.pictures import save_grid
-
-    save_grid(np.concatenate([images for _, images in drawn]), out, columns=min(COLUMNS, n))
-
-
-def _array(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> None:
-    import numpy as np
-
-    from ifm.files import atomic_path
-    from ifm.sampling import sample_dtype
-
-    with atomic_path(out) as temporary:
-        array = np.lib.format.open_memmap(temporary, "w+", dtype=sample_dtype(shape), shape=(n, *shape))
-        for members, samples in drawn:
-            array[members.start : members.stop] = samples
-        array.flush()
-
-
-def _folder(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> None:
-    from PIL import Image
-
-    from ifm.files import fresh_folder
-
-    with fresh_folder(out) as folder:
-        for members, images in drawn:
-            for i, image in zip(members, images, strict=True):
-                pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)  # [H, W] or [H, W, 3]
-                Image.fromarray(pixels).save(folder / f"{i:06d}.png")
+    return out, kind

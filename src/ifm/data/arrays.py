@@ -15,8 +15,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from ifm import modalities
 from ifm.errors import UserError, in_a_line
 from ifm.files import inside, read_dataclass, write_json
+from ifm.modalities import Modality
 
 METADATA = "metadata.json"
 _STAGE = "preprocess"
@@ -224,6 +226,11 @@ class SampleSet:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image, (d,) of one point."""
         return self.metadata.image_shape
+
+    @property
+    def modality(self) -> Modality:
+        """What the samples are."""
+        return modalities.of(self.shape)
 
     @property
     def classes(self) -> list[str] | None:

@@ -1,19 +1,14 @@
-"""Local files that a data set is read from: which they are, and a digest that tells when they change.
+"""Local files that a data set may be read from: images below a folder, folders of splits, parquet files.
 
 Light on purpose: stage `source` asks at the beginning of every `dvc repro`.
 """
 
-import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
-
-from ifm.files import located, read_json, write_json
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
@@ -21,7 +16,6 @@ SUFFIXES = (
 )  # fmt: skip
 SPLIT_LIKE = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 HIDDEN, LINKS, BARE = "hidden", "links and special files", "without a suffix"
-KEYS = {"imagefolder": "path", "parquet": "path", "hub": "name"}  # of `data`, what may name local files
 
 
 @dataclass(frozen=True)
@@ -122,95 +116,6 @@ def parquet_files(root: Path, split: str) -> list[Path]:
     return sorted(f for f in root.iterdir() if f.suffix == ".parquet" and f.is_file() and f.name.startswith(split))
 
 
-# As an input of the graph
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """data/source.json. watched: the key of `data` that names local files, for dvc.yaml; none for other sources."""
-
-    watched: list[str] = field(default_factory=list)
-    files: int | None = None
-    sha256: str | None = None  # of their names and contents, not of times or the place where they lie
-
-
-def note(file: Path, found: Inputs) -> None:
-    """Writes the file unless it says so already."""
-    with suppress(OSError, ValueError):
-        if read_json(file) == asdict(found):
-            return
-    write_json(file, asdict(found))
-
-
-def look(data: Mapping[str, Any], *, root: Path, memory: Path | None = None) -> Inputs | None:
-    """What section `data` of params.yaml reads from this machine's disk; None where that is not there.
-
-    root: the folder that relative paths begin in. memory: a file that keeps the last digest with sizes and times, so
-    that files which have not changed are not read again.
-    """
-    key = KEYS.get(data["source"])
-    given = data.get(key) if key else None
-    if not isinstance(given, str):
-        return Inputs()
-    place = located(given, root)
-    if not place.exists():
-        # Else a data set of the Hub, which is called as a folder might be.
-        return None if key == "path" or given.startswith(("/", "~", ".")) else Inputs()
-    named = sorted(_named(place, data), key=lambda item: item[0])
-    return Inputs([key], len(named), _digest(named, memory))
-
-
-def _named(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
-    """What is read, by a name without the place where it lies."""
-    train, test = str(data["train_split"]), data.get("test_split")
-    if place.is_file():
-        yield b"", place
-    elif data["source"] == "imagefolder":
-        for name, sub in split_folders(place, train_split=train, test_split=test).items():
-            yield from _relative(place / sub, image_files(place / sub).paths, prefix=f"{name}/")
-    elif data["source"] == "parquet":
-        files = {file.relative_to(place) for split in (train, test) if split for file in parquet_files(place, split)}
-        yield from _relative(place, [*files, *image_files(place).paths])  # cells may name images beside
-    else:
-        yield from _relative(place, (f.relative_to(place) for f in walk(place) if not f.name.startswith(".")))
-
-
-def _relative(folder: Path, paths: Iterable[PurePath], prefix: str = "") -> Iterator[tuple[bytes, Path]]:
+def relative(folder: Path, paths: Iterable[PurePath], prefix: str = "") -> Iterator[tuple[bytes, Path]]:
+    """Files below a folder, each by a name that does not tell where the folder lies."""
     return ((os.fsencode(prefix + path.as_posix()), folder / path) for path in paths)
-
-
-def _digest(named: list[tuple[bytes, Path]], memory: Path | None) -> str:
-    seen = hashlib.sha256()
-    for name, path in named:
-        # The time of the last change of a file's entry cannot be set back, as that of its content can.
-        try:
-            at = os.stat(path)
-            seen.update(b"%d %s %d %d %d\n" % (len(name), name, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
-        except OSError:
-            seen.update(b"%d %s gone\n" % (len(name), name))
-    known = _remembered(memory)
-    if known.get("seen") == seen.hexdigest() and isinstance(known.get("sha256"), str):
-        return known["sha256"]
-    digest = hashlib.sha256()
-    for name, path in named:
-        digest.update(b"%d %s %s\n" % (len(name), name, _content(path)))
-    if memory is not None:
-        write_json(memory, {"seen": seen.hexdigest(), "sha256": digest.hexdigest()})
-    return digest.hexdigest()
-
-
-def _remembered(memory: Path | None) -> dict[str, Any]:
-    try:
-        known = read_json(memory) if memory else {}
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _content(path: Path) -> bytes:
-    """The digest of a file, or that it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest().encode()
-    except OSError:
-        return b"unreadable"

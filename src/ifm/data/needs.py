@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from ifm.config import Config
@@ -25,14 +26,13 @@ def check(config: Config, counts: Counts, *, where: Path) -> None:
     where: the folder that the counts are of.
     """
     train, test = counts.splits["train"], counts.splits["test"]
-    points = config.data.source == "points"
-    noun = "points" if points else "images"
+    source, noun = config.data.origin, config.data.modality.noun
     of = f"{where}: {train} train and {test} test {noun}"
     if train < LEAST:
-        add = "raise data.points.count" if points else "add images"
+        add = f"raise data.{source.size_key}" if source.size_key else f"add {noun}"
         ways = [add] + ["lower data.test_fraction"] * (config.data.test_split is None)
         raise UserError(f"{of}: at least {LEAST} must be for training; {' or '.join(ways)}")
-    if points:
+    if config.evaluate.extractor == "coordinates":
         _check_modes(config, counts, where=where)
         return
     if config.evaluate.extractor == "classifier":
@@ -75,9 +75,13 @@ def _check_modes(config: Config, counts: Counts, *, where: Path) -> None:
         return
     empty = sum(not count for count in counts.of_classes)
     if empty:
+        source, data = config.data.origin, config.data
+        mend = (
+            f"raise data.{source.size_key} = {attrgetter(source.size_key)(data)}" if source.size_key else "add points"
+        )
         raise UserError(
-            f"{where}: {empty} of the {len(counts.of_classes)} modes of data.points.law: {config.data.points.law} have "
-            f"no training point; raise data.points.count = {config.data.points.count}"
+            f"{where}: {empty} of the {len(counts.of_classes)} modes of {source.origin(data)} have no training point; "
+            f"{mend}"
         )
 
 

@@ -1,21 +1,10 @@
-"""Points of known laws: float32 [n, d] at rest, by the same folders and checksums as images.
+"""Points: float32 [n, d] at rest, by the same folders and checksums as images.
 
-Every law is written at the scale of the data, so that nothing is normalised afterwards and closed forms hold:
-
-| law | what | root mean square of a coordinate |
-|---|---|---|
-| `eight_gaussians` | N(c_k, 0.07^2 I), centres on a circle of radius 0.7; N(0, 0.5^2) in further dimensions | 0.5 |
-| `two_moons` | two half circles of radius 0.7, one turned over, noise 0.035 | 0.5 |
-| `checkerboard` | uniform on the dark squares of a 4 x 4 board of side sqrt(3) | 0.5 |
-| `spiral` | one arm of two turns out to radius 1, uniform over the disc's area, noise 0.02 | 0.5 |
-| `gaussian` | N(mu, diag(s^2)), mu = 0.2, -0.2, 0.2, ..., s from 0.6 down to 0.3 | about 0.5 |
-
-The raw form is a folder of points.npy, labels.npy (where the law has modes) and metadata.json; the processed form is
+The raw form is a folder of points.npy, labels.npy (where there are classes) and metadata.json; the processed form is
 that of ifm.data.arrays, with shards of float32 [n, d].
 """
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,102 +22,26 @@ from ifm.data.arrays import (
     count_duplicates,
     row_digests,
 )
+from ifm.data.found import Points
+from ifm.data.laws import gaussian_moments
 from ifm.data.needs import Counts
 from ifm.errors import in_a_line
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
 from ifm.random import stream
 
 POINTS, LABELS = "points.npy", "labels.npy"
-RADIUS, MODE_SD, REST_SD = 0.7, 0.07, 0.5
 SHARD_ROWS = 2**22
-CLASSES = [str(i) for i in range(8)]  # the modes of `eight_gaussians`
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """points: float64 [n, d]; labels: the mode of each, int64 [n], where the law has modes."""
-
-    points: np.ndarray
-    labels: np.ndarray | None = None
-
-
-def mode_centres(dimensions: int = 2) -> np.ndarray:
-    """The centres of `eight_gaussians`: float64 [8, d], on a circle in the first two dimensions, 0 in the others."""
-    angle = np.arange(8) * math.pi / 4
-    centres = np.zeros((8, dimensions))
-    centres[:, :2] = RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return centres
-
-
-def gaussian_moments(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """mu and s of `gaussian`, the law whose flow map is known: float64 [d], [d]."""
-    return 0.2 * (-1.0) ** np.arange(dimensions), np.linspace(0.6, 0.3, dimensions)
-
-
-def _eight_gaussians(n: int, dimensions: int, rng: np.random.Generator) -> Drawn:
-    mode = rng.integers(8, size=n)
-    spread = np.full(dimensions, REST_SD)
-    spread[:2] = MODE_SD
-    return Drawn(mode_centres(dimensions)[mode] + spread * rng.standard_normal((n, dimensions)), mode)
-
-
-def _two_moons(n: int, dimensions: int, rng: np.random.Generator) -> Drawn:
-    """(cos a, sin a) or (1 - cos a, 1/2 - sin a), a in [0, pi], about their mean (1/2, 1/4), times 0.7."""
-    angle, lower = rng.uniform(0, math.pi, n), rng.random(n) < 0.5
-    x = np.where(lower, 1 - np.cos(angle), np.cos(angle)) - 0.5
-    y = np.where(lower, 0.5 - np.sin(angle), np.sin(angle)) - 0.25
-    return Drawn(0.7 * np.stack([x, y], axis=1) + 0.035 * rng.standard_normal((n, 2)))
-
-
-def _checkerboard(n: int, dimensions: int, rng: np.random.Generator) -> Drawn:
-    """Column i in 0..3, a row of the other parity half of the time: each of the 8 dark squares has share 1/8."""
-    column, row = rng.integers(4, size=n), 2 * rng.integers(2, size=n)
-    row += column % 2
-    unit = (np.stack([column, row], axis=1) + rng.random((n, 2))) / 4  # [0, 1)^2
-    return Drawn(math.sqrt(3) * (unit - 0.5))
-
-
-def _spiral(n: int, dimensions: int, rng: np.random.Generator) -> Drawn:
-    """Angle 4 pi r at radius r, r^2 uniform in [0, 1]."""
-    r = np.sqrt(rng.random(n))
-    arm = r[:, None] * np.stack([np.cos(4 * math.pi * r), np.sin(4 * math.pi * r)], axis=1)
-    return Drawn(arm + 0.02 * rng.standard_normal((n, 2)))
-
-
-def _gaussian(n: int, dimensions: int, rng: np.random.Generator) -> Drawn:
-    mu, s = gaussian_moments(dimensions)
-    return Drawn(mu + s * rng.standard_normal((n, dimensions)))
-
-
-LAWS: dict[str, Callable[[int, int, np.random.Generator], Drawn]] = {
-    "eight_gaussians": _eight_gaussians,
-    "two_moons": _two_moons,
-    "checkerboard": _checkerboard,
-    "spiral": _spiral,
-    "gaussian": _gaussian,
-}
-
-
-def draw_points(law: str, *, count: int, dimensions: int, seed: int) -> Drawn:
-    """`count` independent points of a law; depends on the arguments alone."""
-    if law not in LAWS:
-        raise ValueError(f"unknown law {law!r}; known: {', '.join(LAWS)}")
-    # index 0 of the purpose places the test split, index 1 takes subsets of images.
-    return LAWS[law](count, dimensions, stream(seed, "split", index=2))
-
-
-def fetch_points(config: DataConfig, out: Path) -> dict[str, int]:
-    """Draws `data.points.count` points, seeded by data.split_seed, to the raw form in `out`: count by split."""
-    law = config.points
-    drawn = draw_points(law.law, count=law.count, dimensions=law.dimensions, seed=config.split_seed)
+def write_raw(out: Path, found: Points, *, source: str, name: str) -> None:
+    """Writes the raw form in `out`. source: as in data.source; name: what the data set is called."""
+    splits = {"train": len(found.points)}
     with fresh_folder(out) as folder:
-        np.save(folder / POINTS, drawn.points.astype(np.float32), allow_pickle=False)
-        if drawn.labels is not None:
-            np.save(folder / LABELS, drawn.labels, allow_pickle=False)
-        classes = None if drawn.labels is None else CLASSES
-        described = {"source": "points", "name": law.law, "splits": {"train": law.count}, "classes": classes}
+        np.save(folder / POINTS, found.points.astype(np.float32), allow_pickle=False)
+        if found.labels is not None:
+            np.save(folder / LABELS, found.labels, allow_pickle=False)
+        described = {"source": source, "name": name, "splits": splits, "classes": found.classes}
         write_json(folder / METADATA, described | {"sha256": file_sha256(folder / POINTS)})
-    return {"train": law.count}
 
 
 @dataclass(frozen=True)
@@ -158,7 +71,8 @@ def preprocess_points(
     The same input gives the same bytes. check: is told how much there is, before anything is written. Raises DataError
     where `raw` is missing, damaged or of another source.
     """
-    described = _raw(raw)
+    described = _raw(raw, source=config.source)
+    k = len(described["classes"] or ())
     points = _load(raw / POINTS, np.float32)  # [n, d]
     labels = None if described["classes"] is None else _load(raw / LABELS, np.int64)  # [n]
     n = len(points) if points.ndim == 2 else 0
@@ -167,13 +81,13 @@ def preprocess_points(
         raise DataError(
             f"{raw / POINTS}: must be finite numbers of shape [n >= 2, d], got {shape}; run `dvc repro fetch` again"
         )
-    if labels is not None and (labels.shape != (n,) or labels.min() < 0 or labels.max() >= len(CLASSES)):
-        raise DataError(f"{raw / LABELS}: must be {n} numbers in 0..{len(CLASSES) - 1}; run `dvc repro fetch` again")
+    if labels is not None and (labels.shape != (n,) or labels.min() < 0 or labels.max() >= k):
+        raise DataError(f"{raw / LABELS}: must be {n} numbers in 0..{k - 1}; run `dvc repro fetch` again")
     tests = min(max(round(config.test_fraction * n), 1), n - 1)
     order = stream(config.split_seed, "split").permutation(n)
     rows = {"train": order[tests:], "test": order[:tests]}
     if check is not None:
-        modes = None if labels is None else np.bincount(labels[rows["train"]], minlength=len(CLASSES)).tolist()
+        modes = None if labels is None else np.bincount(labels[rows["train"]], minlength=k).tolist()
         check(Counts({name: len(here) for name, here in rows.items()}, described["classes"], modes))
     digests = {name: row_digests(points[here]) for name, here in rows.items()}
     with fresh_folder(out) as folder:
@@ -183,13 +97,14 @@ def preprocess_points(
                 name,
                 points[here],
                 None if labels is None else labels[here],
+                classes=k,
                 duplicates=count_duplicates(digests[name]),
             )
             for name, here in rows.items()
         }
         train = points[rows["train"]].astype(np.float64)
         metadata = PointMetadata(
-            source="points",
+            source=described["source"],
             name=described["name"],
             shape=[points.shape[1]],
             classes=described["classes"],
@@ -202,7 +117,7 @@ def preprocess_points(
     return metadata
 
 
-def _raw(raw: Path) -> dict[str, Any]:
+def _raw(raw: Path, *, source: str) -> dict[str, Any]:
     try:
         described = read_json(raw / METADATA)
     except FileNotFoundError as error:
@@ -210,10 +125,12 @@ def _raw(raw: Path) -> dict[str, Any]:
     keys = {"source", "name", "classes"}
     if not isinstance(described, dict) or not keys <= described.keys() or not isinstance(described["name"], str):
         raise DataError(f"{raw / METADATA}: does not describe raw points; run `dvc repro fetch` again")
-    if described["source"] != "points":
-        raise DataError(f"{raw}: holds {in_a_line(described['source'])}, not points; run `dvc repro fetch` again")
-    if described["classes"] not in (None, CLASSES):
-        raise DataError(f"{raw / METADATA}: classes must be null or {CLASSES}; run `dvc repro fetch` again")
+    if described["source"] != source:
+        raise DataError(f"{raw}: holds {in_a_line(described['source'])}, not {source}; run `dvc repro fetch` again")
+    classes = described["classes"]
+    named = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
+    if classes is not None and not named:
+        raise DataError(f"{raw / METADATA}: classes must be null or a list of names; run `dvc repro fetch` again")
     return described
 
 
@@ -230,7 +147,7 @@ def _load(path: Path, dtype: type) -> np.ndarray:
 
 
 def _write_split(
-    folder: Path, name: str, points: np.ndarray, labels: np.ndarray | None, *, duplicates: int
+    folder: Path, name: str, points: np.ndarray, labels: np.ndarray | None, *, classes: int, duplicates: int
 ) -> ProcessedSplit:
     """Shards and labels of one split. The digest is over the points' bytes, then the labels' as little-endian."""
     digest, shards = hashlib.sha256(), []
@@ -243,7 +160,7 @@ def _write_split(
     if labels is not None:
         np.save(folder / f"{name}-labels.npy", labels, allow_pickle=False)
         digest.update(labels.astype("<i8"))
-        counts = np.bincount(labels, minlength=8).tolist()
+        counts = np.bincount(labels, minlength=classes).tolist()
     return ProcessedSplit(
         count=len(points), shards=shards, class_counts=counts, sha256=digest.hexdigest(), duplicates=duplicates
     )
@@ -257,4 +174,5 @@ class PointSet(SampleSet):
     @property
     def gaussian(self) -> tuple[np.ndarray, np.ndarray] | None:
         """mu and s where the law is N(mu, diag(s^2)): float64 [d], [d]; None for the other laws."""
-        return gaussian_moments(*self.shape) if self.metadata.name == "gaussian" else None
+        known = (self.metadata.source, self.metadata.name) == ("points", "gaussian")
+        return gaussian_moments(*self.shape) if known else None

@@ -1,157 +1,37 @@
-"""From encoded images to arrays of one size: decode, orient, flatten, crop, resize, split."""
+"""From the raw form to arrays of one size, split: decode, orient, flatten, crop, resize."""
 
 import hashlib
-import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
 from ifm.config import DataConfig
+from ifm.data import raw as raw_form
 from ifm.data.arrays import (
-    METADATA,
     DataError,
     ProcessedMetadata,
     ProcessedSplit,
+    StoredMetadata,
     count_duplicates,
     row_digests,
 )
+from ifm.data.decoding import WORKERS, decode, to_array
 from ifm.data.needs import Counts
-from ifm.errors import in_a_line
-from ifm.files import fresh_folder, read_json
+from ifm.data.points import preprocess_points
+from ifm.files import fresh_folder
 from ifm.progress import progress
 from ifm.random import stream
 
 SHARD_BYTES = 2**30
-WORKERS = min(8, os.cpu_count() or 1)
-# Named, because Pillow has openers that start other programs (EPS) or that nobody's image files need.
-_AVIF = ("AVIF",) if find_spec("PIL._avif") else ()  # from Pillow 11.3 on, as it was built
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *_AVIF)
-_FILTERS = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-}
-_GREY, _DEEP_GREY = ("1", "L"), ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_TIFF_PHOTOMETRIC = 262
-_COLOUR = ("P", "RGB", "RGBX", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV")
 _BLOCK_BYTES = 2**24
-RAW_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # a cell of the raw form's image column
-
-
-# One image
-
-
-def decode(data: bytes) -> Image.Image:
-    """Encoded bytes -> the first frame, fully loaded. Raises ValueError with the reason where that fails."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        pixels = image.width * image.height
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{pixels} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
-        if image.mode in _DEEP_GREY and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:
-            # Pillow would take it for black.
-            raise ValueError("a 16-bit TIFF whose zero is white; save it with zero as black")
-        image.load()
-    # Pillow's decoders answer damaged bytes with nearly any exception.
-    except Exception as error:
-        # Pillow names the in-memory file by its address, which says nothing and differs from run to run.
-        raise ValueError(_unknown(data) if "cannot identify" in str(error) else in_a_line(error)) from error
-    return image
-
-
-def _unknown(data: bytes) -> str:
-    """What to say of bytes that no decoder takes, by their beginning."""
-    if not data:
-        return "an empty file"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "a TIFF with pixels of a kind that Pillow does not read"
-    if data[4:12] in (b"ftypavif", b"ftypavis") and not _AVIF:
-        return "AVIF, which this Pillow has no decoder for; version 11.3 or newer has"
-    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
-        return "HEIC or another format that Pillow does not read; convert it to PNG or JPEG"
-    return "no known image format"
-
-
-def has_more_frames(image: Image.Image) -> bool:
-    """Whether a decoded file is an animation or a stack, of which the first picture was taken."""
-    try:
-        # Telephones put a second picture, for depth or brightness, behind a JPEG.
-        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
-    except Exception:  # what follows the first frame is damaged
-        return False
-
-
-def deep_maximum(image: Image.Image) -> int | None:
-    """The highest value of a grey image with more than 8 bits, else None."""
-    return int(np.asarray(image).max()) if image.mode in _DEEP_GREY else None
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """Upright, 8 bits, no palette, what is transparent on white: mode L or RGB.
-
-    Raises ValueError for a pixel mode with no such meaning, as floating point.
-    """
-    image = _upright(image)
-    if image.mode in _DEEP_GREY:
-        return _eight_bits(image)
-    if image.mode not in _GREY + _COLOUR:
-        allowed = ", ".join(_GREY + _DEEP_GREY + _COLOUR)
-        raise ValueError(f"pixel mode {image.mode} is not supported; allowed: {allowed}; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("L" if image.mode in _GREY else "RGB")
-
-
-def to_array(image: Image.Image, *, size: int, channels: int, resample: str) -> np.ndarray:
-    """Any image -> uint8 [C, S, S]: flatten, grey or RGB, largest centred square, antialiased resize.
-
-    An image that has the right size and channels already keeps its pixels. Raises ValueError as `flatten`.
-    """
-    image = flatten(image).convert({1: "L", 3: "RGB"}[channels])
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), _FILTERS[resample])
-    array = np.asarray(image)  # [S, S] or [S, S, 3]
-    return np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says. EXIF that cannot be read has no orientation: the pixels stand."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey [0, 65535] -> L by round(v / 257): white stays white, a transparent grey becomes white."""
-    values = np.asarray(image).astype(np.int64)  # [H, W]
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"pixel mode {image.mode} holds {values.min()}..{values.max()}, outside 16 bits")
-    grey = ((values + 128) // 257).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-# The whole data set
 
 
 @dataclass(frozen=True)
@@ -173,6 +53,17 @@ class _Statistics:
 
 def preprocess(
     config: DataConfig, raw: Path, out: Path, *, check: Callable[[Counts], None] | None = None
+) -> StoredMetadata:
+    """Makes the processed form (see ifm.data.arrays) in `out` of the raw form in `raw`, by the source's modality.
+
+    The same input gives the same bytes. check: is told how much there is, before anything is decoded or written.
+    Raises DataError where `raw` is missing, damaged or too small; `out` stays as it was then.
+    """
+    return PREPROCESSORS[config.modality.name](config, raw, out, check=check)
+
+
+def preprocess_images(
+    config: DataConfig, raw: Path, out: Path, *, check: Callable[[Counts], None] | None = None
 ) -> ProcessedMetadata:
     """Makes the processed form (see ifm.data.arrays) in `out` of the raw form in `raw`.
 
@@ -180,11 +71,13 @@ def preprocess(
     ValueError where `raw` is missing, damaged or too small, or its training images are all the same; `out` stays as it
     was then.
     """
-    source = _raw_metadata(raw)
-    _check_counts(raw, source["splits"])
+    source = raw_form.read_metadata(raw)
+    raw_form.check_counts(raw, source["splits"])
     placements = _place(source["splits"], config)
     if check is not None:
-        check(Counts(_counts(placements), source["classes"], _class_counts(raw, placements, source["classes"])))
+        is_test = {split: placement.is_test for split, placement in placements.items()}
+        counts = raw_form.class_counts(raw, is_test, source["classes"])
+        check(Counts(_counts(placements), source["classes"], counts))
     with fresh_folder(out) as folder:
         writers = {
             name: _SplitWriter(folder, name, count, config, labelled=source["classes"] is not None)
@@ -197,7 +90,8 @@ def preprocess(
         ):
             for split, placement in placements.items():
                 start = 0
-                for part in _parts(raw, split, len(placement.position), config, classes=source["classes"]):
+                count, at_once = len(placement.position), max(WORKERS, _BLOCK_BYTES // int(np.prod(_row_shape(config))))
+                for part in raw_form.parts(raw, split, count, rows=at_once, classes=source["classes"]):
                     rows = slice(start, start + len(part))
                     start += len(part)
                     _spread(part, placement.is_test[rows], placement.position[rows], writers, pool, config)
@@ -243,30 +137,6 @@ def _spread(
         writer.write(position[here], images[here], None if labels is None else labels[here])
 
 
-def _raw_metadata(raw: Path) -> dict[str, Any]:
-    try:
-        found = read_json(raw / METADATA)
-    except FileNotFoundError as error:
-        raise DataError(f"{raw / METADATA}: is missing; run `dvc repro fetch`") from error
-    if not _describes_images(found):
-        raise DataError(f"{raw / METADATA}: does not describe raw images; run `dvc repro fetch` again")
-    return found
-
-
-def _describes_images(found: Any) -> bool:
-    if not isinstance(found, dict) or not {"source", "name", "classes", "splits"} <= found.keys():
-        return False
-    classes, splits = found["classes"], found["splits"]
-    return (
-        isinstance(found["source"], str)
-        and isinstance(found["name"], str | None)
-        and (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
-        and isinstance(splits, dict)
-        and splits.keys() in ({"train"}, {"train", "test"})
-        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in splits.values())
-    )
-
-
 def _place(splits: dict[str, int], config: DataConfig) -> dict[str, _Placement]:
     """The source's own test split where it has one, else the first part of a seeded shuffle."""
     if "test" in splits:
@@ -286,84 +156,6 @@ def _place(splits: dict[str, int], config: DataConfig) -> dict[str, _Placement]:
 def _counts(placements: dict[str, _Placement]) -> dict[str, int]:
     tests = sum(int(p.is_test.sum()) for p in placements.values())
     return {"train": sum(len(p.is_test) for p in placements.values()) - tests, "test": tests}
-
-
-def _class_counts(raw: Path, placements: dict[str, _Placement], classes: list[str] | None) -> list[int] | None:
-    """Training images of each class, from the labels alone."""
-    if classes is None:
-        return None
-    counts = np.zeros(len(classes), np.int64)
-    for split, placement in placements.items():
-        start = 0
-        for path in sorted(raw.glob(f"{split}-*.parquet")):
-            with _undamaged(path), pq.ParquetFile(path) as file:
-                if "label" not in file.schema_arrow.names:
-                    return None  # what is wrong with the rows is said where they are read
-                labels = file.read(columns=["label"]).column("label").to_numpy()
-            here = labels[~placement.is_test[start : start + len(labels)]]
-            start += len(labels)
-            if len(here) and (here.dtype != np.int64 or here.min() < 0 or here.max() >= len(classes)):
-                return None
-            counts += np.bincount(here.astype(np.int64), minlength=len(classes))
-    return counts.tolist()
-
-
-def _check_counts(raw: Path, splits: dict[str, int]) -> None:
-    """Raises DataError where the files hold other numbers of rows, before memory is taken for them."""
-    for split, count in splits.items():
-        seen = 0
-        for path in sorted(raw.glob(f"{split}-*.parquet")):
-            with _undamaged(path), pq.ParquetFile(path) as file:
-                seen += file.metadata.num_rows
-        if seen != count:
-            raise DataError(
-                f"{raw / METADATA}: counts {count} {split} images, the files hold {seen}; run `dvc repro fetch` again"
-            )
-
-
-@contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    """Turns what a damaged file raises into a DataError that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
-        raise DataError(f"{path}: is damaged ({in_a_line(error)}); run `dvc repro fetch` again") from error
-
-
-def _check_columns(path: Path, part: pa.Table, classes: list[str] | None) -> None:
-    """Raises DataError where rows are not as `fetch` writes them: image {bytes, path}, label 0..classes-1."""
-    fault = None
-    if "image" not in part.column_names or part.column("image").type != RAW_IMAGE:
-        fault = f"has no column image of {RAW_IMAGE}"
-    elif classes is not None:
-        if "label" not in part.column_names or part.column("label").type != pa.int64():
-            fault = "has no column label of int64"
-        else:
-            labels = part.column("label")
-            ends = (pc.min(labels).as_py(), pc.max(labels).as_py())
-            if labels.null_count or (len(part) and (ends[0] < 0 or ends[1] >= len(classes))):
-                missing = f" ({labels.null_count} missing)" if labels.null_count else ""
-                fault = f"has labels {ends[0]}..{ends[1]}{missing}, not 0..{len(classes) - 1}"
-    if fault:
-        raise DataError(f"{path}: {fault}; run `dvc repro fetch` again")
-
-
-def _parts(raw: Path, split: str, count: int, config: DataConfig, *, classes: list[str] | None) -> Iterator[pa.Table]:
-    """The raw rows of a split in order, few enough at a time to hold: `fetch` keeps the row groups small."""
-    rows = max(WORKERS, _BLOCK_BYTES // int(np.prod(_row_shape(config))))
-    seen = 0
-    for path in sorted(raw.glob(f"{split}-*.parquet")):
-        with _undamaged(path), pq.ParquetFile(path) as file:
-            for i in range(file.num_row_groups):
-                group = file.read_row_group(i)
-                _check_columns(path, group, classes)
-                seen += len(group)
-                if seen <= count:
-                    yield from (group.slice(start, rows) for start in range(0, len(group), rows))
-    if seen != count:
-        raise DataError(
-            f"{raw / METADATA}: counts {count} {split} images, the files hold {seen}; run `dvc repro fetch` again"
-        )
 
 
 def _row_shape(config: DataConfig) -> tuple[int, int, int]:
@@ -457,3 +249,6 @@ def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
         mean.append(first / n / 127.5 - 1)
         std.append(math.sqrt((n * second - first * first) / (n * n)) / 127.5)
     return mean, std
+
+
+PREPROCESSORS: dict[str, Callable] = {"images": preprocess_images, "points": preprocess_points}  # by modality

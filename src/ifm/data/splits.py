@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+from ifm import modalities
 from ifm.data.arrays import METADATA, DataError, ImageSet, SampleSet
 from ifm.data.points import PointSet
 from ifm.files import read_json
+
+SETS: dict[str, type[SampleSet]] = {"images": ImageSet, "points": PointSet}  # by modality
 
 
 def open_split(folder: Path, split: str) -> SampleSet:
     """Images uint8 [n, C, H, W] or points float32 [n, d], as metadata.json says. Raises DataError."""
     path = folder / METADATA
     try:
-        points = read_json(path).get("source") == "points"
+        kind = modalities.of(read_json(path)).name
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing; run `dvc repro preprocess`") from error
-    except (ValueError, OSError, AttributeError) as error:
+    except (ValueError, OSError, TypeError) as error:
         raise DataError(f"{path}: does not describe a processed data set; run `dvc repro preprocess` again") from error
-    return (PointSet if points else ImageSet).open(folder, split)
+    return SETS[kind].open(folder, split)

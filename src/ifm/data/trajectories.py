@@ -3,11 +3,12 @@
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ifm.errors import UserError, in_a_line
 from ifm.files import file_sha256, inside, read_dataclass, write_json
 
+CONDITIONS = "conditions.safetensors"  # the condition of each path, where they have any
 FIRST = "first.npy"  # the first paths whole, float32 [m, K, C, H, W], for pictures and diagnostics
 
 
@@ -27,6 +28,7 @@ class TrajectoryMetadata:
     shards: list[str]  # none where nothing is stored
     image_shape: list[int]  # [C, H, W], or [d] for points
     sha256: str  # see `digest`
+    condition: dict[str, Any] | None = None  # the kind of the paths' conditions, see `ifm.conditions.build`
 
     def write(self, folder: Path) -> None:
         write_json(folder / "metadata.json", asdict(self))

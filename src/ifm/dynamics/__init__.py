@@ -1,30 +1,105 @@
-"""The three dynamics of the paper behind one interface; `build` makes the one that params.yaml names."""
+"""The dynamics by name: one entry each; `build` makes the one that params.yaml names.
 
-from typing import Any
+The table names classes and does not import them, so that params.yaml can be checked without torch.
+"""
 
-from ifm.dynamics.base import Coefficients, Dynamics, Preconditioning, expand
-from ifm.dynamics.pfgmpp import PFGMPlusPlus
-from ifm.dynamics.rectified import RectifiedFlow
-from ifm.dynamics.ve import VarianceExploding
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-DYNAMICS: dict[str, type[Dynamics]] = {"ve": VarianceExploding, "rf": RectifiedFlow, "pfgmpp": PFGMPlusPlus}
+from pydantic import model_validator
+
+from ifm.schema import Positive, Section, load
+
+if TYPE_CHECKING:
+    from ifm.dynamics.base import Dynamics
 
 
-def build(name: str, **options: Any) -> Dynamics:
-    """The dynamics called `name` ("ve", "rf", "pfgmpp"), e.g. ``build("pfgmpp", augmented_dimensions=128)``."""
+class NoiseLevelOptions(Section):
+    """A range of times, the exponent of the solver's grid, and the training law of the noise level."""
+
+    t_min: Positive
+    t_max: Positive
+    rho: Positive
+    log_time_mean: float
+    log_time_std: Positive
+
+    @model_validator(mode="after")
+    def _range(self) -> "NoiseLevelOptions":
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min must be below t_max, got {self.t_min} and {self.t_max}")
+        return self
+
+
+class RectifiedFlowOptions(Section):
+    """The training law of t."""
+
+    logit_time_mean: float
+    logit_time_std: Positive
+
+
+class PFGMPlusPlusOptions(NoiseLevelOptions):
+    """D, and what ve has."""
+
+    augmented_dimensions: Positive
+
+
+class VariancePreservingOptions(NoiseLevelOptions):
+    """The schedule of the noise, and what ve has."""
+
+    schedule: str
+    beta_min: Positive
+    beta_max: Positive
+
+    @model_validator(mode="after")
+    def _schedule(self) -> "VariancePreservingOptions":
+        if self.schedule not in ("linear", "cosine"):
+            raise ValueError(f"schedule must be linear or cosine, got {self.schedule!r}")
+        end = {"linear": 1.0, "cosine": 0.9999}[self.schedule]
+        if self.t_max > end:
+            raise ValueError(f"t_max must be at most {end} with schedule: {self.schedule}, got {self.t_max}")
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min must be at most beta_max, got {self.beta_min} and {self.beta_max}")
+        return self
+
+
+class TrigonometricOptions(NoiseLevelOptions):
+    """What ve has, for t below pi/2."""
+
+    @model_validator(mode="after")
+    def _below_a_right_angle(self) -> "TrigonometricOptions":
+        if self.t_max > 1.57:
+            raise ValueError(f"t_max must be at most 1.57, below pi/2, got {self.t_max}")
+        return self
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dynamics: its class (or "module:class"), the keys of its section `ode.<name>`, its title, its colour."""
+
+    dynamics: Any
+    options: type[Section]
+    title: str
+    colour: str  # of the Okabe-Ito set, distinguishable with any colour vision
+    paper: bool = False  # whether the paper gives it a scheme of c_skip and c_out
+
+
+DYNAMICS: dict[str, Entry] = {
+    "ve": Entry("ifm.dynamics.ve:VarianceExploding", NoiseLevelOptions, "VE diffusion", "#0072B2", paper=True),
+    "rf": Entry("ifm.dynamics.rectified:RectifiedFlow", RectifiedFlowOptions, "Rectified flow", "#D55E00", paper=True),
+    "pfgmpp": Entry("ifm.dynamics.pfgmpp:PFGMPlusPlus", PFGMPlusPlusOptions, "PFGM++", "#009E73", paper=True),
+    "vp": Entry("ifm.dynamics.vp:VariancePreserving", VariancePreservingOptions, "VP diffusion", "#CC79A7"),
+    "trig": Entry("ifm.dynamics.trig:Trigonometric", TrigonometricOptions, "TrigFlow", "#E69F00"),
+}
+PAPER = tuple(name for name, entry in DYNAMICS.items() if entry.paper)  # the paper's own
+
+
+def of_params(name: str, ode: Any) -> "Dynamics":
+    """The dynamics called `name` as params.yaml's section `ode` has it."""
+    return build(name, **getattr(ode, name).model_dump(), sigma_data=ode.sigma_data)
+
+
+def build(name: str, **options: Any) -> "Dynamics":
+    """The dynamics called `name`, e.g. ``build("pfgmpp", augmented_dimensions=128)``. Raises ValueError."""
     if name not in DYNAMICS:
         raise ValueError(f"unknown dynamics {name!r}; known: {', '.join(DYNAMICS)}")
-    return DYNAMICS[name](**options)
-
-
-__all__ = [
-    "DYNAMICS",
-    "Coefficients",
-    "Dynamics",
-    "PFGMPlusPlus",
-    "Preconditioning",
-    "RectifiedFlow",
-    "VarianceExploding",
-    "build",
-    "expand",
-]
+    return load(DYNAMICS[name].dynamics)(**options)

@@ -3,8 +3,12 @@
 t = 0 is data, t = t_max is noise. x_0: data in [-1, 1]; z: noise; x_t: a point on a path; x_T: the prior draw;
 v: velocity dx/dt; x_0_hat: an estimate of the end point. Times have shape [B], images [B, C, H, W].
 
-All dynamics are x_t = a(t) x_0 + b(t) z. Along a pair's path v = (x_t - x_0) / t, and the marginal ODE is
-dx/dt = (x - E[x_0 | x_t = x]) / t: one velocity rule, one solver and one prior rule serve all of them.
+All dynamics are x_t = a(t) x_0 + b(t) z. With derivatives d_a and d_b, the velocity of a pair's path is
+
+    v = d_a x_0 + d_b z = (d_b / b) x_t + (d_a - a d_b / b) x_0,
+
+and the marginal ODE has E[x_0 | x_t] for x_0. One velocity rule, one solver and one prior rule serve all dynamics. For
+ve, rf and pfgmpp, whose paths are straight, v = (x_t - x_0) / t.
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +30,12 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class Coefficients:
-    """x_t = a x_0 + b z."""
+    """x_t = a x_0 + b z, and the derivatives of a and b by t."""
 
     a: Tensor  # [B]
     b: Tensor  # [B]
+    d_a: Tensor  # [B]
+    d_b: Tensor  # [B]
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Dynamics(ABC):
     """A path from data to noise: coefficients, the law of z, the training law of t, preconditioning."""
 
     name: ClassVar[str]
-    schemes: ClassVar[tuple[str, ...]] = ("paper", "edm")
+    schemes: ClassVar[tuple[str, ...]] = ("edm",)
+    gaussian: ClassVar[bool] = True  # whether z ~ N(0, I)
     t_min: float
     t_max: float
     sigma_data: float
@@ -76,11 +83,15 @@ class Dynamics(ABC):
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
-        """a(t) and b(t): [B], [B]."""
+        """a(t), b(t) and their derivatives: [B] each. The derivatives may be infinite at t = 0."""
 
-    @abstractmethod
     def draw_noise(self, shape: tuple[int, ...], *, generator: NoiseSource) -> Tensor:
-        """The law of z: [B, *shape], one row per stream of the generator."""
+        """The law of z, here N(0, I): [B, *shape], one row per stream of the generator."""
+        return generator.normal(shape)
+
+    def log_density(self, squared_norm: Tensor, *, dimensions: int) -> Tensor:
+        """The log density of z, up to a constant, by |z|^2: in its shape. dimensions: numbers of one sample."""
+        return -squared_norm / 2
 
     @abstractmethod
     def draw_time(self, *, generator: NoiseSource) -> Tensor:
@@ -93,26 +104,41 @@ class Dynamics(ABC):
         rho: `power_grid`'s exponent in place of the dynamics' own grid. Raises ValueError for steps < 1.
         """
 
-    @abstractmethod
     def teacher_preconditioning(self, t: Tensor) -> Preconditioning:
-        """The denoiser's: x_0_hat = c_skip x_t + c_out F_x, with F_x of unit scale."""
+        """The denoiser's: x_0_hat = c_skip x_t + c_out F_x, with F_x of unit scale.
 
-    @abstractmethod
+        EDM's derivation (appendix B.6): c_skip = a s_d^2 / lambda^2, c_out = b s_d / lambda, c_in = 1 / lambda, with
+        lambda as in `scale`. c_noise is the angle.
+        """
+        at, s_d, scale = self.coefficients(t), self.sigma_data, self.scale(t)
+        return Preconditioning(
+            c_skip=at.a * s_d**2 / scale**2, c_out=at.b * s_d / scale, c_in=1 / scale, c_noise=self.angle(t)
+        )
+
     def error_scale(self, t: Tensor) -> Tensor:
-        """The teacher's error x_0_hat - x_0 is measured in units of this: [B]."""
+        """The teacher's error x_0_hat - x_0 is measured in units of this: [B]. c_out: EDM's weight 1 / c_out^2."""
+        return self.teacher_preconditioning(t).c_out
 
-    @abstractmethod
     def flow_preconditioning(self, t: Tensor, *, scheme: str) -> Preconditioning:
         """The integration flow's, with c_skip = 1 and c_out = 0 exactly at t_min, so that g(., x, t_min) = x."""
+        self.check_scheme(scheme)
+        return self.interval_preconditioning(t, torch.full_like(t, self.t_min))
 
     def perturb(self, x_0: Tensor, *, z: Tensor, t: Tensor) -> Tensor:
         """The point at time t on the path from x_0 to z: a(t) x_0 + b(t) z."""
         at = self.coefficients(t)
         return expand(at.a, x_0) * x_0 + expand(at.b, x_0) * z  # [B, C, H, W]
 
+    def noise_of(self, x_t: Tensor, *, x_0: Tensor, t: Tensor) -> Tensor:
+        """z such that x_t = a x_0 + b z, for b > 0: [B, C, H, W]."""
+        at = self.coefficients(t)
+        return (x_t - expand(at.a, x_t) * x_0) / expand(at.b, x_t)
+
     def velocity(self, x_t: Tensor, *, x_0: Tensor, t: Tensor) -> Tensor:
-        """dx/dt = (x_t - x_0) / t, for a pair's path and, with x_0 = E[x_0 | x_t], for the marginal ODE."""
-        return (x_t - x_0) / expand(t, x_t)  # [B, C, H, W]
+        """dx/dt = d_a x_0 + d_b z, for a pair's path and, with x_0 = E[x_0 | x_t], for the marginal ODE; for b > 0."""
+        at = self.coefficients(t)
+        z = (x_t - expand(at.a, x_t) * x_0) / expand(at.b, x_t)
+        return expand(at.d_a, x_t) * x_0 + expand(at.d_b, x_t) * z  # [B, C, H, W]
 
     def prior(self, shape: tuple[int, ...], *, generator: NoiseSource) -> Tensor:
         """x_T = b(t_max) z, already scaled: [B, *shape]."""
@@ -158,5 +184,55 @@ class Dynamics(ABC):
         )
 
     def check_scheme(self, scheme: str) -> None:
+        """Raises ValueError for a scheme of c_skip and c_out that this dynamics does not have."""
         if scheme not in self.schemes:
             raise ValueError(f"unknown scheme {scheme!r}; {self.name} has {', '.join(self.schemes)}")
+
+
+class NoiseLevelDynamics(Dynamics):
+    """A dynamics whose solver's grid and training law are EDM's in the noise level sigma = b / a.
+
+    Equal noise levels are equal tasks: b / a fixes E[x_0 | x_t] up to the scale of x_t. A subclass gives `coefficients`
+    and `time_of_level`, and has t_min, t_max, rho, log_time_mean and log_time_std.
+    """
+
+    def __init__(
+        self,
+        *,
+        t_min: float,
+        t_max: float,
+        rho: float = 7.0,
+        log_time_mean: float = -1.2,
+        log_time_std: float = 1.2,
+        sigma_data: float = 0.5,
+    ) -> None:
+        if not 0 < t_min < t_max:
+            raise ValueError(f"need 0 < t_min < t_max, got t_min = {t_min}, t_max = {t_max}")
+        self.t_min, self.t_max, self.rho, self.sigma_data = t_min, t_max, rho, sigma_data
+        self.log_time_mean, self.log_time_std = log_time_mean, log_time_std
+
+    @abstractmethod
+    def time_of_level(self, level: Tensor) -> Tensor:
+        """The time at which b / a is `level`: in its shape."""
+
+    def level(self, t: Tensor) -> Tensor:
+        """sigma = b / a: [B]."""
+        at = self.coefficients(t)
+        return at.b / at.a
+
+    def draw_time(self, *, generator: NoiseSource) -> Tensor:
+        """ln sigma ~ N(log_time_mean, log_time_std^2), EDM's training law, clamped to [t_min, t_max]: [B]."""
+        level = (self.log_time_mean + self.log_time_std * generator.normal(())).exp()
+        return self.time_of_level(level).clamp(self.t_min, self.t_max)
+
+    def solver_times(self, steps: int, *, rho: float | None = None) -> Tensor:
+        """EDM eq. 5 in the noise level, from t_max to t_min, then 0: float64 [steps + 1]."""
+        low, high = self.level(torch.tensor([self.t_min, self.t_max], dtype=torch.float64)).tolist()
+        levels = power_grid(steps, t_min=low, t_max=high, rho=rho or self.rho)
+        times = self.time_of_level(levels)
+        times[0] = self.t_max
+        return times
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        """The time at which b / a = s_d tan(theta)."""
+        return self.time_of_level(self.sigma_data * angle.tan()).clamp(self.t_min, self.t_max)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ifm.dynamics.base import NoiseSource, expand
@@ -16,6 +17,7 @@ class PFGMPlusPlus(VarianceExploding):
     """
 
     name = "pfgmpp"
+    gaussian = False
 
     def __init__(self, *, augmented_dimensions: float = 128.0, **ve: Any) -> None:
         if augmented_dimensions <= 0:
@@ -28,3 +30,8 @@ class PFGMPlusPlus(VarianceExploding):
         D = self.augmented_dimensions
         normal = generator.normal(shape)
         return normal * expand((generator.chi_square(D) / D).rsqrt(), normal)
+
+    def log_density(self, squared_norm: Tensor, *, dimensions: int) -> Tensor:
+        """Student-t: -(N + D) / 2 log(1 + |z|^2 / D)."""
+        D = self.augmented_dimensions
+        return -(dimensions + D) / 2 * torch.log1p(squared_norm / D)

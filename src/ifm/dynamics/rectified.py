@@ -12,6 +12,7 @@ class RectifiedFlow(Dynamics):
     """x_t = (1 - t) x_0 + t z, z ~ N(0, I), t in [0, 1]."""
 
     name = "rf"
+    schemes = ("paper", "edm")
     t_min = 0.0
     t_max = 1.0
 
@@ -23,11 +24,8 @@ class RectifiedFlow(Dynamics):
         )
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        return Coefficients(a=1 - t, b=t)
-
-    def draw_noise(self, shape: tuple[int, ...], *, generator: NoiseSource) -> Tensor:
-        """z ~ N(0, I): [B, *shape]."""
-        return generator.normal(shape)
+        one = torch.ones_like(t)
+        return Coefficients(a=1 - t, b=t, d_a=-one, d_b=one)
 
     def draw_time(self, *, generator: NoiseSource) -> Tensor:
         """logit t ~ N(logit_time_mean, logit_time_std^2) (Esser et al. 2024): [B].

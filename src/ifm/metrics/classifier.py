@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ifm.images import to_unit
+from ifm.modalities.images import to_unit
 from ifm.progress import progress
 from ifm.random import EndlessShuffle, Streams
 

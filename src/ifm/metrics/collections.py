@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ifm.data.decoding import WORKERS, decode, flatten, to_array
 from ifm.data.local import SUFFIXES, image_files
-from ifm.data.preprocessing import WORKERS, decode, flatten, to_array
 from ifm.errors import UserError
 from ifm.files import readable
 from ifm.hardware.parallel import shared_batches
-from ifm.images import to_uint8
+from ifm.modalities.images import to_uint8
 from ifm.progress import progress
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ImagesError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Resize:
-    """The largest centred square, antialiased to `size` (see `ifm.data.preprocessing.to_array`)."""
+    """The largest centred square, antialiased to `size` (see `ifm.data.decoding.to_array`)."""
 
     size: int
     resample: str

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ifm import modalities
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import cautions
@@ -70,7 +71,7 @@ def evaluate_samples(
     """
     metadata = read_json(folder / "metadata.json")
     expected = tuple(reference.metadata["image_shape"])
-    what = "points" if len(expected) == 1 else "images"
+    what = modalities.of(expected).noun
     if tuple(metadata["image_shape"]) != expected:
         raise UserError(f"{folder}: {what} of shape {metadata['image_shape']}, the reference has {list(expected)}")
     seeds = metadata.get("seeds", 1)
@@ -189,7 +190,7 @@ def _rms(images: np.ndarray, paired: np.ndarray) -> np.ndarray:
 
 def _load(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The samples of one sampler: uint8 images [n >= 2, C, H, W] or float32 points [n >= 2, d], memory-mapped."""
-    dtype = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
+    dtype = np.dtype(modalities.of(shape).dtype)
     path = folder / f"{name}.npy"
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)

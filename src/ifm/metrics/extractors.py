@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ifm.errors import UserError
 from ifm.files import read_json
-from ifm.images import to_unit
 from ifm.metrics.classifier import Classifier
 from ifm.metrics.weights import (
     DINOV2_CONFIG,
@@ -26,6 +25,7 @@ from ifm.metrics.weights import (
     verified_bytes,
     verify,
 )
+from ifm.modalities.images import to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SIDE = 224

@@ -1,25 +1,25 @@
 """A residual MLP as F, for points: scaled input and c_noise in, F_x out. It knows no dynamics."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ifm.files import read_json, write_json
+from ifm.conditions.base import Condition, ConditionKind
+from ifm.files import write_json
+from ifm.networks.base import CONFIG, Network, check_weights, described, kind_of, read_config
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-KIND = "MLP"  # config.json's _class_name, as diffusers writes its own
+WEIGHTS = "model.safetensors"
 INPUT_FREQUENCIES = 3  # of each input coordinate
 FOURIER_UP_TO = 16  # dimensions of data
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """(inputs [B, in_features], c_noise [B]) -> F_x [B, out_features]; with `two_times`, c_end [B] too.
 
     Fourier features of the inputs, a linear layer, `layers` residual blocks h + W_2 silu(W_1 silu(h) + W_t e), a linear
@@ -32,6 +32,9 @@ class MLP(nn.Module):
     choice goes by out_features, the data's dimensions: the same for a teacher and a flow with the anchor's inputs.
     """
 
+    class_names = ("MLP",)
+    first_layer = "inputs.weight"
+
     def __init__(
         self,
         *,
@@ -42,6 +45,7 @@ class MLP(nn.Module):
         frequencies: int = 16,
         two_times: bool = False,
         input_frequencies: int | None = None,
+        condition: ConditionKind | None = None,
     ) -> None:
         super().__init__()
         if input_frequencies is None:
@@ -55,7 +59,8 @@ class MLP(nn.Module):
             "two_times": two_times,
             "input_frequencies": input_frequencies,
         }
-        fastest = 1 if two_times else 5  # `interval` differentiates by the angle: see ifm.networks.INTERVAL_TIME_SCALE
+        self.two_times, self.condition_kind = two_times, condition
+        fastest = 1 if two_times else 5  # `interval` differentiates by the angle: see INTERVAL_TIME_SCALE of the U-Net
         self.register_buffer("omega", 2 ** torch.linspace(0, fastest, frequencies), persistent=False)
         self.inputs = nn.Linear(in_features * (1 + 2 * input_frequencies), width)
         embedded = 2 * frequencies * (2 if two_times else 1)
@@ -63,15 +68,44 @@ class MLP(nn.Module):
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.head = nn.Linear(width, out_features)
+        self.condition = None if condition is None else condition.embedding(embedded)
         self._recomputes = False
 
     def enable_gradient_checkpointing(self) -> None:
         """Has the backward pass compute each block's activations again in place of keeping them."""
         self._recomputes = True
 
-    def forward(self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None) -> Tensor:
+    @classmethod
+    def build(
+        cls,
+        *,
+        shape: tuple[int, ...],
+        takes_anchor: bool,
+        anchor_input: str,
+        two_times: bool,
+        condition: ConditionKind | None,
+        options: Mapping[str, Any],
+    ) -> Self:
+        """options: width, layers."""
+        if len(shape) != 1:
+            raise ValueError(f"network.kind: mlp is for points [d], got data of shape {list(shape)}; use unet")
+        if takes_anchor and anchor_input != "channels":
+            raise ValueError(f"anchor input {anchor_input} needs the U-Net; the mlp takes channels")
+        inputs = 2 * shape[0] if takes_anchor else shape[0]
+        return cls(in_features=inputs, out_features=shape[0], two_times=two_times, condition=condition, **options)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return (self.options["out_features"],)
+
+    def forward(
+        self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None, *, condition: Condition | None = None
+    ) -> Tensor:
+        self.check(c_end=c_end, condition=condition)
         phases = [c.to(self.omega.dtype)[:, None] * self.omega for c in (c_noise, c_end) if c is not None]
         e = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1).to(inputs.dtype)
+        if condition is not None:
+            e = e + self.condition(condition).to(e.dtype)
         h = self.inputs(fourier_features(inputs, self.options["input_frequencies"]))  # [B, width]
         for time, first, second in zip(self.times, self.first, self.second, strict=True):
             if self._recomputes and torch.is_grad_enabled():
@@ -79,6 +113,25 @@ class MLP(nn.Module):
             else:
                 h = _block(h, e, time, first, second)
         return self.head(nn.functional.silu(h))
+
+    def save(self, folder: Path) -> list[Path]:
+        save_file({name: w.detach().cpu().contiguous() for name, w in self.state_dict().items()}, folder / WEIGHTS)
+        config = {"_class_name": "MLP", **self.options}
+        if self.condition_kind is not None:
+            config["condition"] = described(self.condition_kind)
+        write_json(folder / CONFIG, config)
+        return [folder / WEIGHTS]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        options = read_config(folder)
+        if options.pop("_class_name", None) not in cls.class_names:
+            raise ValueError(f"{folder}: holds no MLP")
+        options["condition"] = kind_of(options.get("condition"))
+        check_weights(folder / WEIGHTS, lambda: cls(**options), counts=[options.get("layers")])
+        network = cls(**options)
+        network.load_state_dict(load_file(folder / WEIGHTS))
+        return network
 
 
 def _block(h: Tensor, e: Tensor, time: nn.Module, first: nn.Module, second: nn.Module) -> Tensor:
@@ -89,7 +142,7 @@ def fourier_features(x: Tensor, frequencies: int) -> Tensor:
     """x, sin(w_k x), cos(w_k x) with w_k = pi/2 2^k, k < frequencies (Tancik et al. 2020): [B, n (1 + 2 frequencies)].
 
     Coordinate by coordinate, all that is of x_1 first, so that the features of further inputs (the anchor's) come
-    after those that a network without them has: `ifm.networks.copy_weights` counts on it. c_in x_t is of unit scale,
+    after those that a network without them has: `Network.start_from` counts on it. c_in x_t is of unit scale,
     within +-4: the slowest wave, of period 4, orders it, the fastest of three, of period 1, tells modes apart.
     """
     if not frequencies:
@@ -97,53 +150,3 @@ def fourier_features(x: Tensor, frequencies: int) -> Tensor:
     omega = math.pi / 2 * 2.0 ** torch.arange(frequencies, device=x.device, dtype=x.dtype)
     phase = x[..., None] * omega  # [B, n, frequencies]
     return torch.cat([x[..., None], phase.sin(), phase.cos()], dim=-1).flatten(1)
-
-
-def save_mlp(network: MLP, folder: Path) -> None:
-    """Writes config.json and model.safetensors."""
-    save_file({name: w.detach().cpu().contiguous() for name, w in network.state_dict().items()}, folder / WEIGHTS)
-    write_json(folder / CONFIG, {"_class_name": KIND, **network.options})
-
-
-def is_mlp(folder: Path) -> bool:
-    """Whether the folder's config.json is `save_mlp`'s. Raises FileNotFoundError where there is none."""
-    return _config(folder).get("_class_name") == KIND
-
-
-def load_mlp(folder: Path) -> MLP:
-    """Reads what `save_mlp` wrote. Raises FileNotFoundError or ValueError that names the folder."""
-    options = _config(folder)
-    if options.pop("_class_name", None) != KIND:
-        raise ValueError(f"{folder}: holds no MLP")
-    check_weights(folder / WEIGHTS, lambda: MLP(**options), counts=[options.get("layers")])
-    network = MLP(**options)
-    network.load_state_dict(load_file(folder / WEIGHTS))
-    return network
-
-
-def check_weights(file: Path, build: Callable[[], nn.Module], *, counts: Iterable[Any]) -> None:
-    """Raises ValueError where a file's tensors are not those of the network, before memory is taken for either.
-
-    Its config.json may ask for terabytes, and diffusers fills weights that a file does not hold with random ones.
-    counts: how many layers the config asks for, place by place; each has a tensor at least.
-    """
-    with safe_open(file, framework="pt") as weights:
-        stored = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    for count in counts:
-        if not isinstance(count, int) or not 0 <= count <= len(stored):
-            raise ValueError(f"{CONFIG} asks for {count!r} layers, {file.name} holds {len(stored)} tensors")
-    with torch.device("meta"):
-        wanted = {name: tuple(weight.shape) for name, weight in build().state_dict().items()}
-    if stored != wanted:
-        name = min(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
-        shapes = [list(x[name]) if name in x else "nothing" for x in (stored, wanted)]
-        raise ValueError(f"{file.name} holds {shapes[0]} as {name}, {CONFIG} asks for {shapes[1]}")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder}: no {CONFIG} there, so no saved network")
-    found = read_json(folder / CONFIG)
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / CONFIG}: must be an object of JSON, got {type(found).__name__}")
-    return found

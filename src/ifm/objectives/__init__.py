@@ -1,181 +1,105 @@
-"""What x_0_hat is held to: pure functions of tensors, with every random draw passed in.
+"""What a flow can be trained by: one entry an objective. Configuration, stages and studies follow from it.
 
 | objective | x_t comes from | target |
 |---|---|---|
-| `denoising` (teacher) | a data point, fresh z and t | that data point |
-| `trajectory` (flow) | a stored teacher trajectory | its end point |
-| `data` (flow, the paper's) | a data point, fresh z and t | that data point, and its anchor x_0^(n) if mixed |
-| `consistency` (flow) | a data point, fresh z and t | the flow's own x_0_hat at the same pair's x_r, r < t |
-| `interval` (two-time flow) | a data point, fresh z and t, s <= t | the mean velocity's identity over [s, t] |
+| `trajectory` | a stored path of the teacher | its end point |
+| `data`, the paper's | a data point, fresh z and t | that data point, and its anchor x_0^(n) if mixed |
+| `consistency` | a data point, fresh z and t | the flow's own x_0_hat at the same pair's x_r, r < t |
+| `interval` (two times) | a data point, fresh z and t, s <= t | the mean velocity's identity over [s, t] |
+
+The table names functions and does not import them, so that params.yaml can be checked without torch.
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from ifm.dynamics import expand
-
-HUBER_C_PER_ROOT_DIMENSION = 0.00054  # Song & Dhariwal 2023, sec. 3.3: c = 0.00054 sqrt(N)
-
-
-def squared_norm(x: Tensor) -> Tensor:
-    """|x|^2 over the whole sample's vector: [B, ...] -> [B]."""
-    return x.flatten(1).square().sum(dim=1)
+from ifm.schema import Section
 
 
-def huber_c_by_dimension(x: Tensor) -> float:
-    """c = 0.00054 sqrt(N), N the numbers of one sample of x [B, ...]."""
-    return HUBER_C_PER_ROOT_DIMENSION * math.sqrt(x[0].numel())
+class ConsistencyOptions(Section):
+    """`flow.consistency`."""
+
+    first_intervals: Annotated[int, Field(ge=2)]
+    last_intervals: Annotated[int, Field(ge=2)]
+    target: Literal["online", "average"]
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> "ConsistencyOptions":
+        if self.last_intervals < self.first_intervals:
+            raise ValueError(
+                f"last_intervals ({self.last_intervals}) must be at least first_intervals ({self.first_intervals})"
+            )
+        return self
 
 
-def pseudo_huber(x_0_hat: Tensor, target: Tensor, *, c: float | Tensor | None = None) -> Tensor:
-    """sqrt(|d|^2 + c^2) - c over the whole sample's vector of N numbers: [B]. c = 0.00054 sqrt(N) if None."""
-    d = x_0_hat - target
-    if c is None:
-        c = huber_c_by_dimension(d)
-    return (squared_norm(d) + c**2).sqrt() - c
+class IntervalOptions(Section):
+    """`flow.interval`."""
+
+    same_share: Annotated[float, Field(ge=0, lt=1)]
+    whole_share: Annotated[float, Field(ge=0, le=1)]
+    power: Annotated[float, Field(ge=0, le=2)]
 
 
-@torch.no_grad()
-def adaptive_huber_c(x_0_hat: Tensor, target: Tensor) -> Tensor:
-    """The batch's mean error |d|, without gradient: a scalar, at least the c by dimension.
+@dataclass(frozen=True)
+class Objective:
+    """How a flow is trained, and what that needs."""
 
-    Errors above the mean count linearly and those below quadratically, at every stage of training. The rule is
-    our choice: the paper leaves it open. The floor keeps the root differentiable at d = 0.
-    """
-    d = x_0_hat - target
-    return squared_norm(d).sqrt().mean().clamp_min(huber_c_by_dimension(d))
-
-
-def squared_l2(x_0_hat: Tensor, target: Tensor) -> Tensor:
-    """|d|^2 / N, the mean square over the sample: [B]."""
-    d = x_0_hat - target
-    return squared_norm(d) / d[0].numel()
-
-
-DISTANCES = ("pseudo_huber", "adaptive_huber", "l2")
+    phase: Any  # (Ingredients) -> Phase, or "module:name"
+    title: str
+    # Network evaluations for one sample of a step, by the section `flow`: of the flow, and of a teacher that it asks.
+    # An evaluation is a sample's way through a network, with or without gradient; a backward pass is none.
+    cost: Callable[[Any], float]
+    needs_paths: bool = False  # it trains on a teacher's paths
+    two_times: bool = False  # its network takes an interval's end
+    gives_estimates: bool = True  # it estimates x_0, which policy bank keeps
+    takes_velocities: bool = False  # flow.velocity says where from
+    differentiates: bool = False  # by forward mode, which knows no gradient checkpointing
+    schemes: tuple[str, ...] = ("edm", "paper")  # of c_skip and c_out
+    options: type[Section] | None = None  # the keys of its section `flow.<name>`
 
 
-def measure(x_0_hat: Tensor, target: Tensor, *, distance: str, c: float | Tensor | None = None) -> Tensor:
-    """The distance called `distance` ("pseudo_huber", "adaptive_huber", "l2"), sample by sample: [B].
-
-    c: pseudo-Huber's; for `adaptive_huber` None stands for `adaptive_huber_c` of this very batch.
-    """
-    if distance not in DISTANCES:
-        raise ValueError(f"unknown distance {distance!r}; known: {', '.join(DISTANCES)}")
-    if distance == "l2":
-        return squared_l2(x_0_hat, target)
-    if distance == "adaptive_huber" and c is None:
-        c = adaptive_huber_c(x_0_hat, target)
-    return pseudo_huber(x_0_hat, target, c=c)
+def _asked(flow: Any) -> int:
+    """Evaluations of a teacher for one velocity."""
+    return 1 if flow.velocity == "teacher" else 0
 
 
-def denoising(x_0_hat: Tensor, *, x_0: Tensor, scale: Tensor) -> Tensor:
-    """|x_0_hat - x_0|^2 / (N scale(t)^2), averaged over the batch: a scalar. scale: [B], `dynamics.error_scale(t)`.
-
-    With scale = c_out this is EDM's weight lambda(t) = 1 / c_out^2 (EDM, sec. 5). With scale = t it is velocity
-    matching: (x_0 - x_0_hat) / t is v_hat - v, since v = (x_t - x_0) / t.
-    """
-    return squared_l2(x_0_hat / expand(scale, x_0), x_0 / expand(scale, x_0)).mean()
-
-
-def trajectory(
-    x_0_hat: Tensor,
-    *,
-    x_0: Tensor,
-    distance: str = "pseudo_huber",
-    c: float | Tensor | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """distance(g(x_anchor, x_t, t), end point of the trajectory through x_t), averaged over the batch: a scalar.
-
-    weight: lambda(t) [B], 1 if None.
-    """
-    return _average(measure(x_0_hat, x_0, distance=distance, c=c), weight)
-
-
-def data(
-    x_0_hat: Tensor,
-    *,
-    x_0: Tensor,
-    x_anchor: Tensor | None = None,
-    n: Tensor | None = None,
-    distance: str = "pseudo_huber",
-    c: float | Tensor | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """The paper's loss for x_0_hat = g(x_0^(n), x_t, t), averaged over the batch: a scalar.
-
-    Data only (n None): lambda(t) d(x_0_hat, x_0).
-    Mixed: lambda(t) [1/n d(x_0_hat, x_0) + (1 - 1/n) d(x_0_hat, x_0^(n))], with x_anchor = x_0^(n) the sample's
-    anchor at its n-th visit, n [B] from 1: all weight on the data at first, on the anchor in the end. The second term
-    is smallest where g copies its anchor (METHOD, section 5).
-
-    x_0 is no function of (x_t, t): over all data the best g is the conditional mean (L2) or the geometric median
-    (pseudo-Huber, c -> 0) of x_0 given (x_t, t, x_anchor). weight: lambda(t) [B], 1 if None.
-    """
-    to_data = measure(x_0_hat, x_0, distance=distance, c=c)  # [B]
-    if n is None:
-        return _average(to_data, weight)
-    if x_anchor is None:
-        raise ValueError("the mixed schedule needs the anchors x_0^(n)")
-    share = mixed_share(n).to(to_data.device, to_data.dtype)  # [B]
-    to_anchor = measure(x_0_hat, x_anchor, distance=distance, c=c)  # [B]
-    return _average(share * to_data + (1 - share) * to_anchor, weight)
+OBJECTIVES: dict[str, Objective] = {
+    "trajectory": Objective("ifm.objectives.trajectory:phase", "Trajectory", cost=lambda flow: 1, needs_paths=True),
+    "data": Objective("ifm.objectives.data:phase", "Data (the paper's)", cost=lambda flow: 1),
+    "consistency": Objective(
+        "ifm.objectives.consistency:phase",
+        "Consistency",
+        cost=lambda flow: 2 * (1 + _asked(flow)),  # both at both times
+        takes_velocities=True,
+        options=ConsistencyOptions,
+    ),
+    "interval": Objective(
+        "ifm.objectives.interval:phase",
+        "Interval",
+        cost=lambda flow: 1 + 2 * (1 - flow.interval.same_share) + _asked(flow),  # the derivative: value and tangent
+        two_times=True,
+        gives_estimates=False,
+        takes_velocities=True,
+        differentiates=True,
+        schemes=("edm",),
+        options=IntervalOptions,
+    ),
+}
 
 
-def mixed_share(n: Tensor) -> Tensor:
-    """1/n, the weight of the data at a sample's n-th visit: float64, n's shape. Raises ValueError below n = 1."""
-    if bool((n < 1).any()):
-        raise ValueError(f"visits count from 1, got {int(n.min())}")
-    return 1 / n.double()
+def of(flow: Any) -> dict[str, Objective]:
+    """The objectives that the section `flow` asks for, in the order of its phases."""
+    return {name: OBJECTIVES[name] for name in flow.phases or [flow.objective]}
 
 
-def consistency(
-    x_0_hat: Tensor,
-    *,
-    target: Tensor,
-    interval: Tensor,
-    distance: str = "pseudo_huber",
-    c: float | Tensor | None = None,
-) -> Tensor:
-    """d(g(x_anchor, x_t, t), g(x_anchor, x_r, r)) / (theta_t - theta_r), averaged over the batch: a scalar.
-
-    target: g at x_r, the same pair's point at the earlier r, without gradient; x_0 itself where r = 0. Both in units of
-    the error to be expected at t, `dynamics.error_scale(t)`: in x_0's, times near the data would hardly count.
-    interval: theta_t - theta_r [B] in units of its longest, so that short last steps near the data count as much.
-    The weight 1 / (t - r) and the pseudo-Huber distance are iCT's (Song & Dhariwal 2023, sec. 3.3 and 3.4).
-    """
-    return _average(measure(x_0_hat, target, distance=distance, c=c), 1 / interval)
+def needs_paths(flow: Any) -> bool:
+    """Whether any phase trains on a teacher's paths."""
+    return any(objective.needs_paths for objective in of(flow).values())
 
 
-MeanVelocity = Callable[[Tensor, Tensor], Tensor]  # (y [B, ...], theta_t [B]) -> u(y, theta_s, theta_t) [B, ...]
-
-
-def mean_velocity_target(u: MeanVelocity, y: Tensor, *, velocity: Tensor, theta: Tensor, theta_s: Tensor) -> Tensor:
-    """dy/dtheta - (theta_t - theta_s) du/dtheta, without gradient: [B, ...] (MeanFlow, Geng et al. 2025, eq. 6 to 8).
-
-    (theta_t - theta_s) u = y_t - y_s. Along the path y_s stands still, and the derivative by theta_t is
-    u + (theta_t - theta_s) du/dtheta = dy/dtheta, with du/dtheta the total derivative: along (velocity, 1), by
-    forward-mode differentiation. velocity: a pair's dy/dtheta, whose mean given y is the marginal one; the target is
-    linear in it.
-    """
-    with torch.no_grad():
-        _, du = torch.func.jvp(u, (y, theta), (velocity, torch.ones_like(theta)))
-    return velocity - expand(theta - theta_s, y) * du
-
-
-def interval(u_hat: Tensor, *, target: Tensor, power: float, floor: float = 1e-3) -> Tensor:
-    """w |u_hat - u_target|^2 / N with w = 1 / (|u_hat - u_target|^2 / N + floor)^power, averaged: a scalar.
-
-    w without gradient (MeanFlow, sec. 4.3, with the mean square in place of the sum). power 0 is the plain square,
-    whose minimum is the mean; with a power the minimum moves towards the target's mode where its spread is large.
-    """
-    error = squared_l2(u_hat, target)  # [B]
-    return ((error.detach() + floor) ** -power * error).mean()
-
-
-def _average(distances: Tensor, weight: Tensor | None) -> Tensor:
-    return distances.mean() if weight is None else (weight * distances).mean()
+def two_times(flow: Any) -> bool:
+    """Whether any phase needs a network of two times: all phases then train that one."""
+    return any(objective.two_times for objective in of(flow).values())

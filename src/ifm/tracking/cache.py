@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ifm.errors import UserError
-from ifm.files import file_sha256, read_json
+from ifm.files import joint_sha256, read_json
 from ifm.tracking import store
 
 
@@ -30,20 +30,21 @@ def model_folder(name: str) -> Iterator[Path]:
         raise UserError(f"--model {name}: {uri} has no such model ({store.brief(error)})") from error
     tags = version.tags
     path, md5 = store.project_root() / tags["dvc.path"], tags.get("dvc.md5", "")
-    if _weights(path, tags["sha256"]):
+    if _holds(path, tags["sha256"]):
         yield path
         return
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / path.name
         _check_out(md5, folder, name=name)
-        if not _weights(folder, tags["sha256"]):
-            raise UserError(f"--model {name}: no file in DVC's object {md5} has the sha256 of its weights")
+        if not _holds(folder, tags["sha256"]):
+            raise UserError(f"--model {name}: DVC's object {md5} has not the sha256 of its weights")
         yield folder
 
 
-def _weights(folder: Path, sha256: str) -> Path | None:
-    """The file in a model's folder that has the checksum."""
-    return next((f for f in sorted(folder.glob("*.safetensors")) if file_sha256(f) == sha256), None)
+def _holds(folder: Path, sha256: str) -> bool:
+    """Whether a model's folder has the weights of the checksum."""
+    weights = list(folder.glob("*.safetensors"))
+    return bool(weights) and joint_sha256(weights) == sha256
 
 
 def _check_out(md5: str, folder: Path, *, name: str) -> None:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ifm import modalities
 from ifm.errors import UserError
 from ifm.files import read_json
 
@@ -32,7 +33,7 @@ def package(model: Path, out: Path) -> None:
     from ifm.tracking.serving import DEFAULTS
 
     shape = tuple(description["image_shape"])
-    drawn = TensorSpec(np.dtype(np.uint8 if len(shape) == 3 else np.float32), (-1, *shape), name=None)
+    drawn = TensorSpec(np.dtype(modalities.of(shape).dtype), (-1, *shape), name=None)
     here = Path(__file__).parent
     mlflow.pyfunc.save_model(
         out,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ifm.files import atomic_path
-from ifm.training.sharded import like
+from ifm.hardware.sharded import like
 
 _PREFIX = "step-"
 

@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm.anchors import AnchorPolicy, BankAnchor, Visit
+from ifm.hardware.processes import local_positions, parts_of
+from ifm.hardware.sharded import asked
 from ifm.model import IntegrationFlow
+from ifm.objectives.base import Batch, Phase
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import local_positions, parts_of
 from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
-from ifm.training.phases import Batch, Phase
-from ifm.training.sharded import asked
 
 
 def train_flow(
@@ -49,7 +49,8 @@ def train_flow(
         at = phases[i].draw(rows[positions], step, streams)
         phases[i].expect(orders[i].batch(step + 1)[positions])
         visit = Visit(rows, orders[i].visits(step), at.mirrored)
-        x_anchor = policy(asked(model, flow), at.x_t, at.t, generator=streams, positions=in_batch, visit=visit)
+        given = {"generator": streams, "positions": in_batch, "visit": visit, "condition": at.condition}
+        x_anchor = policy(asked(model, flow), at.x_t, at.t, **given)
         visits = policy.visits(in_batch, visit) if isinstance(policy, BankAnchor) else None
         batch = Batch(step - starts[i], starts[i + 1] - starts[i], at, x_anchor, in_batch, visits)
         estimates = []

@@ -16,10 +16,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ifm.config import TrainConfig
 from ifm.errors import UserError
 from ifm.files import write_text
+from ifm.hardware import sharded
 from ifm.hardware.devices import Compiled, compiles, memory_format
 from ifm.progress import progress
 from ifm.random import stream
-from ifm.training import sharded, stopping
+from ifm.training import stopping
 from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
 
 # (model, step) -> the parts of this process's mean loss (scalars), as many as settings.gradient_accumulation. Each is

@@ -1,4 +1,4 @@
-"""Training the teacher: a denoiser for the marginal ODE (METHOD: EDM weighting; velocity matching for rf)."""
+"""Training the teacher: a denoiser for the marginal ODE, by EDM's weight, or velocity matching for rf."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ifm import objectives
-from ifm.dynamics import expand
+from ifm import losses
+from ifm.conditions.base import ReadCondition, rows_of, told
+from ifm.dynamics.base import expand
 from ifm.hardware.devices import RowReader, Rows, to_device
-from ifm.images import at_work
+from ifm.hardware.processes import local_positions, parts_of
+from ifm.modalities import at_work
 from ifm.model import Teacher
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.engine import local_positions, parts_of
 from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
 
 
@@ -27,8 +28,11 @@ def train_teacher(
     seed: int,
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
+    read_condition: ReadCondition | None = None,
 ) -> FitResult:
     """Fits the teacher to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
+
+    read_condition: the condition of some of the images by their numbers; None: the teacher takes none.
 
     It ends with its averaged weights. The global batch of a step, its times and its noise depend on (seed, step) alone.
     """
@@ -38,7 +42,9 @@ def train_teacher(
     read, device = RowReader(images, accelerator.device), accelerator.device
 
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
-        x_0 = at_work(read(order.batch(step)[positions]))  # [b, C, H, W] or [b, d]
+        rows = order.batch(step)[positions]
+        x_0 = at_work(read(rows))  # [b, C, H, W] or [b, d]
+        condition = None if read_condition is None else read_condition(rows).to(device)
         read.expect(order.batch(step + 1)[positions])
         draws = Streams(seed, "noise", positions, step=step)
         t = to_device(dynamics.draw_time(generator=draws), device)  # [b]
@@ -47,8 +53,8 @@ def train_teacher(
             x_0 = torch.where(expand(to_device(draws.uniform(), device), x_0) < 0.5, x_0.flip(-1), x_0)
         x_t = dynamics.perturb(x_0, z=z, t=t)
         for part, share in parts_of(len(t), settings.gradient_accumulation):
-            x_0_hat = model(x_t[part], t[part])
-            yield share * objectives.denoising(x_0_hat, x_0=x_0[part], scale=dynamics.error_scale(t[part]))
+            x_0_hat = model(x_t[part], t[part], **told(rows_of(condition, part)))
+            yield share * losses.denoising(x_0_hat, x_0=x_0[part], scale=dynamics.error_scale(t[part]))
 
     return fit(
         accelerator,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ifm import modalities
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import cautions
@@ -146,8 +147,8 @@ def _figure(row: Mapping[str, Any], key: str) -> str:
 def _facts(description: Mapping[str, Any]) -> str:
     facts = {f"dynamics: {key}": value for key, value in description["dynamics"].items()}
     facts |= {key: description[key] for key in FACTS if description.get(key) is not None}
-    points = len(description.get("image_shape", (1, 1, 1))) == 1
-    names = {key: key.replace("image", "point") if points else key for key in facts}
+    one = modalities.of(description).one if "image_shape" in description else "image"
+    names = {key: key.replace("image", one) for key in facts}
     return _table([["", ""], *([escape(names[key]), escape(value)] for key, value in facts.items())])
 
 

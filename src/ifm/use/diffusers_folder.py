@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ifm import networks
-from ifm.dynamics import PFGMPlusPlus
+from ifm.dynamics.pfgmpp import PFGMPlusPlus
 from ifm.dynamics.rectified import PATH_T_MIN
 from ifm.errors import UserError
 from ifm.files import write_json

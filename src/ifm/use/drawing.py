@@ -6,16 +6,16 @@ which now and then moves a pixel by one of 256 levels.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ifm.conditions.base import Condition
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
-from ifm.images import at_rest
+from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow
-from ifm.networks.mlp import MLP
 from ifm.progress import progress
 from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
 from ifm.use.loading import Model
@@ -52,13 +52,7 @@ def several_steps(flow: IntegrationFlow) -> list[str]:
 
 def data_shape(model: Model) -> tuple[int, ...]:
     """Of one sample: (C, H, W) of images, (d,) of points."""
-    if isinstance(model, ExactTeacher):
-        return model.shape
-    if isinstance(model.network, MLP):
-        return (model.network.options["out_features"],)
-    config = model.network.model.config
-    size = config.sample_size
-    return (config.out_channels, *([size, size] if isinstance(size, int) else size))
+    return model.shape if isinstance(model, ExactTeacher) else model.network.data_shape
 
 
 def batches(
@@ -69,18 +63,24 @@ def batches(
     seed: int = 0,
     batch_size: int = 200,
     accelerator: "Accelerator | None" = None,
+    condition: Condition | None = None,
 ) -> Iterator[tuple[range, np.ndarray]]:
     """(members, samples) for 0 .. count - 1 of the seed, on the model's device, every process having all of them.
 
-    Raises ValueError for samples that are not finite.
+    condition: of the `count` samples; None: drawn by the data's law where the model takes one. Raises ValueError for
+    samples that are not finite.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"need at least one sample and a batch of one, got {count} and {batch_size}")
     shape, device = data_shape(model), next(iter(model.state_dict().values())).device
+    if condition is not None and len(condition) != count:
+        raise ValueError(f"need a condition for each of {count} samples, got {len(condition)}")
+    asked = model.condition_kind if condition is None else condition
 
     @torch.inference_mode()
     def work(members: range) -> np.ndarray:
-        return at_rest(sampler.run(Draws.of(model.dynamics, shape, members, seed=seed, device=device)))
+        draws = Draws.of(model.dynamics, shape, members, seed=seed, device=device, condition=asked)
+        return at_rest(sampler.run(draws))
 
     was_training = model.training
     model.eval()
@@ -93,6 +93,6 @@ def batches(
         model.train(was_training)
 
 
-def draw(model: Model, sampler: Sampler, count: int, *, seed: int = 0, batch_size: int = 200) -> np.ndarray:
-    """Samples 0 .. count - 1 of the seed: uint8 [n, C, H, W], points float32 [n, d]. See `batches`."""
-    return np.concatenate([drawn for _, drawn in batches(model, sampler, count, seed=seed, batch_size=batch_size)])
+def draw(model: Model, sampler: Sampler, count: int, **how: Any) -> np.ndarray:
+    """Samples 0 .. count - 1 of the seed: uint8 [n, C, H, W], points float32 [n, d]. how: see `batches`."""
+    return np.concatenate([drawn for _, drawn in batches(model, sampler, count, **how)])

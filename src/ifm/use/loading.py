@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -15,18 +15,9 @@ from ifm.exact import ExactTeacher
 from ifm.model import IntegrationFlow, Teacher
 
 Model = Teacher | ExactTeacher | IntegrationFlow
-M = TypeVar("M", Teacher, IntegrationFlow)
 
 DOWNLOADED = ("*.json", "*.safetensors", "README.md")  # no code, no pickle
 EXPORTED = "unet"  # where `ifm export --format diffusers` puts the model's folder
-
-
-def load(kind: type[M], model: str | Path, *, revision: str | None = None) -> M:
-    """The model, in evaluation mode, on the CPU. Raises UserError, also where it is no `kind`."""
-    found = load_any(find(model, revision=revision), named=model)
-    if not isinstance(found, kind):
-        raise UserError(f"{model}: holds {_called(found)}, so {kind.__name__}.from_pretrained cannot read it")
-    return found
 
 
 def find(model: str | Path, *, revision: str | None = None) -> Path:
@@ -109,10 +100,3 @@ def quiet_hub() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
-
-
-def _called(model: Model) -> str:
-    """What a model is, in a phrase."""
-    if isinstance(model, ExactTeacher):
-        return "an exact teacher (its training images; `ifm sample` draws from it)"
-    return "a teacher" if isinstance(model, Teacher) else "a flow"

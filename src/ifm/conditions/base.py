@@ -1,0 +1,106 @@
+"""A condition, and a kind of conditions: what is asked of each sample of a batch, and how a network hears it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ifm.dynamics.base import NoiseSource
+
+Rows = slice | Tensor | np.ndarray
+C = TypeVar("C", bound="Condition")
+ReadCondition = Callable[[np.ndarray], "Condition"]  # numbers of samples [b] -> their conditions, on the host
+
+
+class Labelled(Protocol):
+    """A data set, as far as conditions read it."""
+
+    labels: np.ndarray | None  # int64 [n]
+    classes: list[str] | None  # their names, by label
+
+
+class Condition:
+    """What each sample of a batch is asked to be. A frozen dataclass whose fields are tensors [B, ...]."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors().values())))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same kind of condition with every tensor changed."""
+        return type(self)(**{name: change(x) for name, x in self.tensors().items()})
+
+    def rows(self, index: Rows) -> Self:
+        """The conditions of some samples of the batch."""
+        at = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
+        return self.map(lambda x: x[at.to(x.device) if isinstance(at, Tensor) else at])
+
+    def to(self, device: torch.device) -> Self:
+        """The conditions on a device."""
+        return self.map(lambda x: x.to(device))
+
+
+def rows_of(condition: C | None, index: Rows) -> C | None:
+    """`condition.rows(index)`; None of None."""
+    return None if condition is None else condition.rows(index)
+
+
+def told(condition: Condition | None) -> dict[str, Condition]:
+    """The keyword argument `condition` where there is one: what takes none need not know the word."""
+    return {} if condition is None else {"condition": condition}
+
+
+def register(kind: type[C]) -> type[C]:
+    """Lets torch.export look into a Condition's dataclass: a decorator."""
+    torch.utils._pytree.register_dataclass(kind)
+    return kind
+
+
+class ConditionKind(ABC):
+    """A kind of conditions as one data set has it: who has which, how they are drawn, and how a network embeds them.
+
+    ``Kind(**options)`` is made from the data set or from a model's file; `options` must be JSON.
+    """
+
+    name: ClassVar[str]  # as in the table
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+
+    @classmethod
+    @abstractmethod
+    def of_data(cls, samples: Labelled) -> Self:
+        """The conditions of a data set. Raises UserError where it has none of this kind."""
+
+    @abstractmethod
+    def read(self, samples: Labelled, rows: np.ndarray) -> Condition:
+        """The conditions of samples `rows` [b] of the data set, on the host."""
+
+    @abstractmethod
+    def draw(self, *, generator: NoiseSource) -> Condition:
+        """Conditions by the data's own law, one for each stream of the generator, on the host."""
+
+    @abstractmethod
+    def embedding(self, width: int) -> nn.Module:
+        """A module that takes this kind's conditions of a batch and gives [B, width], for the network to add."""
+
+    @abstractmethod
+    def of_tensors(self, tensors: Mapping[str, Tensor]) -> Condition:
+        """The inverse of `Condition.tensors`, as read from a file. Raises ValueError for tensors of another kind."""
+
+    @abstractmethod
+    def matches(self, asked: Condition, have: Condition) -> Tensor:
+        """Whether sample j of `have` [m] is what row i of `asked` [B] asks for: bool [B, m]."""
+
+    def describe(self) -> dict[str, Any]:
+        """What `ifm.conditions.build` makes this kind from."""
+        return {"kind": self.name, **self.options}

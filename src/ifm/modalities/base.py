@@ -1,0 +1,57 @@
+"""What a modality is. Light on purpose: params.yaml is checked with it, and some stages do without torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ifm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ifm.config import DataConfig
+
+
+class SampleError(UserError, ValueError):
+    """A model's samples are no numbers."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What samples are: images, points.
+
+    axes: of one sample, e.g. ("C", "H", "W"). dtype: of samples at rest, in files. to_model, to_rest: between that and
+    the floats a model computes in; to_rest raises SampleError at a value that is not finite. shape: of one sample, as
+    params.yaml has it. extractors: which fit, the default first. mirrors: whether a sample's mirror image is
+    as good a sample. preview: what the report shows, grids of pictures [n, C, H, W] (uint8, made by `pictures`) or a
+    scatter plot of two dimensions.
+    """
+
+    name: str
+    one: str
+    noun: str  # of several
+    axes: tuple[str, ...]
+    dtype: str
+    range: str | None  # of the model's values, where there is one
+    to_model: "Callable[[Tensor], Tensor]"
+    to_rest: "Callable[[Tensor], np.ndarray]"
+    shape: "Callable[[DataConfig], tuple[int, ...]]"
+    extractors: tuple[str, ...]
+    mirrors: bool
+    preview: Literal["grids", "scatter"]
+    pictures: "Callable[[np.ndarray], np.ndarray] | None" = None
+
+    def owns(self, shape: tuple[int, ...]) -> bool:
+        """Whether a sample of that shape is of this kind."""
+        return len(shape) == len(self.axes)
+
+    def described(self, shape: tuple[int, ...]) -> str:
+        """e.g. "images [3, 32, 32]"."""
+        return f"{self.noun} [{', '.join(map(str, shape))}]"
+
+
+def check_finite(x: "Tensor") -> None:
+    """Raises SampleError at a value that is not finite."""
+    if not bool(x.isfinite().all()):
+        raise SampleError("samples hold NaN or infinity; the model has diverged; train it with a lower lr")

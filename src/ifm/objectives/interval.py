@@ -1,0 +1,143 @@
+"""Objective `interval`: mean velocities over any part of the path (MeanFlow, Geng et al. 2025; docs/interval.md)."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ifm import losses
+from ifm.anchors import evenly_chosen
+from ifm.conditions.base import rows_of, told
+from ifm.dynamics.base import expand
+from ifm.hardware.devices import RowReader, Rows, to_device
+from ifm.hardware.processes import LaunchError, local_positions
+from ifm.hardware.sharded import shards
+from ifm.model import IntervalFlow
+from ifm.objectives.base import Batch, Examples, Ingredients, Mean, Phase
+from ifm.objectives.pairs import EVEN_SHARE, averaged, draw_pairs, draw_time
+from ifm.random import Streams
+
+MeanVelocity = Callable[[Tensor, Tensor], Tensor]  # (y [B, ...], theta_t [B]) -> u(y, theta_s, theta_t) [B, ...]
+
+
+def mean_velocity_target(u: MeanVelocity, y: Tensor, *, velocity: Tensor, theta: Tensor, theta_s: Tensor) -> Tensor:
+    """dy/dtheta - (theta_t - theta_s) du/dtheta, without gradient: [B, ...] (MeanFlow, Geng et al. 2025, eq. 6 to 8).
+
+    (theta_t - theta_s) u = y_t - y_s. Along the path y_s stands still, and the derivative by theta_t is
+    u + (theta_t - theta_s) du/dtheta = dy/dtheta, with du/dtheta the total derivative: along (velocity, 1), by
+    forward-mode differentiation. velocity: a pair's dy/dtheta, whose mean given y is the marginal one; the target is
+    linear in it.
+    """
+    with torch.no_grad():
+        _, du = torch.func.jvp(u, (y, theta), (velocity, torch.ones_like(theta)))
+    return velocity - expand(theta - theta_s, y) * du
+
+
+def loss(u_hat: Tensor, *, target: Tensor, power: float, floor: float = 1e-3) -> Tensor:
+    """w |u_hat - u_target|^2 / N with w = 1 / (|u_hat - u_target|^2 / N + floor)^power, averaged: a scalar.
+
+    w without gradient (MeanFlow, sec. 4.3, with the mean square in place of the sum). power 0 is the plain square,
+    whose minimum is the mean; with a power the minimum moves towards the target's mode where its spread is large.
+    """
+    error = losses.squared_l2(u_hat, target)  # [B]
+    return ((error.detach() + floor) ** -power * error).mean()
+
+
+def interval_phase(
+    accelerator: Accelerator,
+    flow: IntervalFlow,
+    images: Rows,
+    *,
+    batch_size: int,
+    same_share: float,
+    whole_share: float,
+    power: float,
+    mean: Mean | None = None,
+    **pairs: Any,
+) -> Phase:
+    """Mean velocities over [s, t] in the path's angle (MeanFlow, Geng et al. 2025; docs/interval.md).
+
+    A share `same_share` of a batch has s = t, where the target is the pair's own velocity. Of the others a share
+    `whole_share` has s = t_min, and the rest two draws of the time law in order; their target takes a forward-mode
+    derivative of the flow. mean: see `averaged`. images, pairs: as in `data_phase`.
+    Raises LaunchError under FSDP: the derivative asks the bare network, between the gathers of a split one.
+    """
+    if shards(accelerator):
+        raise LaunchError("objective interval cannot train a model split by FSDP; use distributed_type: MULTI_GPU")
+    # torch's forward mode uses its own deprecated compiler on the first call, and says so.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+    dynamics, read = flow.dynamics, RowReader(images, accelerator.device)
+    positions = torch.from_numpy(local_positions(accelerator, batch_size))
+    apart = ~evenly_chosen(positions, same_share)  # [b]
+    # Which of the others go the whole way: by their number among all of the batch's others.
+    number = positions - (positions.double() * same_share).floor().long()
+    whole = apart & evenly_chosen(number, whole_share)
+    apart, whole = apart.to(accelerator.device), whole.to(accelerator.device)
+    draw_pair = draw_pairs(accelerator, dynamics, read, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
+
+    def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
+        at = draw_pair(rows, step, streams)
+        other = to_device(draw_time(dynamics, streams, streams, even_share=EVEN_SHARE), at.t.device)  # [b]
+        other = torch.where(whole, torch.full_like(other, dynamics.t_min), other)
+        t = torch.where(apart, torch.maximum(at.t, other), at.t)
+        s = torch.where(apart, torch.minimum(at.t, other), at.t)
+        return replace(at, x_t=dynamics.perturb(at.x_0, z=at.z, t=t), t=t, s=s)
+
+    def step_loss(model: nn.Module, batch: Batch) -> tuple[None, Tensor]:
+        at, x_anchor = batch.at, batch.x_anchor
+        theta, theta_s = dynamics.angle(at.t), dynamics.angle(at.s)
+        target = dynamics.angular_velocity(at.x_0, z=at.z, theta=theta)
+        rows_apart = to_device((~evenly_chosen(batch.positions, same_share)).nonzero().squeeze(1), target.device)
+        if len(rows_apart):
+            y = at.x_t / expand(dynamics.scale(at.t), at.x_t)
+            given = {"theta_s": theta_s[rows_apart], "x_anchor": None if x_anchor is None else x_anchor[rows_apart]}
+            given |= told(rows_of(at.condition, rows_apart))
+            with differentiable_forward(flow):
+                target[rows_apart] = mean_velocity_target(
+                    lambda y, theta: flow.mean_velocity(y, theta, **given),
+                    y[rows_apart],
+                    velocity=target[rows_apart],
+                    theta=theta[rows_apart],
+                    theta_s=theta_s[rows_apart],
+                )
+        u_hat = model(at.x_t, at.t, x_anchor=x_anchor, s=at.s, mean_velocity=True, **told(at.condition))
+        return None, loss(u_hat, target=target, power=power)
+
+    return Phase(len(images), averaged(draw, dynamics, mean), step_loss, read.expect)
+
+
+@contextmanager
+def differentiable_forward(model: nn.Module) -> Iterator[None]:
+    """A network's evaluations as forward-mode differentiation takes them: in float32, by attention's plain formula.
+
+    The derivative has no rules for autocast's casts of weights on CPUs and for the fast attention kernels. That of
+    GroupNorm wants a contiguous tangent up to torch 2.11; a convolution's can be channels_last.
+    """
+    device = next(model.parameters()).device.type
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    hooks = [module.register_forward_pre_hook(_contiguous) for module in norms]
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Value and tangent contiguous: `contiguous` itself looks at the value alone."""
+    return (inputs[0].clone(memory_format=torch.contiguous_format),)
+
+
+def phase(given: Ingredients) -> Phase:
+    """The phase that params.yaml asks for."""
+    own = given.config.interval
+    options = {"same_share": own.same_share, "whole_share": own.whole_share, "power": own.power, "mean": given.mean()}
+    return interval_phase(given.accelerator, given.flow, given.images(), **options, **given.pairs())

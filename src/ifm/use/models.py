@@ -1,0 +1,89 @@
+"""The models as people use them: those of `ifm.model` that can be loaded by name and asked for samples.
+
+`from ifm import IntegrationFlow, Teacher` gives these.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from ifm import model as bare
+from ifm.conditions.base import Condition
+from ifm.errors import UserError
+from ifm.exact import ExactTeacher
+from ifm.use import drawing, loading
+
+
+class _Loads:
+    """Models that are read from a folder or from the Hub."""
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
+        """The trained model of a folder or a Hub id, in evaluation mode, on the CPU: see `ifm.use.loading`.
+
+        Raises UserError, also where it is of another kind.
+        """
+        found = usable(loading.load_any(loading.find(model, revision=revision), named=model))
+        if not isinstance(found, cls):
+            raise UserError(f"{model}: holds {_called(found)}, so {cls.__name__}.from_pretrained cannot read it")
+        return found
+
+
+class Teacher(_Loads, bare.Teacher):
+    """`ifm.model.Teacher`, which can be loaded and sampled."""
+
+    def sample(
+        self, n: int, *, nfe: int = 35, seed: int = 0, batch_size: int = 200, condition: Condition | None = None
+    ) -> np.ndarray:
+        """uint8 [n, C, H, W], or points float32 [n, d], by Heun with `nfe` evaluations (odd): see `ifm.use.drawing`.
+
+        condition: of the n samples; None: drawn by the data's law where the model takes one.
+        """
+        how = drawing.choose(self, nfe=nfe)
+        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
+
+
+class IntegrationFlow(_Loads, bare.IntegrationFlow):
+    """`ifm.model.IntegrationFlow`, which can be loaded and sampled."""
+
+    def sample(
+        self,
+        n: int,
+        *,
+        steps: int = 1,
+        seed: int = 0,
+        sampler: str | None = None,
+        batch_size: int = 200,
+        condition: Condition | None = None,
+    ) -> np.ndarray:
+        """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
+
+        sampler: one_step, anchor, renoise or chain; None: what `ifm.use.drawing.choose` takes for so many steps.
+        condition: of the n samples; None: drawn by the data's law where the model takes one.
+        """
+        how = drawing.choose(self, steps=steps, sampler=sampler)
+        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
+
+
+class IntervalFlow(IntegrationFlow, bare.IntervalFlow):
+    """`ifm.model.IntervalFlow`, which can be loaded and sampled."""
+
+
+def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
+    """A model of `ifm.model` as one of this module's, around the same network. An exact teacher stays what it is."""
+    if isinstance(model, ExactTeacher | _Loads):
+        return model
+    if isinstance(model, bare.Teacher):
+        return Teacher(model.network, model.dynamics).train(model.training)
+    anchor = {"takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
+    if isinstance(model, bare.IntervalFlow):
+        return IntervalFlow(model.network, model.dynamics, **anchor).train(model.training)
+    return IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor).train(model.training)
+
+
+def _called(model: loading.Model) -> str:
+    """What a model is, in a phrase."""
+    if isinstance(model, ExactTeacher):
+        return "an exact teacher (its training images; `ifm sample` draws from it)"
+    return "a teacher" if isinstance(model, bare.Teacher) else "a flow"
