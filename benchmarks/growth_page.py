@@ -37,7 +37,7 @@ def section(document: dict[str, Any], figure: str) -> str:
             "",
             "What binds first:",
             "",
-            *[f"- **{curve.name}**: {curve.binds}" for curve in curves],
+            *[table.wrapped(f"- **{curve.name}**: {curve.binds}") for curve in curves],
         ]
     )
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from ifm import dynamics
 from ifm.config import Config, parse
+from ifm.dynamics.base import Dynamics
 from ifm.hardware.processes import make_accelerator
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_network
@@ -69,7 +70,7 @@ class Subject:
         torch.manual_seed(0)
         return build_network(shape=self.shape, takes_anchor=takes_anchor, **self.config.network.model_dump())
 
-    def _dynamics(self) -> dynamics.Dynamics:
+    def _dynamics(self) -> Dynamics:
         return dynamics.of_params("ve", self.config.ode)
 
 

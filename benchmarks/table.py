@@ -1,5 +1,6 @@
 """docs/benchmarks.md's tables, from benchmarks/results: `python -m benchmarks.table`."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ def heading(document: dict[str, Any]) -> list[str]:
         f"### {hw['gpu'] or hw['cpu']}",
         "",
         f"{where}; load {hw['load_before']:g} before the start; {document['date']}, `{document['command']}`.",
-        f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}.",
+        wrapped(f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}."),
     ]
+
+
+def wrapped(text: str) -> str:
+    """A paragraph, or an item of a list, in lines of at most 120 characters."""
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def section(document: dict[str, Any]) -> str:

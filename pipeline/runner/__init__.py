@@ -1,1 +1,1 @@
-"""What runs a stage: arguments, launch, paths, records, what a kill leaves behind."""
+"""How a stage is run: arguments, launch, paths, records, and what a kill leaves behind."""

@@ -1,8 +1,8 @@
 """One process or many: hardware is environment, never part of the graph.
 
-A stage that can share its work runs in this process, unless the machine or IFM_LAUNCH says otherwise:
+A stage that can split its work runs in this process, unless the machine or IFM_LAUNCH says otherwise:
 - IFM_LAUNCH, e.g. "accelerate launch --num_processes 8" or "torchrun --nproc_per_node 2", is put before the stage;
-- without it, a machine with several GPUs is used whole (IFM_LAUNCH=none keeps to one process).
+- without it, all GPUs of a machine are used (IFM_LAUNCH=none keeps to one process).
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import psutil
 
 LAUNCHED = "IFM_LAUNCHED"  # set in the processes that `relaunch` starts
-PATIENCE = 20.0  # seconds for them to end
+PATIENCE = 20.0  # seconds that they have to end
 
 
 def launcher() -> list[str] | None:
@@ -62,9 +62,9 @@ def _gpu_count() -> int:
 
 
 def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int | None:
-    """Runs the stage under a launcher and returns its exit status, or None where this process is to do the work.
+    """Runs the stage under a launcher and returns its exit status, or None if this process must do the work.
 
-    Ctrl-C comes to this process alone, which ends the others and says in one line where `dvc repro` goes on.
+    Only this process gets Ctrl-C. It ends the others and says in one line where `dvc repro` continues.
     """
     try:
         words = launcher()
@@ -74,8 +74,8 @@ def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int |
         process = subprocess.Popen(
             [*words, "-m", module, *arguments],
             env=os.environ | {"IFM_LAUNCH": "none", LAUNCHED: "1"},
-            process_group=0,  # launchers answer Ctrl-C with pages of tracebacks
-            preexec_fn=unfinished.end_with_parent,  # the launcher too ends with this process
+            process_group=0,  # on Ctrl-C launchers print pages of tracebacks
+            preexec_fn=unfinished.end_with_parent,  # the launcher ends with this process too
         )
     except UserError as error:
         print(error, file=sys.stderr)
@@ -93,20 +93,20 @@ def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int |
         status = process.wait()
     except KeyboardInterrupt:
         folder = unfinished.worked_in(project_root() / ".ifm" / "checkpoints", name)
-        with suppress(KeyboardInterrupt):  # the second one: at once
+        with suppress(KeyboardInterrupt):  # the second Ctrl-C: at once
             _end(process, module)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         print(f"{name}: {unfinished.goes_on(folder)}", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
-    return status if status >= 0 else 128 - status  # ended by a signal: as a shell counts it
+    return status if status >= 0 else 128 - status  # ended by a signal: the shell's convention
 
 
 def _end(process: subprocess.Popen, module: str) -> None:
-    """Ends the processes of a stage, while their launcher, which would have much to say about it, is stopped.
+    """Ends the processes of a stage. Their launcher is paused meanwhile, because it would print much about it.
 
-    A launcher that has none on this machine, as that of a cluster, is told to end them itself.
+    A launcher without processes on this machine, such as a cluster's, is told to end them itself.
     """
     import psutil
 
@@ -126,7 +126,7 @@ def _end(process: subprocess.Popen, module: str) -> None:
 
 
 def _runs(process: "psutil.Process", module: str) -> bool:
-    """Whether it is `python -m module`, with whatever else."""
+    """Whether a command is `python -m module`, with any arguments."""
     import psutil
 
     with suppress(psutil.Error):
@@ -139,5 +139,5 @@ def _lives(process: "psutil.Process") -> bool:
     import psutil
 
     with suppress(psutil.Error):
-        return process.status() != psutil.STATUS_ZOMBIE  # which a stopped parent does not take in
+        return process.status() != psutil.STATUS_ZOMBIE  # a stopped parent does not collect its zombies
     return False

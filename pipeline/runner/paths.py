@@ -1,10 +1,10 @@
-"""Where the stages' outputs stand, relative to the project's folder."""
+"""The stages' outputs, relative to the project's folder."""
 
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
-SOURCE = Path("data/source.json")  # what local files the data are read from, as an input of the graph
-SEEN = Path(".ifm/source.json")  # their sizes and times when they were last read
+SOURCE = Path("data/source.json")  # digest of the local data files, an input of the graph
+SEEN = Path(".ifm/source.json")  # sizes and times of these files at the last reading
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
 REFERENCE = Path("data/reference")
@@ -40,7 +40,7 @@ def diagnostics(dynamics: str) -> Path:
 
 
 def headline(dynamics: str) -> Path:
-    """What DVC shows of a dynamics."""
+    """The figures of a dynamics that DVC shows."""
     return REPORTS / "headline" / f"{dynamics}.json"
 
 
@@ -50,5 +50,5 @@ def curve(stage: str) -> Path:
 
 
 def run_record(stage: str) -> Path:
-    """What ties a stage's outputs to its MLflow run. The report reads the others' folder, so its own is outside."""
+    """Links a stage's outputs to its MLflow run. The report reads the others' folder, so its own file is outside."""
     return REPORTS / "report-run.json" if stage == "report" else RUNS / f"{stage}.json"

@@ -1,4 +1,4 @@
-"""A stage's run.json, read back and checked: it may come from a cache that others write to."""
+"""Reads and checks a stage's run.json: it may come from a cache that others write to."""
 
 import math
 from collections.abc import Callable
@@ -35,17 +35,17 @@ FORM: dict[str, Callable[[Any], bool]] = {
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `ifm.tracking.stage_run` wrote. Raises FileError where it is missing or holds something else."""
+    """The record that `ifm.tracking.stage_run` wrote. Raises FileError if it is missing or has other content."""
     return _read(path, *FORM)
 
 
 def read_timings(path: Path) -> dict[str, float]:
-    """The timings of a record, in seconds. Raises FileError where they are missing or something else."""
+    """The timings of a record, in seconds. Raises FileError if they are missing or wrong."""
     return _read(path, "timings")["timings"]
 
 
 def train_seconds(path: Path) -> float:
-    """How long a record's stage trained. Raises FileError where it does not say."""
+    """The training time in a record, in seconds. Raises FileError if it has none."""
     timings = read_timings(path)
     if "train_seconds" not in timings:
         raise FileError(f"{path}: has no timings.train_seconds; {MEND}")

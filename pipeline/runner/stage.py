@@ -1,4 +1,4 @@
-"""What every stage shares: arguments, checked params, tracking, signals, one clear message for what a user can mend."""
+"""What every stage shares: arguments, checked params, tracking, signals, and one clear line for errors of the user."""
 
 import argparse
 import gc
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import torch
 
 
-# What a stage uses its data for, in MLflow's words; other stages prepare it.
+# The use that a stage makes of its data, in MLflow's words; all other stages prepare data.
 CONTEXTS = {"teacher": "training", "flow": "training", "evaluate": "evaluation", "diagnose": "evaluation"}
 
 
 @dataclass
 class Stage:
-    """What a stage's work gets: the whole checked config, its dynamics (if any), and its MLflow run."""
+    """The input of a stage's work: the whole checked config, its dynamics (if any), and its MLflow run."""
 
     name: str  # e.g. "teacher-ve": also the names of its run, curve and record
     module: str
@@ -56,9 +56,9 @@ class Stage:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def work_folder(self, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
-        """Where this very computation keeps what a kill must not lose: .ifm/checkpoints/<stage>-<hash>.
+        """The folder in which this computation keeps its checkpoints: .ifm/checkpoints/<stage>-<hash>.
 
-        Called once, by every process. Says on stderr what is left of the stage with other params, code or inputs.
+        Every process calls it once. It names on stderr the checkpoints of other params, code or inputs of the stage.
         """
         code = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in declared_code(self.module)}
         made_of = {"params": dict(params), "code": code, "inputs": dict(inputs)}
@@ -69,12 +69,12 @@ class Stage:
         return root / _from_main_process(self._work.path.name if self._work else None)
 
     def finish(self) -> None:
-        """Removes the work folder: the stage's outputs are in place."""
+        """Removes the work folder, once the stage's outputs are in place."""
         if self._work:
             self._work.finish()
 
     def warn(self, texts: Sequence[str]) -> None:
-        """What speaks against the stage's figures: a line each on stderr, and a tag of its run."""
+        """Reports reasons to doubt the stage's figures: a line each on stderr, and a tag of its run."""
         for text in texts:
             print(f"{self.name}: warning: {text}", file=sys.stderr, flush=True)
         if texts:
@@ -87,7 +87,7 @@ class Stage:
 
 
 def _from_main_process(value: str | None) -> str:
-    """What process 0 passes, in every process."""
+    """The value of process 0, in every process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return str(value)
     from accelerate.utils import broadcast_object_list
@@ -96,7 +96,7 @@ def _from_main_process(value: str | None) -> str:
 
 
 def placed(config: Config, root: Path) -> Config:
-    """Local files by whole paths: relative ones begin in the main checkout, where a DVC experiment does not run."""
+    """Local files by absolute paths. Relative ones start in the main checkout, where a DVC experiment does not run."""
     data, evaluate = config.data, config.evaluate
     changed = {"path": data.path and str(located(data.path, root))}
     if data.origin.key == "name" and located(data.name, root).exists():
@@ -121,7 +121,7 @@ def declared_code(stage: str) -> list[Path]:
 
 
 def of_dvc(text: str) -> dict[str, Any]:
-    """dvc.yaml or dvc.lock, by libyaml: the reader of params.yaml, in pure Python, takes half a second for the lock."""
+    """dvc.yaml or dvc.lock, read by libyaml: the pure-Python reader of params.yaml takes half a second for the lock."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
@@ -136,8 +136,8 @@ def main(
 ) -> None:
     """Runs a stage from the command line and exits with its status.
 
-    `params` says which values are logged with the run; `parallel` stages may be launched as several processes;
-    `tracked=False` is for the stage that does the tracking itself.
+    `params`: the values to log with the run. `parallel`: the stage may be launched as several processes.
+    `tracked=False`: the stage does the tracking itself.
     """
     parser = argparse.ArgumentParser(prog=f"python -m pipeline.stages.{module}", description=work.__doc__)
     if per_dynamics:
@@ -161,15 +161,15 @@ def main(
             sys.exit(status)
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline.stages had one for the time of the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline.stages has another one during imports
     try:
         with at_work(name), _tracked(stage, params(stage), tracked=tracked):
             gc.freeze()
-            gc.enable()  # pipeline.stages has put it off while modules were imported
+            gc.enable()  # pipeline.stages disables it during imports
             work(stage)
         stage.finish()
     except KeyboardInterrupt:
-        if launch.LAUNCHED not in os.environ:  # else the process that launched this one says so
+        if launch.LAUNCHED not in os.environ:  # otherwise the launching process says so
             tell(f"{name}: {unfinished.goes_on(stage._work.path if stage._work else None)}")
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
@@ -179,7 +179,7 @@ def main(
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the stage by an exception, so that its run is closed and its temporary files go."""
+    """Turns SIGTERM into an exception, so that the stage's run is closed and its temporary files are removed."""
     sys.exit(128 + number)
 
 
@@ -200,7 +200,7 @@ def _tracked(stage: Stage, params: Mapping[str, Any], *, tracked: bool) -> Itera
 
 
 def data_name(config: Config) -> str:
-    """What the data set is called in reports: its hub name, its folder's name, "digits", or its law."""
+    """The data set's name in reports: its name on the Hub, its folder's name, "digits", or its law."""
     data = config.data
     if called := data.origin.label(data):
         return called
@@ -217,12 +217,12 @@ def locked_outputs(lock: Path = Path("dvc.lock")) -> dict[str, str]:
 
 
 def outputs(stages: Mapping[str, Any]) -> dict[str, str | None]:
-    """md5 of each output of the stages of a dvc.lock, by path; None where it holds none."""
+    """md5 of each output of the stages of a dvc.lock, by path; None if it holds none."""
     return {out["path"]: out.get("md5") for entry in stages.values() for out in entry.get("outs") or ()}
 
 
 def resolved(entry: Mapping[str, Any], dynamics: str | None) -> dict[str, list[str]]:
-    """Params, deps and outs of a stage of dvc.yaml, for one dynamics; what has options is a mapping of one key."""
+    """Params, deps and outs of a stage of dvc.yaml, for one dynamics. An entry with options is a mapping of one key."""
 
     def names(*kinds: str) -> list[str]:
         listed = [one for kind in kinds for one in entry.get(kind, [])]
@@ -233,14 +233,14 @@ def resolved(entry: Mapping[str, Any], dynamics: str | None) -> dict[str, list[s
 
 
 def made_before(stage: Stage) -> dict[str, str]:
-    """md5 of each input of this stage that another one made, by path."""
+    """md5 of each input of this stage that another stage made, by path."""
     graph, made = of_dvc(Path("dvc.yaml").read_text(encoding="utf-8")), locked_outputs()
     deps = resolved(graph["stages"][stage.module], stage.dynamics)["deps"]
     return {d: made[d] for d in deps if d in made}
 
 
 def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> list[dict[str, Any]]:
-    """The data sets among some outputs, as MLflow shows them: digits/processed with the start of its md5."""
+    """The data sets among outputs, as MLflow shows them: e.g. digits/processed with the start of its md5."""
     return [
         {
             "name": path.replace("data/", f"{data_name(config)}/", 1),
@@ -255,7 +255,7 @@ def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> lis
 
 
 def _profile(folder: Path) -> dict[str, Any]:
-    """How much is in a data folder, as far as its metadata says; {} where it is not here."""
+    """The amount of data in a folder, as far as its metadata says; {} if it is not here."""
     try:
         metadata = read_json(folder / "metadata.json")
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
 """What a kill leaves behind: work folders with checkpoints, temporary files, children without a parent.
 
-A work folder is .ifm/checkpoints/<stage>-<hash>, of the main checkout, so that a queued experiment finds it too. The
-hash is over parameters, the stage's code and its inputs' checksums: a changed one never meets an old checkpoint. The
-process that works there locks it; where another one already does the same work (a stage that two experiments share),
-the next takes <stage>-<hash>-2. made-of.json in it says what the hash is over.
+A work folder is .ifm/checkpoints/<stage>-<hash> in the main checkout, so that a queued experiment finds it too. The
+hash covers parameters, the stage's code and its inputs' checksums, so a changed stage never uses an old checkpoint. The
+process that works there locks the folder. If another process already does the same work (a stage that two experiments
+share), the next one takes <stage>-<hash>-2. made-of.json in the folder lists what the hash covers.
 """
 
 import ctypes
@@ -26,13 +26,13 @@ from ifm.tracking import digest, flatten
 
 MADE_OF = "made-of.json"
 PR_SET_PDEATHSIG = 1
-PATIENCE = 2.0  # seconds for a process that is ending to let go of its folder
+PATIENCE = 2.0  # seconds to wait for an ending process to release its folder
 _LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None  # loaded here: not between fork and exec
 
 
 @dataclass
 class WorkFolder:
-    """A folder that this process has locked, until `finish` or its end."""
+    """A folder that this process holds locked, until `finish` or its own end."""
 
     path: Path
     _lock: int | None  # a descriptor of the folder
@@ -50,9 +50,9 @@ class WorkFolder:
         raise AssertionError("unreachable")
 
     def finish(self) -> None:
-        """Removes the folder and all that is in it: the work is done."""
+        """Removes the folder with its content, once the work is done."""
         with suppress(FileNotFoundError):
-            # After trouble with the disk another process may have made the folder anew: that one is not ours.
+            # After a disk error another process may have made the folder anew. That one is not ours.
             if self._lock is None or _same(self._lock, self.path):
                 shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
@@ -61,13 +61,13 @@ class WorkFolder:
 
 
 def _lock(folder: Path, *, patience: float = 0.0) -> int | None:
-    """Makes and locks a folder: its descriptor, -1 where the file system has no locks, None if another keeps it."""
+    """Makes and locks a folder: its descriptor, -1 if the file system has no locks, None if another holds it."""
     deadline = time.monotonic() + patience
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # its owner has finished just now
+        except FileNotFoundError:  # its owner has just finished
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,9 +94,9 @@ def _same(descriptor: int, path: Path) -> bool:
 
 
 def left(root: Path, stage: str, made_of: Mapping[str, Mapping[str, Any]]) -> list[tuple[Path, str]]:
-    """Checkpoint folders of a stage that no process works in and this work cannot use: (folder, what differs).
+    """Checkpoint folders of a stage that no process uses and this work cannot use: (folder, what differs).
 
-    Newest first. Those without any checkpoint, of a process killed early, are removed.
+    Newest first. Folders without a checkpoint, of processes killed early, are removed.
     """
     found = []
     same = f"{stage}-{digest(made_of)}"
@@ -142,7 +142,7 @@ def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def tell(stage: str, found: list[tuple[Path, str]], *, root: Path) -> None:
-    """One line on stderr about the newest checkpoint that is not used, and how to remove it."""
+    """Writes one line on stderr about the newest unused checkpoint, and how to remove it."""
     if not found:
         return
     folder, difference = found[0]
@@ -156,7 +156,7 @@ def tell(stage: str, found: list[tuple[Path, str]], *, root: Path) -> None:
 
 
 def goes_on(folder: Path | None) -> str:
-    """What is said after a stop: `dvc repro` goes on from a step, after some shards, or with the whole stage."""
+    """The message after a stop: `dvc repro` continues from a step, after some shards, or with the whole stage."""
     steps = sorted(path.stem.partition("-")[2] for path in folder.glob("step-*.safetensors")) if folder else []
     shards = len(list(folder.glob("shard-*.npy"))) if folder else 0
     again = "the same command" if os.environ.get("DVC_EXP_NAME") else "`dvc repro`"
@@ -168,7 +168,7 @@ def goes_on(folder: Path | None) -> str:
 
 
 def worked_in(root: Path, stage: str) -> Path | None:
-    """The folder of a stage that a living process works in."""
+    """The folder of a stage in which a living process works."""
     for folder in sorted(root.glob(f"{stage}-*"), key=_changed, reverse=True):
         lock = _lock(folder) if folder.is_dir() else None
         if lock is None:
@@ -179,7 +179,7 @@ def worked_in(root: Path, stage: str) -> Path | None:
 
 
 def remove_temporaries(outs: list[Path]) -> None:
-    """Removes what a killed process was writing in the place of `outs` (ifm.files: .<name>.<pid>.tmp beside them)."""
+    """Removes temporary files that a killed process left beside `outs` (ifm.files: .<name>.<pid>.tmp)."""
     for out in outs:
         for path in out.parent.glob(f".{out.name}.*.tmp"):
             if path.is_dir() and not path.is_symlink():
@@ -189,9 +189,9 @@ def remove_temporaries(outs: list[Path]) -> None:
 
 
 def end_with_parent() -> None:
-    """Has Linux send this process a SIGTERM when its parent ends, however that ends.
+    """Makes Linux send this process a SIGTERM when its parent ends, in any way.
 
-    Else a stage whose `dvc repro` was killed would go on, and might write its outputs over those of the next one.
+    Otherwise a stage whose `dvc repro` was killed would go on, and might overwrite the outputs of the next run.
     """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

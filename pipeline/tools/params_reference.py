@@ -5,41 +5,41 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ifm.config import Config, read_params
+from ifm.config import read_params, schema
 from ifm.files import write_text
 from pipeline.runner import paths
 
 PAGE = Path("docs/params.md")
 HEAD = """# Parameters
 
-Every choice that can change a result, as [params.yaml](../params.yaml) has it; made from the schema
-([config.py](../src/ifm/config.py)) and the file's own comments by `make params-reference`. The default is what the file
-holds now, the digits' preset; `make preset NAME=...` edits it ([presets](../pipeline/presets)). A key that is missing,
-misspelt or out of range stops every stage before it works, with one line that names it. A stage re-runs if a key of its
-own changed: which ones those are is in [dvc.yaml](../dvc.yaml).
+Every choice that can change a result, as in [params.yaml](../params.yaml). `make params-reference` makes this page from
+the schema ([config.py](../src/ifm/config.py)) and the file's comments. The default is what the file holds now, the
+digits preset; `make preset NAME=...` edits it ([presets](../pipeline/presets)). A key that is missing, misspelt or out
+of range stops every stage before it works, with one line that names it. A stage re-runs if one of its own keys changed;
+[dvc.yaml](../dvc.yaml) lists them.
 
-Hardware is no parameter: `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile,
-for long trainings and sampling; a compiler that fails is done without) change floating-point order alone. Neither is
-tracking: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.
+Hardware is not a parameter. `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile,
+for long trainings and sampling; if the compiler fails, work goes on without it) change only floating-point order.
+Tracking is not a parameter either: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.
 """
 
 
-def allowed(schema: dict[str, Any]) -> str:
+def allowed(known: dict[str, Any]) -> str:
     """What a value may be, in words, from its JSON schema."""
-    if "anyOf" in schema:
-        return " or ".join(allowed(one) for one in schema["anyOf"])
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    if "const" in schema:
-        return f"`{schema['const']}`"
+    if "anyOf" in known:
+        return " or ".join(allowed(one) for one in known["anyOf"])
+    if "enum" in known:
+        return ", ".join(f"`{value}`" for value in known["enum"])
+    if "const" in known:
+        return f"`{known['const']}`"
     kind = {"null": "`null`", "boolean": "`true`, `false`", "string": "text", "number": "number", "integer": "integer"}
-    if schema.get("type") == "array":
-        return f"list of: {allowed(schema['items'])}"
-    word = kind[schema["type"]]
+    if known.get("type") == "array":
+        return f"list of: {allowed(known['items'])}"
+    word = kind[known["type"]]
     bounds = [
-        f"{sign} {_plain(schema[key])}"
+        f"{sign} {_plain(known[key])}"
         for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
-        if key in schema
+        if key in known
     ]
     return " ".join([word, ", ".join(bounds)]).strip()
 
@@ -64,14 +64,16 @@ def comments(text: str) -> dict[str, str]:
     return found
 
 
-def rows(schema: dict[str, Any], values: dict[str, Any], said: dict[str, str], prefix: str = "") -> list[list[str]]:
+def rows(known: dict[str, Any], values: dict[str, Any], said: dict[str, str], prefix: str = "") -> list[list[str]]:
     """[key, default, allowed, meaning] of a section and those in it. What is said of `teacher` holds for `flow`."""
     found = []
-    for name, one in schema["properties"].items():
-        key, value = f"{prefix}{name}", values[name]
-        if "$ref" in one:
-            inner = schema["$defs"][one["$ref"].rpartition("/")[2]] | {"$defs": schema["$defs"]}
-            found += rows(inner, value, said, f"{key}.")
+    for name, one in known["properties"].items():
+        key, value = f"{prefix}{name}", values.get(name)
+        section = one.get("$ref") or next((part["$ref"] for part in one.get("anyOf", []) if "$ref" in part), None)
+        if section is not None:
+            if value is not None:  # a section of a table that the file leaves out
+                inner = known["$defs"][section.rpartition("/")[2]] | {"$defs": known["$defs"]}
+                found += rows(inner, value, said, f"{key}.")
             continue
         meaning = said.get(key) or said.get(key.replace("flow.", "teacher.", 1), "")
         meaning = "" if meaning.split(" | ") == one.get("enum") else meaning  # the third column says as much
@@ -81,9 +83,9 @@ def rows(schema: dict[str, Any], values: dict[str, Any], said: dict[str, str], p
 
 def page(text: str, values: dict[str, Any]) -> str:
     """The page for a params.yaml."""
-    schema, said = Config.model_json_schema(), comments(text)
+    whole, said = schema().model_json_schema(), comments(text)
     sections: dict[str, list[list[str]]] = {}
-    for row in rows(schema, values, said):
+    for row in rows(whole, values, said):
         sections.setdefault(row[0].strip("`").partition(".")[0], []).append(row)
     top = [name for name, found in sections.items() if len(found) == 1 and "." not in found[0][0]]
     parts = [HEAD, "## Top level\n\n" + _table([sections[name][0] for name in top])]

@@ -1,4 +1,4 @@
-"""Where the anchor state x_anchor comes from in training (`anchor.policy`) and how sampling starts it."""
+"""The anchor x_anchor: its policies in training (`anchor.policy`) and its start in sampling."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from ifm.random import Streams
 def evenly_chosen(positions: Tensor, probability: float) -> Tensor:
     """Picks the share `probability` of the positions in a global batch, evenly spread: bool, same shape.
 
-    Batches are shuffled, so a choice by position is a random choice of samples; known on the host, the same for any
-    number of processes, and balanced between them.
+    Batches are shuffled, so a choice by position is a random choice of samples. It is known on the host, the same for
+    any number of processes, and balanced between them.
     """
     p = positions.double()
     return torch.floor((p + 1) * probability) > torch.floor(p * probability)
@@ -28,7 +28,7 @@ def evenly_chosen(positions: Tensor, probability: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Visit:
-    """Which samples a step's global batch holds, the same in every process, and how this process shows its own."""
+    """The samples of a step's global batch, the same in every process, and how this process shows its own."""
 
     rows: np.ndarray  # sample indices of the global batch: int64 [B]
     n: np.ndarray  # which visit to its sample each row is, counted from 1: int64 [B]
@@ -36,7 +36,7 @@ class Visit:
 
 
 class AnchorPolicy(ABC):
-    """Gives the anchors of a training batch, and may keep something of its estimates."""
+    """Gives the anchors of a training batch. It may keep the batch's estimates."""
 
     takes_anchor: ClassVar[bool] = True
 
@@ -52,16 +52,16 @@ class AnchorPolicy(ABC):
         visit: Visit | None = None,
         condition: Condition | None = None,
     ) -> Tensor | None:
-        """x_anchor [b, C, H, W] for the points x_t [b, C, H, W] at t [b], standing at `positions` [b] of the batch.
+        """x_anchor [b, C, H, W] for the points x_t [b, C, H, W] at t [b], at `positions` [b] of the batch.
 
         visit: what the whole batch holds; the bank alone asks for it. condition: of the samples.
         """
 
     def refresh(self, x_0_hat: Tensor) -> None:  # noqa: B027 - most policies keep nothing
-        """Takes the estimates [b, C, H, W] made from the anchors that the last call gave."""
+        """Takes the estimates [b, C, H, W] made from the last call's anchors."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold, by name. Called by all processes; only the main one's answer is written."""
+        """Tensors for a checkpoint, by name. All processes call it; only the main process's answer is written."""
         return {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027
@@ -85,7 +85,7 @@ class NoiseAnchor(AnchorPolicy):
 
 
 class SelfAnchor(AnchorPolicy):
-    """With probability p the flow's own estimate from a noise anchor, without gradient; a noise anchor otherwise."""
+    """With probability p the flow's own estimate from a noise anchor, without gradient; otherwise a noise anchor."""
 
     def __init__(self, probability: float) -> None:
         if not 0 < probability <= 1:
@@ -95,7 +95,7 @@ class SelfAnchor(AnchorPolicy):
     def __call__(self, flow, x_t, t, *, generator, positions, visit=None, condition=None):
         x_anchor = initial_anchor(x_t, generator=generator)
         rows = to_device(evenly_chosen(positions, self.probability).nonzero().squeeze(1), x_t.device)
-        # All processes call a sharded flow together: one that has no rows asks for its first, and leaves it.
+        # All processes must call a sharded flow together. One without rows evaluates its first and drops the result.
         of = rows if len(rows) or not is_sharded(flow) else rows.new_zeros(1)
         if len(of):
             with torch.no_grad():
@@ -106,7 +106,7 @@ class SelfAnchor(AnchorPolicy):
 
 
 class Exchange(Protocol):
-    """What a sharded bank needs of the processes: its place among them and two collectives."""
+    """What a sharded bank needs from the processes: its rank, their number and two collectives."""
 
     rank: int
     processes: int
@@ -120,7 +120,7 @@ class Exchange(Protocol):
 
 
 class Alone:
-    """The exchange of a single process: nothing leaves it."""
+    """The exchange of a single process."""
 
     rank, processes, is_main = 0, 1, True
 
@@ -134,14 +134,14 @@ class Alone:
 class AnchorBank:
     """x_0^(n), the last estimate for each training sample (the paper's persistent anchors), in host memory.
 
-    One float16 row a sample: 307.2 MB for 50,000 x 3 x 32 x 32, over all processes together. Row i lives in process
-    i mod P alone. The global batch is shuffled and shared out by position, so a process needs rows that others own:
-    `read` adds up what each process owns of the batch (all others give zero bytes, so the sum is exact), and `write`
-    gathers the batch's new rows and each owner takes its own. Both move B rows a step and nothing is kept on the
-    device. Since the batch and every row in it depend on (seed, step) alone, the bank is the same, bit for bit, for
-    any P. The other scheme, a whole copy in each process, saves `read`'s exchange and costs P times the memory.
+    There is one float16 row for each sample: 307.2 MB for 50,000 x 3 x 32 x 32, over all processes together. Row i is
+    in process i mod P. The global batch is shuffled and split by position, so a process needs rows of other processes.
+    `read` sums what each process owns of the batch; the others give zero bytes, so the sum is exact. `write` gathers
+    the batch's new rows, and each owner takes its own. Both move B rows a step, and nothing is kept on the device. The
+    batch and its rows depend only on (seed, step), so the bank has the same bits for any P. A whole copy in each
+    process would save the exchange of `read`, but cost P times the memory.
 
-    A row starts as N(0, I) drawn from (seed, index) when it is first read: until then it takes no memory.
+    A row starts as N(0, I), drawn from (seed, index) when it is first read. Until then it takes no memory.
     """
 
     KEY = "anchor.bank"
@@ -182,7 +182,7 @@ class AnchorBank:
     def write(self, visit: Visit, values: Tensor) -> None:
         """Stores this process's part of the batch: float16 [b, *shape]. Collective.
 
-        Of a sample that stands twice in a batch the later position stays.
+        If a sample is in the batch twice, its later position is kept.
         """
         new = self.exchange.gather(values).numpy()  # [B, *shape], in the order of positions
         mine = self._owned(visit.rows)
@@ -209,7 +209,7 @@ class AnchorBank:
         return {} if whole is None else {self.KEY: torch.from_numpy(whole)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes this process's rows of what `state` gave, whatever the number of processes then."""
+        """Takes this process's rows of `state`, which any number of processes may have written."""
         given = tensors[self.KEY]
         if given.dtype != torch.float16 or tuple(given.shape) != (self.size, *self.shape):
             wanted = f"float16 {[self.size, *self.shape]}"
@@ -218,20 +218,20 @@ class AnchorBank:
 
 
 def unwritten(visit: Visit) -> np.ndarray:
-    """Which entries of a batch stand for samples that no earlier batch has held: bool [B].
+    """Which entries of a batch are samples that no earlier batch has held: bool [B].
 
-    A sample's first visit, and a second one in the same batch (where two epochs meet, or the batch is larger than
-    the set).
+    This is a sample's first visit, or a second one in the same batch (if two epochs meet in it, or if the batch is
+    larger than the set).
     """
     return np.isin(visit.rows, visit.rows[visit.n == 1])
 
 
 class BankAnchor(AnchorPolicy):
-    """The paper's: each sample's own last estimate x_0^(n), refreshed at every visit; it starts as N(0, I).
+    """The paper's: each sample's own last estimate x_0^(n), updated at every visit; it starts as N(0, I).
 
-    With probability `reset_probability` a sample gets a fresh noise anchor instead (its row is refreshed all the
-    same). Sampling starts from a noise anchor, and after the first epoch the bank holds none: without resets the
-    network meets at its first sampling step an input that it has not seen since.
+    With probability `reset_probability` a sample gets a fresh noise anchor instead; its row is updated all the same.
+    Sampling starts from a noise anchor, but after the first epoch the bank holds none. Without resets the network
+    would no longer be trained on the anchors of its first sampling step.
     """
 
     def __init__(self, bank: AnchorBank, *, reset_probability: float) -> None:
@@ -253,12 +253,12 @@ class BankAnchor(AnchorPolicy):
         return x_anchor
 
     def visits(self, positions: Tensor, visit: Visit) -> Tensor:
-        """n of the anchors given at `positions` [b]: int64 [b], on the host; a reset anchor starts again at 1."""
+        """n of the anchors at `positions` [b]: int64 [b], on the host. A reset anchor starts again at 1."""
         n = torch.from_numpy(visit.n)[positions]
         return torch.where(evenly_chosen(positions, self.reset_probability), 1, n)
 
     def refresh(self, x_0_hat):
-        """Stores the estimates. One that float16 cannot hold leaves its row as it was."""
+        """Stores the estimates. A row stays as it was if float16 cannot hold its estimate."""
         if self._visit is None or self._read is None:
             raise ValueError("refresh() follows the call that gave the anchors")
         new = self._mirror(x_0_hat.detach()).half().contiguous()
@@ -268,7 +268,7 @@ class BankAnchor(AnchorPolicy):
         self._visit = self._read = None
 
     def _mirror(self, x: Tensor) -> Tensor:
-        """From a sample as stored to the sample as shown, and back."""
+        """Turns a stored sample into the shown one, and back."""
         mirrored = self._visit.mirrored
         if mirrored is None:
             return x

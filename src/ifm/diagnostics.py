@@ -1,7 +1,7 @@
 """The paper's claims as numbers: paths that do not meet, stable estimates, anchors that settle, straight paths.
 
-An estimated path is t -> g(x_anchor, x_t, t), the flow's end point for each point x_t of a path of the teacher: a
-constant, were the flow exact. Distances are RMS over a sample's dimensions, |d| / sqrt(N), as the end-point error is.
+An estimated path is t -> g(x_anchor, x_t, t), the flow's end point for each point x_t of a teacher's path. For an exact
+flow it is constant. Distances are RMS over a sample's dimensions, |d| / sqrt(N), as is the end-point error.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def rms(d: Tensor) -> Tensor:
 
 
 def spread(x_0: Tensor) -> float:
-    """RMS distance of the samples [B, ...] from their mean: the unit of relative errors and sensitivities."""
+    """RMS distance of the samples [B, ...] from their mean; the unit of relative errors and sensitivities."""
     return max(float((x_0 - x_0.mean(dim=0)).double().square().mean().sqrt()), 1e-12)
 
 
@@ -41,7 +41,7 @@ def spread(x_0: Tensor) -> float:
 
 
 def closest_approach(x: Tensor) -> float:
-    """The least RMS distance between two different rows of x [B, ...]."""
+    """The smallest RMS distance between two different rows of x [B, ...]."""
     flat = x.flatten(1).double()
     return float(torch.pdist(flat).min()) / math.sqrt(flat.shape[1])
 
@@ -49,7 +49,7 @@ def closest_approach(x: Tensor) -> float:
 def neighbour_spacing(data: Tensor, *, queries: int, chunk: int = 4096) -> Tensor:
     """RMS distance of the first `queries` rows of data [n, ...] to their nearest other rows: [queries].
 
-    Exactly 0 for rows that occur twice.
+    It is exactly 0 for rows that occur twice.
     """
     flat = data.flatten(1).float()
     first = flat[:queries]
@@ -86,8 +86,8 @@ def jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, chunk: int = 64) ->
 def projected_jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, basis: Tensor, scale: float) -> Tensor:
     """J U for k orthonormal directions U, basis [k, N]: [B, N, k], by 2 k forward passes.
 
-    The smallest singular value of J U is an upper bound of J's, its largest a lower bound of J's. scale: of x_t's
-    coordinates, to which the differences' step is proportional.
+    The smallest singular value of J U is an upper bound of J's smallest, and the largest a lower bound of J's largest.
+    scale: that of x_t's coordinates; the step of the differences is proportional to it.
     """
     longer = scale * math.sqrt(basis.shape[1])
     columns = [
@@ -99,7 +99,7 @@ def projected_jacobians(estimate: Estimate, x_t: Tensor, t: Tensor, *, basis: Te
 
 @torch.no_grad()
 def derivative(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, *, step: float = STEP) -> Tensor:
-    """The directional derivative of f by central differences, error O(step^2): in the shape of f(at)."""
+    """The directional derivative of f by central differences, with error O(step^2): in the shape of f(at)."""
     return (f(at + step * direction) - f(at - step * direction)) / (2 * step)
 
 
@@ -111,7 +111,7 @@ def orthonormal(directions: Tensor) -> Tensor:
 def gaussian_gain(dynamics: Dynamics, t: Tensor) -> Tensor:
     """d x_0 / d x_t for Gaussian data of standard deviation s_d, s_d / sqrt(a^2 s_d^2 + b^2): [B].
 
-    Singular values are divided by it: 1 is the flow map of such data at every t and for every dynamics.
+    Singular values are divided by it. Then 1 is the flow map of such data, at every t and for every dynamics.
     """
     at, s_d = dynamics.coefficients(t), dynamics.sigma_data
     return s_d / torch.sqrt(at.a**2 * s_d**2 + at.b**2)
@@ -139,9 +139,9 @@ def anchor_steps(
 
 
 def contraction(steps: Sequence[float]) -> float | None:
-    """The factor by which |a_(n+1) - a_n| shrinks from one n to the next: geometric mean, down to rounding.
+    """The factor by which |a_(n+1) - a_n| shrinks from one n to the next: a geometric mean, down to rounding.
 
-    None where fewer than two steps are above rounding.
+    None if fewer than two steps are above rounding.
     """
     moving = list(itertools.takewhile(lambda step: step > ROUNDING, steps))
     return (moving[-1] / moving[0]) ** (1 / (len(moving) - 1)) if len(moving) > 1 else None
@@ -161,8 +161,8 @@ class Straightness:
 def straightness(states: Sequence[Tensor], *, times: Tensor) -> Straightness:
     """S = int E|(x_T - x_0) / T - dx/dt|^2 dt / T (Liu et al. 2022, T = t_max), over E|x_T - x_0|^2 / T^2.
 
-    states: the path's S + 1 states [B, ...] at `times` [S + 1], falling from T to 0. The velocity is each interval's
-    own, so S is a lower bound that misses the curvature within an interval.
+    states: the path's S + 1 states [B, ...] at `times` [S + 1], falling from T to 0. The velocity is that of each
+    interval, so S is a lower bound: it misses the curvature within an interval.
     """
     x = torch.stack([state.double() for state in states])  # [S + 1, B, ...]
     t = times.double().to(x.device)
@@ -213,8 +213,8 @@ def diagnose(
     """All diagnostics of one flow, as plain values for JSON (six significant digits).
 
     draws: x_T and x_anchor of the paths, which training has not seen. data: real samples [n, ...]. Profiles are over
-    `times`, the reference solve's grid; `seed` draws the directions of derivatives. exact: the data's own flow map,
-    where it is known. What cannot be computed is None, with the reason among `warnings`.
+    `times`, the grid of the reference solution. `seed` draws the directions of derivatives. exact: the data's own flow
+    map, if it is known. A figure that cannot be computed is None, with the reason in `warnings`.
     """
     dynamics, x_T, x_anchor = flow.dynamics, draws.x_T, draws.x_anchor
     times = dynamics.solver_times(solver_steps)
@@ -283,7 +283,7 @@ NOT_FINITE = "Some diagnostics are not computed: the flow or the teacher gives v
 
 
 def _checked(found: dict[str, Any]) -> dict[str, Any]:
-    """The results in six digits, and why some are None: under `warnings`."""
+    """The results in six digits, with reasons in `warnings` for those that are None."""
     reasons = [] if found["non_intersection"]["spacing"] else [NO_SPACING]
     before = _nones(found)
     found = _rounded(found)
@@ -291,7 +291,7 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nones(value: Any) -> int:
-    """How many values in there are None."""
+    """The number of None in a nested value."""
     if isinstance(value, dict):
         return sum(map(_nones, value.values()))
     return sum(map(_nones, value)) if isinstance(value, list) else value is None
@@ -307,7 +307,7 @@ def _batch(x: Tensor, t: float) -> Tensor:
 
 
 def _basis_directions(seed: int, x: Tensor, count: int) -> Tensor:
-    """`count` random directions, no more than there are dimensions: [k, ...]."""
+    """`count` random directions, or as many as there are dimensions: [k, ...]."""
     count = min(count, x[0].numel())
     return Streams(seed, "choice", range(count), step=_DIAGNOSING + 1).normal(tuple(x.shape[1:])).to(x.device)
 
@@ -315,8 +315,8 @@ def _basis_directions(seed: int, x: Tensor, count: int) -> Tensor:
 def _jacobian(estimate, dynamics, states, times, *, keep, whole, basis) -> dict[str, Any]:
     """Extreme singular values of d x_0_hat / d x_t along paths, over the Gaussian gain, and the share with det < 0.
 
-    A determinant of the map x_t -> x_0_hat is 1 at t_min; where it is negative further out, it has passed through 0
-    between, and neighbouring estimated paths have met.
+    The determinant of the map x_t -> x_0_hat is 1 at t_min. If it is negative at a larger t, it has passed through 0 in
+    between, so neighbouring estimated paths have met.
     """
     at, smallest, least, largest, folded = [], [], [], [], []
     for i in keep:
@@ -358,7 +358,7 @@ def _singular_values(J: Tensor) -> Tensor:
 def _stability(
     flow: IntegrationFlow, x_T: Tensor, x_anchor: Tensor, directions: list[Tensor], condition: Condition | None
 ) -> dict[str, Any]:
-    """Derivatives of x_0_hat at t_max, in units of its spread: by x_T along noise of its own scale, ln t, the anchor.
+    """Derivatives of x_0_hat at t_max in units of its spread: by x_T (along noise of its scale), ln t, the anchor.
 
     An exact Gaussian flow map has 1 for x_T, about 1 for t, and 0 for the anchor.
     """
@@ -385,10 +385,10 @@ def _quantiles(values: Tensor) -> dict[str, float]:
 def _exact_error(
     exact: FlowMap | None, states: Sequence[Tensor], times: Tensor, *, estimates: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """Errors against the exact end points, where these are known, else nothing.
+    """Errors against the exact end points if these are known, else nothing.
 
-    profile: of each estimate, by a state [P, ...] and its time; one_step: the first of them; teacher: of the solver's
-    end point, the last state, for the first one.
+    profile: for each estimate, made from a state [P, ...] and its time. one_step: the first of them. teacher: for the
+    solver's end point, the last state.
     """
     if exact is None:
         return {}
@@ -400,7 +400,7 @@ def _exact_error(
 
 @torch.no_grad()
 def _training_error(flow: IntegrationFlow, stored: StoredPaths, x_anchor: Tensor) -> dict[str, Any]:
-    """The flow's error on paths it was trained on, at their stored times above 0."""
+    """The flow's error on paths that it was trained on, at their stored times above 0."""
     count = min(len(stored.states), len(x_anchor))
     paths, estimate = stored.states[:count], _given(flow, x_anchor[:count], rows_of(stored.condition, slice(count)))
     inner = [(k, t) for k, t in enumerate(stored.times.tolist()) if t > 0]

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the message names the file, key or value and the mend, and stands alone."""
+"""Errors that a user can mend. The message names the file, key or value and how to mend it, and needs no traceback."""
 
 
 class UserError(Exception):
@@ -9,9 +9,9 @@ LONGEST = 600
 
 
 def in_a_line(error: object) -> str:
-    """What an error of another library or a file's own text says, in one line of bounded length; else its kind.
+    """The text of an error (or of a file) in one line of bounded length; the kind of the error if it has no text.
 
-    What is too long loses its middle: the start says what is wrong, and the end often how to mend it.
+    A long text loses its middle, because the start says what is wrong and the end often how to mend it.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-(LONGEST // 2) :]}"

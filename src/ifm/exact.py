@@ -1,7 +1,7 @@
 """Closed forms: the exact teacher of a finite data set, and the flow map of Gaussian data.
 
-The exact teacher is E[x_0 | x_t] without a network. It judges solver, trajectories and objectives without training
-error. It knows the data by heart: its paths end on data points, so its samples are copies of them.
+The exact teacher is E[x_0 | x_t] without a network. It tests solver, trajectories and objectives without the error
+of a trained network. Its paths end on data points, so its samples are copies of the data.
 """
 
 from collections.abc import Callable
@@ -48,8 +48,8 @@ class ExactTeacher(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition | None = None) -> Tensor:
         """E[x_0 | x_t], over the data that have the condition asked for: [B, *shape], in x_t's dtype. t: [B] or [1].
 
-        The weights are found in float64 whatever x_t is: at small t they compare distances to a millionth. The data
-        pass in pieces under a running maximum, so that memory is bounded by one of them.
+        The weights are computed in float64 for any x_t, because at small t they compare distances to a millionth. The
+        data are processed in pieces with a running maximum, so that memory is bounded by one piece.
         """
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(f"x_t must have shape [B, {', '.join(map(str, self.shape))}], got {tuple(x_t.shape)}")
@@ -70,7 +70,7 @@ class ExactTeacher(nn.Module):
         return (weighted / total).to(x_t.dtype).reshape(x_t.shape)
 
     def _log_weights(self, x: Tensor, x_i: Tensor, *, a: Tensor, b: Tensor) -> Tensor:
-        """log w up to a constant of each row: [B, m]. x: [B, N]; x_i: [m, N]."""
+        """log w, up to a constant in each row: [B, m]. x: [B, N]; x_i: [m, N]."""
         inner, squares = x @ x_i.T, x_i.square().sum(dim=1)  # [B, m], [m]
         variance = b.square().clamp_min(TINY)
         if self.dynamics.gaussian:  # |x|^2, which all weights share, is left out

@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file."""
+"""Files that are written whole or not at all."""
 
 import errno
 import hashlib
@@ -20,19 +20,19 @@ REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class FileError(UserError, ValueError):
-    """A file of the project holds something else than it should; the message names it and the mend."""
+    """A file of the project has wrong content. The message names it and how to mend it."""
 
 
 class StorageError(UserError, OSError):
-    """The disk is full, or does not take writes; the message names the file and what it needs."""
+    """The disk is full or read-only. The message names the file and the space it needs."""
 
 
 @contextmanager
 def atomic_path(path: Path, *, size: int | None = None) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; at the end it is flushed to disk and renamed into place.
+    """Yields a temporary path beside `path`. At the end the file is flushed to disk and renamed into place.
 
-    On an error the temporary file goes and whatever `path` held before stays. size: bytes to be written, where they
-    are known, for the message of the StorageError that a full or read-only disk raises.
+    On an error the temporary file is removed and the old content of `path` stays. size: bytes to be written, if known,
+    for the message of the StorageError that a full or read-only disk raises.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,7 +51,7 @@ def atomic_path(path: Path, *, size: int | None = None) -> Iterator[Path]:
 
 
 def unwritable(path: Path, error: OSError, *, size: int | None) -> StorageError:
-    """What to tell of a disk that is full or does not take writes."""
+    """The error for a disk that is full or read-only."""
     needs = f"; it needs {in_words(size)}" if size else ""
     free = free_bytes(path)
     left = f"; {in_words(free)} are free there" if free is not None else ""
@@ -61,7 +61,7 @@ def unwritable(path: Path, error: OSError, *, size: int | None) -> StorageError:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Free bytes for this user where `path` is to be, or None where the system does not tell."""
+    """Free bytes for this user at the place of `path`; None if the system does not tell."""
     for folder in (path, *path.absolute().parents):
         if folder.is_dir():
             try:
@@ -72,7 +72,7 @@ def free_bytes(path: Path) -> int | None:
 
 
 def warn_of_space(folder: Path, size: int, *, what: str) -> None:
-    """Says on stderr, before the work starts, that `size` bytes do not fit on the disk of `folder`."""
+    """Warns on stderr, before the work starts, if `size` bytes do not fit on the disk of `folder`."""
     free = free_bytes(folder)
     if free is not None and size > free:
         print(
@@ -111,9 +111,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_dataclass(path: Path, kind: type[T]) -> T:
-    """Reads what `write_json(path, asdict(...))` wrote: every key there, none more, each of its type.
+    """Reads what `write_json(path, asdict(...))` wrote: exactly the same keys, each of its type.
 
-    Raises FileNotFoundError, or ValueError with what is wrong and no file's name.
+    Raises FileNotFoundError, or ValueError that says what is wrong without the file's name.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -126,7 +126,7 @@ def read_dataclass(path: Path, kind: type[T]) -> T:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file that a description names. Raises ValueError where it would lie outside the folder."""
+    """The path of a file that a description names. Raises ValueError if it would be outside the folder."""
     if not name.isprintable() or Path(name).name != name or "\\" in name or name in ("", ".."):
         raise ValueError(f"{name!r} is no plain file name")
     return folder / name
@@ -134,7 +134,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of `path` at the end, whole; after an error nothing is left."""
+    """Yields an empty folder that replaces `path` as a whole at the end. After an error nothing is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -152,12 +152,12 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 def located(path: str, root: Path) -> Path:
-    """A path that a person wrote: ~ is the home folder, a relative one begins in `root`."""
+    """A path that a person wrote: ~ is the home folder, and a relative path starts in `root`."""
     return root / os.path.expanduser(path)
 
 
 def readable(name: str) -> str:
-    """A name of a file or class as text for one line: bytes that are not UTF-8, and control characters, as escapes."""
+    """The name of a file or class as one line, with escapes for control characters and bytes that are not UTF-8."""
     return "".join(map(_readable_character, name))
 
 

@@ -1,6 +1,6 @@
-"""Models on disk: the network's folder (config.json, safetensors; a U-Net's is diffusers' own) and an ifm.json.
+"""Models on disk: the network's folder (config.json, safetensors; for a U-Net in diffusers' format) and ifm.json.
 
-ifm.json says what surrounds the network.
+ifm.json describes everything around the network.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ MEND = "copy or download the folder again, or make it with `dvc repro --force`"
 
 
 class ModelError(UserError, ValueError):
-    """A model's folder cannot be used; the message names the folder or file and the mend."""
+    """A model's folder cannot be used. The message names the folder or file and how to mend it."""
 
 
 class NoModelError(ModelError, FileNotFoundError):
-    """There is no model, or a file of it is missing."""
+    """There is no model, or one of its files is missing."""
 
 
 def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def save_exact_teacher(teacher: ExactTeacher, folder: Path, *, record: dict[str,
 
 
 def save_no_teacher(folder: Path, *, record: dict[str, Any]) -> None:
-    """Says that there is none (teacher.kind: none), where one would stand."""
+    """Writes a folder that says that there is no teacher (teacher.kind: none)."""
     with fresh_folder(folder) as temporary:
         write_json(temporary / DESCRIPTION, {"kind": "teacher", "denoiser": "none", "parameters": 0} | record)
 
@@ -108,13 +108,13 @@ def load_flow(folder: Path) -> IntegrationFlow:
 def load_both(
     *, teacher: Path, flow: Path, device: torch.device
 ) -> tuple[Teacher | ExactTeacher | None, IntegrationFlow]:
-    """A teacher (None where there is none) and a flow on the device, laid out as training had them."""
+    """A teacher (None if there is none) and a flow on the device, in the memory layout of training."""
     models = load_teacher(teacher) if has_teacher(teacher) else None, load_flow(flow)
     return tuple(m if m is None else m.to(device, memory_format=torch.channels_last) for m in models)
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What ifm.json says: kind, dynamics, parameters, sha256 of the weights, training facts. Raises ModelError."""
+    """The content of ifm.json: kind, dynamics, parameters, sha256 of the weights, training facts. Raises ModelError."""
     path = folder / DESCRIPTION
     try:
         found = read_json(path)
@@ -136,7 +136,7 @@ def _describe(folder: Path, *, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
-    """Turns what a damaged or foreign folder raises into a ModelError: the libraries answer with nearly any kind."""
+    """Turns errors of a damaged or foreign folder into a ModelError: the libraries raise nearly any kind."""
     try:
         yield
     except FileNotFoundError as error:

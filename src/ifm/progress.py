@@ -1,6 +1,6 @@
 """Progress: a bar with rate and time left in a terminal; elsewhere (nohup, Slurm, CI) a plain line now and then.
 
-Of the main process alone, on stderr. No output depends on it.
+Only the main process shows it, on stderr. No output depends on it.
 """
 
 import os
@@ -22,7 +22,7 @@ _last = 0.0  # when a line was said
 
 
 def progress(iterable: Iterable | None = None, *, label: str, unit: str = "it", **options: Any):
-    """tqdm through accelerate's wrapper in a terminal; else `Lines`, which has as much of it as is used here."""
+    """tqdm through accelerate's wrapper in a terminal; else `Lines`, which has the part of tqdm that is used here."""
     if not sys.stderr.isatty():
         return Lines(iterable, label=label, unit=unit, **options)
     from accelerate.utils import tqdm
@@ -31,12 +31,12 @@ def progress(iterable: Iterable | None = None, *, label: str, unit: str = "it", 
 
 
 def is_line(text: str) -> bool:
-    """Whether a line of a log is one of progress."""
+    """Whether a line of a log shows progress."""
     return LINE.search(text) is not None
 
 
 class Lines:
-    """A line every 30 seconds or so, e.g. "teacher ve: step 1200 of 20000, loss 0.123, 48 step/s, 6 min left"."""
+    """A line about every 30 seconds, e.g. "teacher ve: step 1200 of 20000, loss 0.123, 48 step/s, 6 min left"."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Lines:
         self._postfix = text
 
     def close(self) -> None:
-        """Nothing is open: the last line was the last."""
+        """Does nothing: there is nothing open to close."""
 
     def _look(self) -> None:
         now = self._clock()
@@ -109,19 +109,19 @@ class Lines:
 
 
 def gap(passed: float, *, every: float = EVERY) -> float:
-    """Seconds until the next line, where `passed` have passed since the beginning."""
+    """Seconds until the next line, when `passed` seconds have passed since the beginning."""
     return min(max(every, SHARE * passed), max(every, RAREST))
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it: 12 s, 3 min, 2.5 h."""
+    """A time in readable units: 12 s, 3 min, 2.5 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def tell(text: str) -> None:
-    """A line on stderr, of the main process."""
+    """Writes a line on stderr, in the main process only."""
     global _last
     if _is_main():
         with suppress(OSError):  # a terminal that was closed
@@ -131,7 +131,7 @@ def tell(text: str) -> None:
 
 @contextmanager
 def at_work(name: str, *, every: float = EVERY, say: Callable[[str], None] = tell) -> Iterator[None]:
-    """Says how long a piece of work took; outside a terminal also that it runs, if nothing else was said for long."""
+    """Says how long the work took; outside a terminal also that it runs, if nothing else was printed for long."""
     began, ended = time.monotonic(), threading.Event()
 
     def watch() -> None:

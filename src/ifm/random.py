@@ -1,8 +1,8 @@
-"""Randomness keyed by what it is for, never by who draws it.
+"""Random numbers keyed by their purpose, not by the process that draws them.
 
-Every draw belongs to (seed, purpose, step, index): the counter of a Philox generator (Salmon et al. 2011, as numpy
-ships it) starts at (step, index) under the key (seed, purpose). So one, two or eight processes draw the same global
-batch, a resumed run draws what the killed one would have drawn, and a laptop draws the same prior as a GPU node.
+Every draw belongs to (seed, purpose, step, index): the counter of a Philox generator (Salmon et al. 2011, numpy's
+version) starts at (step, index) under the key (seed, purpose). So any number of processes draws the same global batch,
+a resumed run draws the same numbers as an undisturbed one, and a laptop draws the same prior as a GPU node.
 """
 
 import functools
@@ -37,17 +37,17 @@ NUMBERS_A_THREAD = 2**17  # a millisecond's work
 
 
 def stream(seed: int, purpose: str, *, step: int = 0, index: int = 0) -> np.random.Generator:
-    """The generator of one (seed, purpose, step, index). Streams never overlap: each has 2^128 numbers of its own."""
+    """The generator of one (seed, purpose, step, index). Streams never overlap: each has 2^128 numbers."""
     if not 0 <= seed < _KEY_RANGE:
         raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     return np.random.Generator(np.random.Philox(key=[seed, PURPOSES[purpose]], counter=[0, 0, index, step]))
 
 
 class Streams:
-    """One independent stream per sample: row i of every draw depends on (seed, purpose, step, indices[i]) alone.
+    """One independent stream for each sample: row i of every draw depends only on (seed, purpose, step, indices[i]).
 
-    Draws from the same object continue its streams, so two calls give different numbers. All draws are made on the
-    host in float32; move them with ``.to(device)``.
+    Draws from the same object continue its streams, so two calls give different numbers. All draws are in float32 on
+    the host; move them with ``.to(device)``.
     """
 
     def __init__(self, seed: int, purpose: str, indices: Iterable[int], *, step: int = 0) -> None:
@@ -117,7 +117,7 @@ def _pool() -> ThreadPoolExecutor:
 class EndlessShuffle:
     """Sample indices of step k's global batch: [k B, (k + 1) B) of a stream of reshuffled epochs.
 
-    A pure function of (seed, step), so that it needs no state in a checkpoint and no agreement between processes.
+    It is a pure function of (seed, step), so it needs no state in a checkpoint and no agreement between processes.
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int) -> None:
@@ -145,6 +145,6 @@ class EndlessShuffle:
     def visits(self, step: int) -> np.ndarray:
         """Which visit to its sample each entry of `batch(step)` is, counted from 1: int64 [B].
 
-        Every epoch holds every sample once, so this is the epoch, and needs no counters.
+        Every epoch holds every sample once, so this is the number of the epoch. It needs no counters.
         """
         return np.arange(step * self.batch_size, (step + 1) * self.batch_size) // self.size + 1

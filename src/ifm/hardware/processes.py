@@ -1,4 +1,4 @@
-"""Processes and devices: the accelerator, this process's part of a global batch, data on its way to the device."""
+"""Processes and devices: the accelerator, this process's part of a global batch, collectives."""
 
 import math
 import os
@@ -16,11 +16,11 @@ from ifm.hardware.devices import keep_freed_memory
 
 
 class LaunchError(UserError, ValueError):
-    """The work does not fit the processes it was launched with."""
+    """The work does not fit the launched processes."""
 
 
 def make_accelerator(precision: str, *, seed: int) -> Accelerator:
-    """An Accelerator for the hardware at hand; a precision that it lacks falls back to float32 with a notice.
+    """An Accelerator for the available hardware. A precision that it lacks becomes float32, with a notice.
 
     Seeds torch's global generator too: initial weights, the same in every process, are drawn from it.
     Raises LaunchError: see `check_splitting`.
@@ -45,7 +45,7 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
 
 
 def check_splitting(accelerator: Accelerator) -> None:
-    """Raises LaunchError at a way of splitting models that training does not know, with what to set instead."""
+    """Raises LaunchError for a way of splitting models that training does not support; says what to set instead."""
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise LaunchError(
@@ -74,9 +74,9 @@ def check_splitting(accelerator: Accelerator) -> None:
 
 
 def share_cores() -> None:
-    """Gives each of several CPU processes on a host its share of the cores; torchrun gives each a single one.
+    """Gives each of several CPU processes on a host its share of the cores; torchrun gives each only one.
 
-    OMP_NUM_THREADS above 1 is somebody's choice, and stays.
+    OMP_NUM_THREADS above 1 is the user's choice and stays.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if processes > 1 and int(os.environ.get("OMP_NUM_THREADS", "1")) == 1:
@@ -87,7 +87,7 @@ def share_cores() -> None:
 def local_positions(accelerator: Accelerator, batch_size: int) -> np.ndarray:
     """This process's positions in a global batch: int64 [batch_size / processes].
 
-    Raises LaunchError where the processes cannot share it evenly (their gradients would be weighted unevenly).
+    Raises LaunchError if the processes cannot split it evenly (their gradients would have unequal weights).
     """
     processes = accelerator.num_processes
     if batch_size % processes:
@@ -99,9 +99,9 @@ def local_positions(accelerator: Accelerator, batch_size: int) -> np.ndarray:
 
 
 class ProcessExchange:
-    """The collectives that a sharded anchor bank asks for (`ifm.anchors.Exchange`), over an accelerator's processes.
+    """The collectives of a sharded anchor bank (`ifm.anchors.Exchange`), over an accelerator's processes.
 
-    Tensors pass through the device, where its collectives need them, and come back to the host.
+    Tensors go to the device, where the collectives need them, and come back to the host.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -119,9 +119,9 @@ class ProcessExchange:
 
 
 def parts_of(count: int, parts: int) -> Iterator[tuple[slice, float]]:
-    """(part, its share) of `count` rows in so many parts, as even as can be, in order.
+    """(part, its share) of `count` rows, split in order into parts that are as equal as possible.
 
-    Raises LaunchError where there are fewer rows than parts.
+    Raises LaunchError if there are fewer rows than parts.
     """
     if count < parts:
         raise LaunchError(

@@ -1,6 +1,6 @@
 """FSDP2: weights, average and optimizer state split over the processes, and whole again in files.
 
-Split tensors are torch's DTensors; plain ones pass through `whole` and `like` as they are.
+Split tensors are torch's DTensors. `whole` and `like` return plain tensors unchanged.
 """
 
 import copy
@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 def shards(accelerator: Accelerator) -> bool:
-    """Whether models are to be split over the processes."""
+    """Whether models are split over the processes."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def to_split(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """A copy of the model, for `accelerator.prepare` to split in place; the model itself stays whole where it is.
+    """A copy of the model, which `accelerator.prepare` splits in place. The model itself stays whole.
 
-    Under bf16 the blocks' weights are gathered in bfloat16 and gradients are summed in float32. What a model computes
-    around its network (preconditioning) stays in float32 as under DDP: no inputs are cast here, autocast does that.
+    Under bf16 the blocks' weights are gathered in bfloat16 and gradients are summed in float32. The computation around
+    the network (preconditioning) stays in float32 as under DDP: inputs are cast by autocast, not here.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -39,7 +39,7 @@ def to_split(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def share_average(accelerator: Accelerator, average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> list[Tensor]:
-    """Splits `average` as `model` is; its parameters take the averages' values and place, and are given back."""
+    """Splits `average` as `model` is split. Returns its parameters, which take the averages' values and place."""
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     fsdp2_prepare_model(accelerator, average.to(memory_format=torch.contiguous_format))
@@ -53,12 +53,12 @@ def share_average(accelerator: Accelerator, average: nn.Module, model: nn.Module
 
 
 def asked(model: nn.Module, bare: T) -> nn.Module | T:
-    """Whom a loss asks for an estimate without gradient: the bare model, which is whole, or a split one itself."""
+    """The model used for no-gradient forward passes: the unwrapped model if it is whole, or the split model itself."""
     return model if is_sharded(model) else bare
 
 
 def is_split(x: Tensor) -> bool:
-    """Whether a tensor is a DTensor. Its module takes half a second to import, and without it there are none."""
+    """Whether a tensor is a DTensor. Its module takes half a second to import; before the import there are none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
@@ -69,7 +69,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def like(x: Tensor, split: Tensor) -> Tensor:
-    """This process's part of a whole tensor, split as another is. Not collective: every process has the whole."""
+    """This process's part of a whole tensor, split as another one is. Not collective: every process has the whole."""
     if not is_split(split):
         return x
     from torch.distributed.tensor import distribute_tensor
@@ -78,7 +78,7 @@ def like(x: Tensor, split: Tensor) -> Tensor:
 
 
 def collect(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Split tensors whole, one after the other, on the host of processes that keep them; {} elsewhere. Collective."""
+    """Gathers split tensors one by one, on the host of processes that keep them; {} elsewhere. Collective."""
     kept = {}
     for name, x in tensors.items():
         gathered = whole(x)

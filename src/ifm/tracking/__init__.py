@@ -1,8 +1,8 @@
 """Runs in MLflow: one for every stage that executes, one parent for every state of the pipeline.
 
-The only package that imports mlflow, and only when a run starts. Where mlflow is not installed, or IFM_TRACKING=off,
-everything here does nothing, with a notice. Tracking never stops the work and never holds it up: what is logged goes
-into a local log first (`locallog`), and from there to the store (`delivery`), at once or whenever there is one again.
+This is the only package that imports mlflow, and only when a run starts. If mlflow is not installed, or with
+IFM_TRACKING=off, everything here does nothing, with a notice. Tracking never stops or delays the work: entries go into
+a local log first (`locallog`), and from there to the store (`delivery`), at once or when a store is available again.
 """
 
 from ifm.tracking.lineage import as_tag, digest, flatten, git_commit, lineage_tags

@@ -1,4 +1,4 @@
-"""A registered model's bytes: from the project's folder while they stand there, else from DVC's cache."""
+"""The files of a registered model: from the project's folder if they are there, else from DVC's cache."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ from ifm.tracking import store
 def model_folder(name: str) -> Iterator[Path]:
     """The folder of a registered model `name@alias` or `name/version`, checked by sha256.
 
-    Raises UserError where the store does not know it, or its bytes are not on this machine.
+    Raises UserError if the store does not know it, or if its files are not on this machine.
     """
     uri = store.without_secrets(store.tracking_uri())
     try:

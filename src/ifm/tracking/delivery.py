@@ -1,8 +1,8 @@
-"""From the local log to the store: at once by a thread of its own, or later by `ifm track --sync`.
+"""From the local log to the store: at once in a separate thread, or later by `ifm track --sync`.
 
-Every entry may be delivered twice and counts once: a run, a model and a version are looked up by their log's name (tag
-`ifm.log`) before they are made, metrics carry the time they were logged at (MLflow keeps equal rows once), and params,
-tags, data sets, artifacts and ends are the same again.
+An entry may be delivered twice but counts once. Runs, models and versions are looked up by their log's name (tag
+`ifm.log`) before they are made. Metrics carry the time at which they were logged, and MLflow keeps equal rows once.
+Params, tags, data sets, artifacts and ends can be written twice without effect.
 """
 
 import itertools
@@ -78,7 +78,7 @@ class Receiver:
 
 
 def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Neighbouring metrics together, everything else one by one."""
+    """Groups neighbouring metrics; everything else comes one by one."""
     metrics: list[Entry] = []
     for entry in entries:
         if entry["op"] == "metrics":
@@ -140,7 +140,7 @@ def log_inputs(client: Any, run_id: str, values: list[dict[str, Any]]) -> None:
 
 
 def log_outputs(client: Any, run_id: str, model_ids: Iterable[str]) -> None:
-    """Says which models a run made, those that it has not said yet."""
+    """Adds to a run the models that it made and that are not yet recorded."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = client.get_run(run_id).outputs
@@ -153,9 +153,9 @@ def log_outputs(client: Any, run_id: str, model_ids: Iterable[str]) -> None:
 def log_external_model(
     client: Any, experiment: str, run_id: str, *, name: str, tags: dict[str, str], params: dict[str, str], kind: str
 ) -> str:
-    """Finds or makes the LoggedModel of a run whose bytes stay in DVC; returns its id.
+    """Finds or makes the LoggedModel of a run whose files stay in DVC; returns its id.
 
-    It is what mlflow.create_external_model makes, which cannot find what an interrupted call left.
+    mlflow.create_external_model makes the same, but cannot find what an interrupted call left.
     """
     from mlflow.models.model import MLMODEL_FILE_NAME
     from mlflow.models.utils import get_external_mlflow_model_spec
@@ -183,10 +183,10 @@ def log_external_model(
 
 
 class Courier:
-    """Writes entries to the local log, and brings them to the store in the background.
+    """Writes entries to the local log and brings them to the store in the background.
 
-    `put` never waits for the store. While the store fails, a new attempt is made now and then; what it has not got at
-    the end stays in the log.
+    `put` never waits for the store. If the store fails, delivery is tried again now and then. Undelivered entries stay
+    in the log at the end.
     """
 
     def __init__(self, log: LocalLog, *, name: str) -> None:
@@ -202,7 +202,7 @@ class Courier:
         self._monitor = SystemMonitor()
 
     def start(self, *entries: Entry) -> str | None:
-        """Writes the first entries and tries to deliver them at once: the run's id, or None without a store."""
+        """Writes the first entries and tries to deliver them at once. Returns the run's id, or None without a store."""
         for entry in entries:
             self.put(entry)
         self._deliver()
@@ -225,7 +225,7 @@ class Courier:
         self._wake.set()
 
     def finish(self, entry: Entry) -> None:
-        """Writes the last entry, delivers what can be delivered, and closes the log."""
+        """Writes the last entry, delivers what it can, and closes the log."""
         if time.monotonic() - self._began > 1:
             self._sample()
         self.put(entry)
@@ -264,7 +264,7 @@ class Courier:
             self._samples += 1
 
     def _deliver(self) -> None:
-        """Everything that is written, unless the store failed a moment ago."""
+        """Delivers everything written so far, unless the store failed a moment ago."""
         if time.monotonic() < self._retry_at:
             return
         try:

@@ -1,4 +1,4 @@
-"""Where a run comes from, and what it took: Git, DVC, the machine."""
+"""A run's origin and its use of resources: Git, DVC, the machine."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ TAG_LENGTH = 5000  # the most that every MLflow takes
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level with dotted keys; lists stay values."""
+    """Turns nested mappings into one level with dotted keys; lists stay values."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -29,12 +29,12 @@ def digest(value: Any) -> str:
 
 
 def as_tag(texts: Sequence[str]) -> str:
-    """Sentences as one tag, which MLflow bounds in length."""
+    """Joins sentences into one tag, within MLflow's limit of length."""
     return " ".join(texts)[:TAG_LENGTH]
 
 
 def lineage_tags() -> dict[str, str]:
-    """Where a run comes from: Git commit, DVC experiment, host and process."""
+    """A run's origin as tags: Git commit, DVC experiment, host and process."""
     tags = {
         "ifm.root": str(project_root()),
         "ifm.host": socket.gethostname(),
@@ -51,7 +51,7 @@ def lineage_tags() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The checked-out commit, with " + uncommitted changes" where that is so; None outside Git."""
+    """The checked-out commit, with " + uncommitted changes" if there are any; None outside Git."""
     import subprocess
 
     def git(*words: str) -> str:
@@ -68,7 +68,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process has held, in MB: `peak_memory_mb`, and with a GPU in use `peak_gpu_memory_mb`."""
+    """The peak memory of this process in MB: `peak_memory_mb`, and with a GPU in use `peak_gpu_memory_mb`."""
     try:
         import resource
     except ImportError:  # Windows
@@ -82,13 +82,13 @@ def peak_memory() -> dict[str, float]:
 
 
 class SystemMonitor:
-    """What the machine does, under the names that MLflow's tab for it shows."""
+    """Utilization of the machine, under the names that MLflow's tab of system metrics shows."""
 
     def __init__(self) -> None:
         self._before = _busy_and_all()
 
     def sample(self) -> dict[str, float]:
-        """Utilization since the last sample, and the memory in use; nothing without psutil."""
+        """Utilization since the last sample and memory in use; nothing without psutil."""
         try:
             import psutil
         except ImportError:
@@ -106,7 +106,7 @@ class SystemMonitor:
 
 
 def _busy_and_all() -> tuple[float, float]:
-    """Seconds that all cores together have worked, and have been there."""
+    """Seconds that all cores together were busy, and all their seconds."""
     try:
         import psutil
     except ImportError:
@@ -117,7 +117,7 @@ def _busy_and_all() -> tuple[float, float]:
 
 
 def _gpu_metrics() -> dict[str, float]:
-    """Of the GPUs that this process uses: asking after another one would take memory of it."""
+    """Metrics of the GPUs that this process uses. A query of another GPU would take memory on it."""
     torch, found = sys.modules.get("torch"), {}
     if torch is None or not torch.cuda.is_initialized():
         return found

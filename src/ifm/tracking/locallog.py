@@ -1,11 +1,11 @@
-"""What is logged, kept on disk until a store has it: .ifm/tracking/<log>/, in the main checkout.
+"""Logged entries, kept on disk until a store has them: .ifm/tracking/<log>/, in the main checkout.
 
-    log.jsonl    one entry a line, appended and handed to the system at once: a kill loses the last line at most
-    artifacts/   copies, as the folder an experiment ran in may be gone when they are delivered
-    lock         held by the process that writes, or delivers; the system frees it when the process dies
+    log.jsonl    one entry a line, appended and passed to the system at once: a kill loses at most the last line
+    artifacts/   copies, because the folder of an experiment may be gone at delivery
+    lock         held by the process that writes or delivers; the system frees it when the process dies
 
 The first entry, `start` (a run) or `state` (a parent run), says whose log it is. {"delivered": n} says that a store has
-the first n entries; without it all of them are delivered again, which changes nothing. A log that a store has whole is
+the first n entries. Without it all entries are delivered again, which changes nothing. A fully delivered log is
 removed.
 """
 
@@ -30,17 +30,17 @@ def logs_folder() -> Path:
 
 
 def shown(folder: Path) -> str:
-    """A log's folder as it is named to people, below the project's."""
+    """A log's folder as messages name it, relative to the project's folder."""
     return f".ifm/tracking/{folder.name}"
 
 
 def now() -> int:
-    """Milliseconds since the epoch, as MLflow counts."""
+    """Milliseconds since the epoch, as in MLflow."""
     return int(time.time() * 1000)
 
 
 def new_id(name: str) -> str:
-    """A log's name: they sort by age."""
+    """A new log's name. Names sort by age."""
     return f"{now()}-{name}-{uuid.uuid4().hex[:8]}"
 
 
@@ -62,7 +62,7 @@ class LocalLog:
         return self.folder.name
 
     def append(self, entry: Entry) -> None:
-        """One line, out of this process before anything else is done."""
+        """Writes one line. It has left this process before anything else is done."""
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._file.flush()
 
@@ -74,7 +74,7 @@ class LocalLog:
         return kept.as_posix()
 
     def mark(self, delivered: int) -> None:
-        """Notes that a store has the first entries."""
+        """Records that a store has the first entries."""
         self.append({"delivered": delivered})
 
     def close(self) -> None:
@@ -82,14 +82,14 @@ class LocalLog:
         self._lock.release()
 
     def remove(self) -> None:
-        """Ends a log that a store has whole."""
+        """Removes a fully delivered log."""
         self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts off what a killed process left of a line, so that the next one starts at a line's start."""
+    """Removes the incomplete last line of a killed process, so that the next entry starts a new line."""
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -101,7 +101,7 @@ def _drop_torn_line(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Pending:
-    """A log as it is read."""
+    """The reading side of a log."""
 
     folder: Path
     entries: list[Entry]
@@ -121,7 +121,7 @@ class Pending:
 
 
 def read(folder: Path) -> Pending:
-    """A log's entries, without a torn last line. Raises ValueError for a line that is no entry."""
+    """A log's entries, without an incomplete last line. Raises ValueError for a line that is not an entry."""
     entries, delivered = [], 0
     *lines, _torn = (folder / FILE).read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -143,7 +143,7 @@ def all_logs() -> list[Path]:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[LocalLog | None]:
-    """A log that nobody else holds, or None for one that is still written (or was removed meanwhile)."""
+    """A log that no other process holds; None if it is still written (or was removed meanwhile)."""
     from filelock import Timeout
 
     try:

@@ -1,7 +1,7 @@
 """A flow as an MLflow model that draws images, for mlflow.pyfunc.load_model and `mlflow models serve`.
 
-Nothing is pickled: the model is `serving.py` (MLflow's models from code), the flow's folder as it stands, and a copy of
-this package.
+Nothing is pickled. The model consists of `serving.py` (MLflow's models from code), a copy of the flow's folder, and a
+copy of this package.
 """
 
 import importlib.metadata
@@ -52,7 +52,7 @@ def package(model: Path, out: Path) -> None:
 
 
 def _description(model: Path) -> dict[str, Any]:
-    """ifm.json of a flow's folder."""
+    """The ifm.json of a flow's folder."""
     try:
         description = read_json(model / "ifm.json")
     except (OSError, ValueError) as error:

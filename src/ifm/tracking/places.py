@@ -1,4 +1,4 @@
-"""Where the project's own store and its artifacts lie, also after the folder was renamed, moved or copied."""
+"""The places of the project's own store and its artifacts, also after the folder was renamed, moved or copied."""
 
 import os
 import re
@@ -27,21 +27,21 @@ PLACES = (
 def project_root() -> Path:
     """The main checkout, which DVC names in DVC_ROOT (in experiments too); else the one around the current folder.
 
-    The current folder where it is in none.
+    Outside of any checkout: the current folder.
     """
     return Path(os.environ.get("DVC_ROOT") or checkout.find() or Path.cwd())
 
 
 def in_project() -> bool:
-    """Whether there is a project around: else nothing may be made in the current folder."""
+    """Whether the current folder is in a project. If not, nothing may be created in it."""
     return bool(os.environ.get("DVC_ROOT")) or checkout.find() is not None
 
 
 def address(file: Path) -> str:
     """SQLAlchemy's address of a SQLite file, for a path of any characters.
 
-    `%` and `?` have a meaning there, which differs between versions, and MLflow makes folders of the text as it stands:
-    a path with one of them is written from the current folder on, where it mostly has none.
+    `%` and `?` have a meaning in an address, which differs between versions, and MLflow makes folders from the literal
+    text. A path with one of them is therefore written relative to the current folder, where it rarely has one.
     """
     path = str(file)
     if re.search("[%?]", path):
@@ -50,7 +50,7 @@ def address(file: Path) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of SQLAlchemy's address; None where it is no SQLite file's."""
+    """The file of an SQLAlchemy address; None if it is not that of a SQLite file."""
     if not re.match(r"sqlite(\+\w+)?:", uri):
         return None
     from sqlalchemy.engine import make_url
@@ -61,7 +61,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 @contextmanager
 def defaults(root: Path) -> Iterator[None]:
-    """Has MLflow note the folder of its own experiment as an address: it puts a path into SQL, quotes and all."""
+    """Makes MLflow record the folder of its own experiment as an address: it puts a path into SQL without escaping."""
     os.environ[_ROOT] = (root / MLFLOWS).as_uri()
     try:
         yield
@@ -70,7 +70,7 @@ def defaults(root: Path) -> Iterator[None]:
 
 
 def check(file: Path) -> None:
-    """Raises OSError or sqlite3.Error, at once, where a file cannot be opened: MLflow would try for 100 seconds."""
+    """Raises OSError or sqlite3.Error at once if a file cannot be opened. MLflow would try for 100 seconds."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(file, timeout=SECONDS)) as connection:
         connection.execute("select count(*) from sqlite_master").fetchone()
@@ -79,7 +79,7 @@ def check(file: Path) -> None:
 def strays(connection: sqlite3.Connection, root: Path) -> Iterator[tuple[str, str, str, Path]]:
     """(table, key, rest, folder) of all rows whose artifacts are in the folder `mlartifacts` of another project.
 
-    rest: what comes below that folder. Artifacts that somebody put into another place than a project's are left out.
+    rest: the path below that folder. Artifacts that a user put elsewhere are left out.
     """
     here = (root / ARTIFACTS).as_uri()
     for table, key, column, behind in PLACES:
@@ -94,9 +94,9 @@ def strays(connection: sqlite3.Connection, root: Path) -> Iterator[tuple[str, st
 
 
 def take_along(file: Path, root: Path) -> list[str]:
-    """Has a project's own store keep its artifacts in the project's folder; says what it found elsewhere.
+    """Makes a project's own store keep its artifacts in the project's folder. Reports what it found elsewhere.
 
-    A run whose artifacts are still in the old folder and not in this one goes on pointing there.
+    A run whose artifacts are still only in the old folder keeps pointing there.
     """
     said: dict[Path, int] = {}
     here = (root / ARTIFACTS).as_uri()

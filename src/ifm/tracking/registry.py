@@ -6,7 +6,7 @@ from typing import Any
 
 
 def cache_uri(md5: str) -> str:
-    """Where DVC keeps an object, below the root of any of its caches and remotes."""
+    """The place of an object below the root of any of DVC's caches and remotes."""
     return f"dvc://files/md5/{md5[:2]}/{md5[2:]}"
 
 
@@ -21,7 +21,7 @@ def add_version(
     description: str,
     tags: Mapping[str, str],
 ) -> str:
-    """The number of the version of model `name` that belongs to a state; it is made once."""
+    """The number of the version of model `name` for a state. The version is made once."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -46,7 +46,7 @@ def add_version(
 
 
 def _link(client: Any, model_id: str, name: str, version: str) -> None:
-    """Shows the version beside the logged model, by the tag that mlflow.register_model sets."""
+    """Shows the version beside the logged model, with the tag that mlflow.register_model sets."""
     linked = json.loads(client.get_logged_model(model_id).tags.get("mlflow.modelVersions", "[]"))
     entry = {"name": name, "version": version}
     if entry not in linked:

@@ -18,7 +18,7 @@ RUN_RECORD_VERSION = 1
 
 @dataclass
 class StageRun:
-    """The run of one stage. Every method is safe to call whether or not a store is behind it, and returns at once."""
+    """The run of one stage. Every method returns at once and is safe to call without a store."""
 
     stage: str
     run_id: str | None = None
@@ -35,23 +35,23 @@ class StageRun:
             self._courier.put({"op": op, "time": locallog.now(), **entry})
 
     def log_row(self, row: Mapping[str, float]) -> None:
-        """One line of a curve: `step` and the values at it. What is not finite (all steps skipped) is left out."""
+        """One line of a curve: `step` and its values. Values that are not finite (all steps skipped) are left out."""
         values = {k: float(v) for k, v in row.items() if k != "step" and math.isfinite(float(v))}
         self._put("metrics", step=int(row["step"]), values=values)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Final figures; also kept in run.json, which holds no NaN or infinity: those are left out."""
+        """Final figures; also kept in run.json. NaN and infinity are left out."""
         clean = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(float(v))}
         self.metrics |= clean
         self._put("metrics", step=0, values=clean)
 
     def log_tags(self, values: Mapping[str, str]) -> None:
-        """Tags that only the work can tell; also kept in run.json."""
+        """Tags that are known only from the work itself; also kept in run.json."""
         self.tags |= values
         self._put("tags", values=dict(values))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A small file (grids, reports), copied at once; models and arrays belong to DVC's cache."""
+        """A small file (grids, reports), copied at once. Models and arrays belong into DVC's cache."""
         if self._courier is None:
             return
         try:
@@ -62,7 +62,7 @@ class StageRun:
         self._put("artifact", file=kept, folder=folder)
 
     def log_model(self, name: str, *, folder: Path, description: Mapping[str, Any]) -> None:
-        """Records a model whose bytes stay in DVC: a LoggedModel with the checksum and where the weights are."""
+        """Records a model whose files stay in DVC: a LoggedModel with the checksum and the place of the weights."""
         facts = {k: str(v) for k, v in flatten(description).items() if k != "sha256"}
         tags = {"dvc.path": str(folder), "sha256": str(description["sha256"])}
         model = {"name": name, "kind": str(description["kind"]), "tags": tags, "params": facts}
@@ -81,7 +81,7 @@ def stage_run(
 ) -> Iterator[StageRun]:
     """A run from start to end: FINISHED, FAILED on an error, KILLED on a signal; `record` (run.json) at success.
 
-    inputs: the data sets it reads, as {name, digest, source, profile, context}.
+    inputs: the data sets that it reads, as {name, digest, source, profile, context}.
     """
     run = StageRun(stage, params=store.scrubbed_values(flatten(params)), inputs=inputs or [])
     started = time.time()
@@ -106,7 +106,7 @@ def stage_run(
 
 
 def _open(run: StageRun, tags: dict[str, str]) -> None:
-    """Starts the local log and, where there is a store, the run."""
+    """Starts the local log and, if there is a store, the run."""
     try:
         log = locallog.LocalLog(locallog.logs_folder() / locallog.new_id(run.stage))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The model inside an MLflow model: rows of n, seed and steps in, images out. Run by MLflow when it loads one."""
+"""The model inside an MLflow model: rows of n, seed and steps in, images out. MLflow runs this file to load it."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ DEFAULTS = {"n": 1, "seed": 0, "steps": 1}
 
 
 class FlowModel(mlflow.pyfunc.PythonModel):
-    """Draws what the stage `sample` draws: image i of a seed depends on (seed, i) alone."""
+    """Draws the same images as stage `sample`: image i of a seed depends only on (seed, i)."""
 
     def load_context(self, context: Any) -> None:
-        """Reads the flow, onto a GPU where there is one."""
+        """Reads the flow, onto a GPU if there is one."""
         folder = Path(context.artifacts["flow"])
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.flow = pretrained.load_flow(folder).to(self.device, memory_format=torch.channels_last)
@@ -31,9 +31,9 @@ class FlowModel(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
 
-        model_input: rows of n, seed and steps (MLflow makes a table of a dict or a list of them); what is missing is
-        taken from params. More than one step refines the estimate as the flow was trained: through sub-intervals, by
-        the anchor, or re-noised.
+        model_input: rows of n, seed and steps (MLflow makes a table of a dict or a list of them). Missing values are
+        taken from params. More than one step refines the estimate in the way that the flow was trained for:
+        sub-intervals, the anchor, or re-noising.
         """
         return np.concatenate([self._draw(**row) for row in rows_of(model_input, params or {})])
 
@@ -59,13 +59,13 @@ class FlowModel(mlflow.pyfunc.PythonModel):
 
 
 def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, int]]:
-    """What is asked for, a dict of n, seed and steps for each row. Raises ValueError that names the value."""
+    """The request: a dict of n, seed and steps for each row. Raises ValueError that names a bad value."""
     rows = table.to_dict(orient="records") or [{}]
     return [{name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS} for row in rows]
 
 
 def _whole(name: str, *values: Any) -> int:
-    """The first value that is given, else the default."""
+    """The first given value, else the default."""
     given = next((v for v in values if v is not None), DEFAULTS[name])
     low, high = LIMITS[name]
     if isinstance(given, bool) or int(given) != given or not low <= given <= high:

@@ -1,4 +1,4 @@
-"""The parent run of a state of the pipeline: one row that can be compared, its stages' runs below it."""
+"""The parent run of a state of the pipeline: one row to compare, with its stages' runs below it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +13,7 @@ from ifm.tracking.locallog import Entry, LocalLog, now
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A trained model of a state, as the registry gets it."""
+    """A trained model of a state, for the registry."""
 
     registered: str  # e.g. ifm-flow-ve
     stage: str  # whose run.json describes it, e.g. flow-ve
@@ -23,7 +23,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class PipelineState:
-    """What a parent run shows: one configuration and its results."""
+    """The content of a parent run: one configuration and its results."""
 
     key: str  # equal for equal parameters and results
     name: str
@@ -38,7 +38,7 @@ class PipelineState:
 
 
 def to_entry(state: PipelineState, log: LocalLog) -> Entry:
-    """A state as an entry of the local log, its artifacts copied."""
+    """A state as an entry of the local log, with its artifacts copied."""
     kept = [log.keep(path) for path in state.artifacts]
     return {
         "op": "state",
@@ -58,10 +58,9 @@ def from_entry(entry: Entry, folder: Path) -> PipelineState:
 
 
 def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
-    """Makes, finds or completes the parent run and everything that hangs on it; returns {run_id, children, ...}.
+    """Makes, finds or completes the parent run and everything below it. Returns {run_id, children, ...}.
 
-    A stage that came from DVC's run cache, or whose run lives in another store, has no run here: one is made from its
-    record.
+    A stage from DVC's run cache, or with a run in another store, has no run here. One is made from its record.
     """
     parent = store.find_run(client, experiment, f"tags.`ifm.kind` = 'pipeline' and tags.`ifm.state` = '{state.key}'")
     if parent is None:
@@ -102,7 +101,7 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
 
 
 def _log_figures(client: Any, parent: str, state: PipelineState, models: Mapping[str, str]) -> None:
-    """The final figures that the parent has not got yet, those of a model attached to it."""
+    """Logs the final figures that the parent lacks. Figures of a model are attached to the model."""
     from mlflow.entities import Metric
 
     have = client.get_run(parent).data.metrics
@@ -131,7 +130,7 @@ def _version_tags(state: PipelineState, model: ModelRecord) -> dict[str, str]:
 
 
 def _child(client: Any, experiment: str, record: dict[str, Any], curve: list[dict[str, float]], parent: str) -> str:
-    """The stage's run in this store: its own, the one made from the same record before, or a new one."""
+    """The stage's run in this store: its own, one made earlier from the same record, or a new one."""
     run = _existing(client, record["run_id"])
     if run is None and record.get("log"):
         run = _existing(client, store.find_run(client, experiment, f"tags.`ifm.log` = '{record['log']}'"))
@@ -142,7 +141,7 @@ def _child(client: Any, experiment: str, record: dict[str, Any], curve: list[dic
 
 
 def _existing(client: Any, run_id: str | None) -> Any:
-    """The run of that id, if there is one that is not deleted."""
+    """The run with that id, if it exists and is not deleted."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -157,7 +156,7 @@ def _existing(client: Any, run_id: str | None) -> Any:
 
 
 def _recreated(client: Any, experiment: str, record: dict[str, Any], curve: list[dict[str, float]]) -> Any:
-    """A run made from a stage's record, once; one that was cut short is completed."""
+    """A run made once from a stage's record; an incomplete one is completed."""
     origin = record["run_id"] or record.get("log") or digest(record)
     started = int(record["started"] * 1000)
     ended = started + int(record["timings"].get("stage_seconds", 0) * 1000)

@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, how it is opened, and what must never be said of it."""
+"""The MLflow store: its address, how it is opened, and how its secrets are kept out of messages."""
 
 import functools
 import importlib.util
@@ -28,7 +28,7 @@ _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or SQLite in the project's folder; a relative SQLite file is taken from that folder on."""
+    """MLFLOW_TRACKING_URI, or SQLite in the project's folder. A relative SQLite file is relative to that folder."""
     given = os.environ.get("MLFLOW_TRACKING_URI") or places.OWN
     relative = re.fullmatch(r"sqlite:///(?!/|file:|:memory:)([^?]+)", given)
     return places.address(project_root() / unquote(relative[1])) if relative else given
@@ -41,13 +41,13 @@ def is_own(uri: str) -> bool:
 
 
 def name_in_records() -> str:
-    """The store as logs and records name it, which go where the project goes and to everybody who pulls its cache."""
+    """The store's name in logs and records, which move with the project and reach everyone who pulls its cache."""
     uri = tracking_uri()
     return places.OWN if is_own(uri) else without_secrets(uri)
 
 
 def without_secrets(uri: str) -> str:
-    """A URI without user, password and query, as it may be shared: run.json travels with DVC's cache."""
+    """A URI without user, password and query, fit to be shared: run.json is in DVC's cache."""
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite"):
         return uri
@@ -55,7 +55,7 @@ def without_secrets(uri: str) -> str:
 
 
 def scrubbed(text: str) -> str:
-    """A text without user and password of URIs in it, and without the store's password or token."""
+    """A text without users and passwords of URIs, and without the store's password or token."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
     text = re.sub(r"(?i)\b(password|passwd|token|secret|api_key|sig)=[^&\s'\"]+", r"\1=...", text)
     known = [os.environ.get(name) for name in _SECRET_VARIABLES] + [urlsplit(tracking_uri()).password]
@@ -65,12 +65,12 @@ def scrubbed(text: str) -> str:
 
 
 def scrubbed_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, texts among them `scrubbed`."""
+    """The same values, with texts `scrubbed`."""
     return {name: scrubbed(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def brief(error: Exception) -> str:
-    """The first line of what a store says, MLflow's mend at its end included: SQLAlchemy appends a statement."""
+    """The first line of a store's error, with MLflow's advice at its end: SQLAlchemy appends a statement."""
     return f"{type(error).__name__}: {in_a_line(scrubbed((str(error).splitlines() or [''])[0]))}"
 
 
@@ -79,7 +79,7 @@ def notice(message: str) -> None:
 
 
 def unavailable() -> str | None:
-    """Why nothing is tracked, or None where MLflow is at hand."""
+    """Why nothing is tracked, or None if MLflow is available."""
     if os.environ.get("IFM_TRACKING", "on").lower() in ("off", "0", "false", "no"):
         return "off (IFM_TRACKING)"
     if importlib.util.find_spec("mlflow") is None:
@@ -89,7 +89,7 @@ def unavailable() -> str | None:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """One process of this project at a time; outside of one, with a server, there is nothing to lock."""
+    """Admits one process of this project at a time. Outside of a project, with a server, there is nothing to lock."""
     from filelock import FileLock
 
     if not places.in_project() and not is_own(tracking_uri()):
@@ -106,9 +106,9 @@ def experiment_name() -> str:
 
 
 def quiet() -> None:
-    """MLflow as this project wants it, unless the environment says otherwise: no telemetry, no long waits, no chatter.
+    """Sets up MLflow, unless the environment says otherwise: no telemetry, no long waits, few messages.
 
-    To be called before mlflow is imported.
+    Call it before mlflow is imported.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -123,9 +123,9 @@ def quiet() -> None:
 
 @functools.cache
 def connect(name: str | None = None) -> tuple[Any, str]:
-    """The client and the id of the experiment (default: `experiment_name()`), which is made where it is missing.
+    """The client and the id of the experiment (default: `experiment_name()`), which is made if it is missing.
 
-    Under a file lock: processes that touch a fresh SQLite store together break its migrations for good.
+    This holds a file lock: processes that open a fresh SQLite store at the same time break its migrations for good.
     """
     quiet()
     import mlflow
@@ -163,7 +163,7 @@ def connect(name: str | None = None) -> tuple[Any, str]:
 
 
 def ask(uri: str) -> None:
-    """Raises what a store raises that does not answer: the database behind it, else MLflow itself. Nothing is made."""
+    """Asks the store for an answer without making anything. Raises the error of the database or of MLflow."""
     quiet()
     if uri.partition(":")[0].partition("+")[0] in ("postgresql", "mysql", "mssql"):
         import sqlalchemy
@@ -176,7 +176,7 @@ def ask(uri: str) -> None:
 
 
 def find_run(client: Any, experiment: str, query: str) -> str | None:
-    """The id of the newest run that a query finds."""
+    """The id of the newest run that matches a query."""
     found = client.search_runs([experiment], query, max_results=1)
     return found[0].info.run_id if found else None
 

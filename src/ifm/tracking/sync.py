@@ -1,4 +1,4 @@
-"""Late delivery: what the local logs hold and a store has not got."""
+"""Late delivery of the local logs to a store."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from ifm.tracking.states import PipelineState
 
 @dataclass
 class Synced:
-    """What became of the logs, by name."""
+    """The result for each log, by name."""
 
     delivered: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)  # still written by their stages
@@ -22,9 +22,9 @@ class Synced:
 
 
 def sync(*, elsewhere: bool = False) -> Synced:
-    """Delivers every log that no running stage holds, oldest first; one that the store refuses stops no other.
+    """Delivers every log that no running stage holds, oldest first. A refused log does not stop the others.
 
-    elsewhere: those too that were meant for another store. Raises UserError where there is no store.
+    elsewhere: also deliver logs that were meant for another store. Raises UserError if there is no store.
     """
     done = Synced()
     logs = locallog.all_logs()
@@ -59,14 +59,14 @@ def sync(*, elsewhere: bool = False) -> Synced:
 
 
 def _meant(head: dict[str, Any]) -> str:
-    """The store that a log was meant for. Earlier logs name the project's own by the path that it had."""
+    """The store that a log was meant for. Earlier logs name the project's own store by its path at that time."""
     tags = head.get("tags") or head.get("state", {}).get("tags", {})
     own = f"sqlite:///{tags.get('ifm.root')}/{places.STORE}"
     return places.OWN if head["uri"] == own else head["uri"]
 
 
 def deliver(pending: Pending, log: LocalLog) -> None:
-    """Delivers one log, noting after every batch how far it came."""
+    """Delivers one log. After every batch it records how far it came."""
     client, experiment = store.connect(pending.head["experiment"])
     if pending.head["op"] == "state":
         with store.locked():
@@ -83,14 +83,14 @@ def deliver(pending: Pending, log: LocalLog) -> None:
 
 
 def last_time(entries: list[dict[str, Any]]) -> int:
-    """When the last entry with a time was written."""
+    """The time of the last entry that has one."""
     return max(entry["time"] for entry in entries if "time" in entry)
 
 
 def track_state(state: PipelineState) -> dict[str, Any]:
-    """Makes (or finds) the parent run of a state and ties the stages' runs to it; returns {run_id, tracking_uri, ...}.
+    """Makes (or finds) the parent run of a state and links the stages' runs to it. Returns {run_id, tracking_uri, ...}.
 
-    What earlier runs could not deliver goes first. Where there is no store the state is kept for `ifm track --sync`.
+    Undelivered entries of earlier runs go first. Without a store the state is kept for `ifm track --sync`.
     """
     untracked = {"run_id": None, "tracking_uri": None, "state": state.key}
     reason = store.unavailable()

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: one safetensors file, written whole or not at all, holding no pickle."""
+"""Checkpoints of a training run: one safetensors file, written whole or not at all, without pickle."""
 
 import json
 import os
@@ -22,14 +22,14 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds: tensors by name and a JSON-able record."""
+    """The content of a checkpoint: tensors by name and a JSON-able record."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
 
 
 class Checkpoints:
-    """The last two checkpoints in a folder of their own, newest first. An unreadable one is passed over."""
+    """The last two checkpoints, in a folder of their own, newest first. An unreadable one is skipped."""
 
     keep = 2
 
@@ -40,7 +40,7 @@ class Checkpoints:
         return sorted(self.folder.glob(f"{_PREFIX}*.safetensors"), reverse=True)
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
-        """Writes step-{step}.safetensors atomically, then drops all but the newest two."""
+        """Writes step-{step}.safetensors atomically, then removes all but the newest two."""
         path = self.folder / f"{_PREFIX}{step:09d}.safetensors"
         # Contiguous: channels_last weights are stored in the standard order.
         tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
@@ -66,18 +66,18 @@ class Checkpoints:
         return None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint's file, readable or not."""
+        """The file of the newest checkpoint, readable or not."""
         return next(iter(self._files()), None)
 
 
 def _as_os_error(error: SafetensorError) -> Exception:
-    """safetensors wraps the system's errors in its own: "I/O error: No space left on device (os error 28)"."""
+    """The system's error inside one of safetensors: "I/O error: No space left on device (os error 28)"."""
     number = re.search(r"(?:os error |code: )(\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
 
 def pack(model: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, averaged weights and optimizer state as one flat table of tensors, split where they are split."""
+    """Weights, averaged weights and optimizer state as one flat table of tensors; split tensors stay split."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     tensors |= {f"ema.{i}": t for i, t in enumerate(ema)}
     for i, state in optimizer.state_dict()["state"].items():

@@ -1,4 +1,4 @@
-"""The training loop: schedules, averages, logs and checkpoints, and knows nothing of the objective."""
+"""The training loop: schedules, weight averages, logs and checkpoints. It knows nothing about the objective."""
 
 import math
 import time
@@ -30,14 +30,14 @@ OnLog = Callable[[dict[str, float]], None]
 
 
 class Memory(Protocol):
-    """What training keeps outside the model; `ifm.anchors.AnchorPolicy` is one."""
+    """State that training keeps outside the model, for example an `ifm.anchors.AnchorPolicy`."""
 
     def state(self) -> dict[str, Tensor]: ...
     def restore(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class Diverged(UserError, FloatingPointError):
-    """Steps whose gradient is not finite come one after the other."""
+    """The gradient was not finite in many consecutive steps."""
 
 
 WINDOW = "window"  # a checkpoint's tensor
@@ -47,7 +47,7 @@ SCALE_SEARCH = 16  # as many more at the start with fp16: torch's GradScaler beg
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What the loop needs to know; params.yaml's `teacher` and `flow` sections give it."""
+    """Settings of the loop, from the sections `teacher` and `flow` of params.yaml."""
 
     steps: int
     batch_size: int  # global: all processes together
@@ -63,13 +63,13 @@ class TrainSettings:
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        """The loop's part of `teacher` or `flow`."""
+        """The loop's settings in `teacher` or `flow`."""
         return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
 
 
 @dataclass
 class FitResult:
-    """What training gives besides the model's (averaged) weights."""
+    """The results of training besides the model's (averaged) weights."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     resumed_from: int = 0  # the step it went on from; 0 for a fresh start
@@ -86,9 +86,9 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 def ema_decay(step: int, settings: TrainSettings) -> float:
-    """How much of the average stays at step `step` (from 0): min((1 + step) / (10 + step), ema_decay), 0 at first.
+    """The average's decay at step `step` (from 0): min((1 + step) / (10 + step), ema_decay), and 0 at the first step.
 
-    The warm-up of diffusers' EMAModel: the average forgets the initial weights.
+    This is the warm-up of diffusers' EMAModel. It makes the average forget the initial weights.
     """
     return min((1 + step) / (10 + step), settings.ema_decay) if step else 0.0
 
@@ -108,17 +108,17 @@ def fit(
 ) -> FitResult:
     """Trains `model` in place and leaves it with its averaged (EMA) weights, in every process.
 
-    Under FSDP what trains is a copy, split over the processes; `loss` must then ask what it is given (or `average`),
-    equally often in every process.
+    Under FSDP a copy is trained, split over the processes. `loss` must then call the model that it is given (or
+    `average`), equally often in every process.
 
-    memory: what checkpoints hold besides the model, its average and the optimizer.
-    average: a copy of the model for `loss` to ask; its parameters are the averaged ones of every step.
-    seed: that dropout draws from, with the step and the process.
-    Resumes from the newest checkpoint, and then goes through exactly the steps it would have gone through.
-    A step whose gradient is not finite changes nothing but the count in the curve; raises Diverged at the tenth in a
-    row, with the last checkpoint kept.
-    Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt. One of several processes cannot: the others
-    may be a step ahead, so all of them go on from the last checkpoint.
+    memory: further state for checkpoints, besides the model, its average and the optimizer.
+    average: a copy of the model that `loss` may call; its parameters are the averages of every step.
+    seed: for dropout, together with the step and the process.
+    Resumes from the newest checkpoint, with exactly the steps of an undisturbed run.
+    A step whose gradient is not finite changes only the count in the curve. The tenth in a row raises Diverged, and the
+    last checkpoint is kept.
+    Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt. With several processes it cannot write one,
+    because the others may be a step ahead; all of them continue from the last checkpoint.
     """
     device, splits = accelerator.device, sharded.shards(accelerator)
     own = sharded.to_split(accelerator, model) if splits else model.to(device, memory_format=memory_format(device))
@@ -210,11 +210,11 @@ def fit(
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """The training curve as CSV, a line for each `log_every` steps.
+    """The training curve as CSV, one line for each `log_every` steps.
 
     step; loss and grad_norm: means over the steps since the last line; loss_max: the largest loss among them; lr;
     skipped: steps up to here whose gradient was not finite; ema_distance: |average - weights| / |weights|.
-    A figure that no step since the last line has, as all were skipped, is an empty cell.
+    A cell is empty if all steps since the last line were skipped.
     """
     columns = ["step", "loss", "loss_max", "grad_norm", "lr", "skipped", "ema_distance"]
     lines = [",".join(repr(row[c]) if math.isfinite(row[c]) else "" for c in columns) for row in history]
@@ -222,7 +222,7 @@ def write_curve(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
-    """Gives `average` the averages themselves for parameters, which are stepped and restored in place."""
+    """Makes the averages the parameters of `average`; they are updated and restored in place."""
     trained = [p.requires_grad for p in model.parameters()]
     own = [p for p, is_trained in zip(average.parameters(), trained, strict=True) if is_trained]
     for p, mean in zip(own, shadow, strict=True):
@@ -230,9 +230,9 @@ def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Has the backward pass compute activations again in place of keeping them: less memory, a third more time.
+    """Makes the backward pass recompute activations instead of keeping them: less memory, a third more time.
 
-    Every submodule that has diffusers' `enable_gradient_checkpointing` is told so.
+    This calls diffusers' `enable_gradient_checkpointing` on every submodule that has it.
     """
     for module in model.modules():
         if hasattr(module, "enable_gradient_checkpointing"):
@@ -240,7 +240,7 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 def _backward(accelerator: Accelerator, trained: nn.Module, losses: Iterator[Tensor], *, parts: int) -> Tensor:
-    """The sum of the parts, each followed by its backward pass; processes exchange gradients at the last one."""
+    """The sum of the parts' losses, each with its backward pass; processes exchange gradients at the last part."""
     total = torch.zeros((), device=accelerator.device)
     for part in range(parts):
         last = part == parts - 1
@@ -255,7 +255,7 @@ def _backward(accelerator: Accelerator, trained: nn.Module, losses: Iterator[Ten
 
 
 class _Window:
-    """What is told of the steps between two lines of the curve, on the device until `close` reads it."""
+    """Figures of the steps between two lines of the curve. They stay on the device until `close` reads them."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self._rows = torch.zeros(steps, 2, device=device)  # loss and gradient norm of each step
@@ -270,17 +270,17 @@ class _Window:
         self._count += 1
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint between two lines holds of this; nothing at a line, as the window is empty then."""
+        """Tensors for a checkpoint between two lines; nothing at a line, because the window is empty then."""
         return {WINDOW: self._rows[: self._count].clone()} if self._count else {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes what `state` gave."""
+        """Restores the result of `state`."""
         rows = tensors.get(WINDOW, self._rows[:0])
         self._count = len(rows)
         self._rows[: self._count] = rows
 
     def close(self, accelerator: Accelerator) -> dict[str, float]:
-        """The line's figures; a loss of no sound step is NaN. Where the host waits for the device, and nowhere else."""
+        """The line's figures; NaN if no step was finite. Only here the host waits for the device."""
         rows = self._rows[: self._count].cpu()
         self._count = 0
         sound = torch.isfinite(rows[:, 1])
@@ -321,7 +321,7 @@ def _record(accelerator: Accelerator, step: int, history: list[dict[str, float]]
 
 
 class _Clock:
-    """Seconds since it was made, on top of those spent before."""
+    """Seconds since it was made, plus those of earlier runs."""
 
     def __init__(self, before: float) -> None:
         self._start = time.perf_counter() - before

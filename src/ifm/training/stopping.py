@@ -1,4 +1,4 @@
-"""Ctrl-C while a training runs: the step is ended, so that a checkpoint can be written, and then it is over."""
+"""Ctrl-C while a training runs: the step ends and a checkpoint is written before the training stops."""
 
 import signal
 import threading
@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 class Note:
-    """`asked` tells whether there was a Ctrl-C while `during` was gone through. The second one interrupts at once.
+    """`asked` tells whether Ctrl-C was pressed during the loop over `during`. A second Ctrl-C interrupts at once.
 
-    when: False for work that has to be interrupted at once. So is it where Ctrl-C would not raise KeyboardInterrupt
-    anyway: in another thread, or with a handler of somebody else's.
+    when: False for work that must be interrupted at once. Without effect where Ctrl-C would not raise KeyboardInterrupt
+    anyway: in another thread, or with a foreign handler.
     """
 
     def __init__(self, *, when: bool = True) -> None:
         self.asked, self._when = False, when
 
     def during(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the handler is put back at their end, and where the loop over them is left."""
+        """The same items. The handler is put back when the loop over them ends or is left."""
         main = threading.current_thread() is threading.main_thread()
         if not (self._when and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
             yield from items
