@@ -4,7 +4,7 @@ The table names classes and does not import them, so that params.yaml can be che
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
@@ -46,14 +46,12 @@ class PFGMPlusPlusOptions(NoiseLevelOptions):
 class VariancePreservingOptions(NoiseLevelOptions):
     """The schedule of the noise, and what ve has."""
 
-    schedule: str
+    schedule: Literal["linear", "cosine"]
     beta_min: Positive
     beta_max: Positive
 
     @model_validator(mode="after")
     def _schedule(self) -> "VariancePreservingOptions":
-        if self.schedule not in ("linear", "cosine"):
-            raise ValueError(f"schedule must be linear or cosine, got {self.schedule!r}")
         end = {"linear": 1.0, "cosine": 0.9999}[self.schedule]
         if self.t_max > end:
             raise ValueError(f"t_max must be at most {end} with schedule: {self.schedule}, got {self.t_max}")
