@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -425,9 +426,17 @@ def _with_tables(base: type[Section], sections: dict[str, type[Section] | None])
 
 def schema() -> type[Config]:
     """The whole of params.yaml with the sections that the tables have now."""
-    ode = _with_tables(OdeConfig, {name: entry.options for name, entry in DYNAMICS.items()})
-    network = _with_tables(NetworkConfig, {name: e.options for name, e in NETWORKS.items() if name != "unet"})
-    flow = _with_tables(FlowConfig, {name: objective.options for name, objective in OBJECTIVES.items()})
+    tables = (DYNAMICS, {name: entry for name, entry in NETWORKS.items() if name != "unet"}, OBJECTIVES)
+    return _schema(*(tuple((name, entry.options) for name, entry in table.items()) for table in tables))
+
+
+@lru_cache
+def _schema(dynamics: tuple, networks: tuple, objectives: tuple) -> type[Config]:
+    """`schema` of the (name, options) that tables have: the same class for the same ones, so that values compare."""
+    ode, network, flow = (
+        _with_tables(base, dict(sections))
+        for base, sections in ((OdeConfig, dynamics), (NetworkConfig, networks), (FlowConfig, objectives))
+    )
     return create_model("Config", __base__=Config, ode=(ode, ...), network=(network, ...), flow=(flow, ...))
 
 

@@ -1,14 +1,33 @@
 """What stands for what on pages: titles and colours of dynamics and samplers, and what rows are judged by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ifm.dynamics import DYNAMICS as dynamics_table
 from ifm.metrics import catalogue
 from ifm.metrics.metric import IMAGES, POINTS, SPREAD
 
-DYNAMICS = {"ve": "VE diffusion", "rf": "Rectified flow", "pfgmpp": "PFGM++"}
+
+class Titles(Mapping[str, str]):
+    """The titles in a table whose entries have one; what is entered later is there too."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self._table = table
+
+    def __getitem__(self, name: str) -> str:
+        return self._table[name].title
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+DYNAMICS = Titles(dynamics_table)
 SAMPLERS = {
     "heun": "Teacher, Heun",
     "one_step": "Flow, one step",
@@ -18,8 +37,7 @@ SAMPLERS = {
 }
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
 COORDINATES = "coordinates"  # the extractor of points
-OKABE_ITO = {"ve": "#0072B2", "rf": "#D55E00", "pfgmpp": "#009E73"}
-OTHER_COLOURS = ("#CC79A7", "#E69F00")
+OTHER_COLOURS = ("#56B4E9", "#F0E442")  # of the Okabe-Ito set too: for names that the table has not
 INK, PAPER = "#010203", "#040506"  # drawn in the SVG, then replaced
 PAINT = {
     INK: "currentColor",
@@ -29,8 +47,9 @@ PAINT = {
 
 
 def colour(dynamics: str) -> str:
-    """The colour of a dynamics: of the Okabe-Ito set, distinguishable with any colour vision."""
-    return OKABE_ITO.get(dynamics) or OTHER_COLOURS[sum(dynamics.encode()) % len(OTHER_COLOURS)]
+    """The colour of a dynamics: the table's, else one of two by its name."""
+    known = dynamics_table.get(dynamics)
+    return known.colour if known else OTHER_COLOURS[sum(dynamics.encode()) % len(OTHER_COLOURS)]
 
 
 def css_colour(dynamics: str) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ifm import modalities
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import catalogue, cautions
 from ifm.metrics.metric import SPREAD
 
-DYNAMICS = {"ve": "variance exploding (EDM)", "rf": "rectified flow", "pfgmpp": "PFGM++"}
 PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
 PUBLISHED = ("inception", "dinov2")  # extractors whose figures are also published
 FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sha256")
@@ -87,7 +87,8 @@ def model_card(
     parts.append(
         "An integration flow ([arXiv 2504.20179](https://arxiv.org/abs/2504.20179)): noise becomes "
         f"{'an image' if images else 'a point'} in one evaluation of the network. "
-        f"Dynamics: {escape(DYNAMICS.get(dynamics, dynamics))}." + (f" Trained on: {escape(data)}." if data else "")
+        f"Dynamics: {escape(DYNAMICS[dynamics].title if dynamics in DYNAMICS else str(dynamics))}."
+        + (f" Trained on: {escape(data)}." if data else "")
     )
     if picture:
         parts.append(f"![samples]({picture})\n\n*{escape(caption)}*")
