@@ -11,7 +11,8 @@ from benchmarks import peers
 from benchmarks.results import Result, Skipped, Target
 from benchmarks.subjects import Options, digits, subjects
 from benchmarks.timing import Contestant, interleave, timed
-from ifm.sampling import Draws, Sampler, flow_sampler, solve_ode, teacher_sampler
+from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
+from ifm.solver import solve_ode
 
 HEUN_NFE = 35
 CLOSE = 3  # times the rounds, where one takes milliseconds

@@ -9,7 +9,7 @@ import torch
 from benchmarks.results import Result, short
 from benchmarks.subjects import Options, subjects
 from benchmarks.timing import Spread, interleave, speed_ratio, timed
-from ifm.sampling import solver_nfe
+from ifm.solver import solver_nfe
 from ifm.trajectories import generate
 
 

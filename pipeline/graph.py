@@ -17,7 +17,10 @@ WITHOUT_EFFECT = frozenset(
     {
         "src/ifm/__init__.py",
         "src/ifm/checkout.py",
-        "src/ifm/config.py",
+        "src/ifm/config/__init__.py",
+        "src/ifm/config/reading.py",
+        "src/ifm/config/rules.py",
+        "src/ifm/config/sections.py",
         "src/ifm/errors.py",
         "src/ifm/extras.py",
         "src/ifm/data/needs.py",

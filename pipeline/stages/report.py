@@ -15,8 +15,8 @@ from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import cautions
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
-from ifm.report.page import Report, render
-from ifm.report.samples import PointSamples
+from ifm.report.contents import PointSamples, Report
+from ifm.report.page import render
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.tracking import git_commit
 from pipeline.runner import paths

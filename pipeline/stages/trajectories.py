@@ -8,7 +8,7 @@ from ifm import objectives, pretrained
 from ifm.data.trajectories import TrajectoryMetadata, digest
 from ifm.files import fresh_folder
 from ifm.hardware.processes import make_accelerator
-from ifm.sampling import solver_nfe
+from ifm.solver import solver_nfe
 from ifm.trajectories import (
     generate,
     move_shards,

@@ -14,7 +14,7 @@ from typing import Any
 from ifm import objectives
 from ifm.config import Config
 from ifm.dynamics import PAPER
-from ifm.sampling import solver_nfe
+from ifm.solver import solver_nfe
 from pipeline.studies import study
 from pipeline.studies.pages import objectives as objectives_page
 from pipeline.studies.study import METRICS, TEACHERS, Study, Task

@@ -13,7 +13,7 @@ PAGE = Path("docs/params.md")
 HEAD = """# Parameters
 
 Every choice that can change a result, as in [params.yaml](../params.yaml). `make params-reference` makes this page from
-the schema ([config.py](../src/ifm/config.py)) and the file's comments. The default is what the file holds now, the
+the schema ([ifm.config](../src/ifm/config)) and the file's comments. The default is what the file holds now, the
 digits preset; `make preset NAME=...` edits it ([presets](../pipeline/presets)). A key that is missing, misspelt or out
 of range stops every stage before it works, with one line that names it. A stage re-runs if one of its own keys changed;
 [dvc.yaml](../dvc.yaml) lists them.

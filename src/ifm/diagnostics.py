@@ -18,7 +18,8 @@ from ifm.dynamics.base import Dynamics, expand
 from ifm.exact import FlowMap
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
-from ifm.sampling import Denoiser, Draws, solve_states, stored_indices
+from ifm.sampling import Draws
+from ifm.solver import Denoiser, solve_states, stored_indices
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t [B]) -> x_0_hat [B, ...], the anchor given
 STEP = 1e-2  # of differences: float32 keeps five digits; forward differentiation of a U-Net takes four times as long

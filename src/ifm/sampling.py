@@ -1,13 +1,12 @@
-"""From x_T to x_0: the flow in one or a few evaluations, the teacher by Heun or Euler, and stored trajectories."""
+"""From x_T to x_0: the flow in one or a few evaluations, the teacher by Heun."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,91 +19,12 @@ from ifm.hardware.parallel import shared_batches
 from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.random import Streams
+from ifm.solver import at_time, heun_steps, solve_ode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RENOISE_RHO = 7.0
-Denoiser = Callable[..., Tensor]  # (x_t [B, ...], t [B]) -> E[x_0 | x_t] [B, ...]; condition=... where there is one
-
-
-def solver_nfe(steps: int, *, method: str = "heun") -> int:
-    """Network evaluations of a solve: 2 steps - 1 for Heun (its last step is Euler's), steps for Euler."""
-    return 2 * steps - 1 if method == "heun" else steps
-
-
-def heun_steps(nfe: int) -> int:
-    """The number of Heun steps that costs `nfe` evaluations. Raises ValueError for an even number."""
-    if nfe < 1 or nfe % 2 == 0:
-        raise ValueError(f"Heun with a last Euler step takes an odd number of evaluations, got {nfe}")
-    return (nfe + 1) // 2
-
-
-@torch.no_grad()
-def solve_states(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    *,
-    dynamics: Dynamics,
-    times: Tensor,
-    method: str = "heun",
-    condition: Condition | None = None,
-) -> Iterator[Tensor]:
-    """The solver's states at `times` [S + 1], x_T [B, ...] first, by Heun (EDM algorithm 1) or Euler.
-
-    dx/dt is `Dynamics.velocity` at D(x, t, condition). A step that ends at t = 0 lands on D(x, t): the velocity has no
-    value there. On a straight path that is Euler's step.
-    """
-    asked = denoiser if condition is None else partial(denoiser, condition=condition)
-    if method not in ("heun", "euler"):
-        raise ValueError(f"unknown solver {method!r}; known: heun, euler")
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or float(times[-1]) < 0:
-        raise ValueError(f"times must fall strictly and end at or above 0, got {times.tolist()}")
-
-    def velocity(x: Tensor, t: float, *, x_0: Tensor | None = None) -> Tensor:
-        t_batch = _batch(x, t)
-        return dynamics.velocity(x, x_0=asked(x, t_batch) if x_0 is None else x_0, t=t_batch)
-
-    x = x_T
-    yield x
-    for t, s in pairwise(times.tolist()):
-        x_0_hat = asked(x, _batch(x, t))
-        if s == 0:
-            yield x_0_hat
-            return
-        v = velocity(x, t, x_0=x_0_hat)
-        x_s = x + (s - t) * v
-        if method == "heun":
-            x_s = x + (s - t) * (v + velocity(x_s, s)) / 2
-        x = x_s
-        yield x
-
-
-def solve_ode(denoiser: Denoiser, x_T: Tensor, **how: Any) -> Tensor:
-    """The end point of the ODE from x_T: [B, ...]. how: see `solve_states`."""
-    x = x_T
-    for x in solve_states(denoiser, x_T, **how):  # noqa: B007 - the last state is wanted
-        pass
-    return x
-
-
-def stored_indices(steps: int, count: int) -> list[int]:
-    """`count` grid indices spread evenly over 0..steps, both ends included."""
-    if not 2 <= count <= steps + 1:
-        raise ValueError(f"can store 2 to {steps + 1} times of a {steps}-step solve, got {count}")
-    return [round(i * steps / (count - 1)) for i in range(count)]
-
-
-def solve_trajectory(denoiser: Denoiser, x_T: Tensor, *, keep: list[int], **how: Any) -> Tensor:
-    """The Heun path from x_T at the grid indices `keep`: [B, K, ...]. how: see `solve_states`."""
-    wanted = set(keep)
-    states = solve_states(denoiser, x_T, **how)
-    return torch.stack([x for i, x in enumerate(states) if i in wanted], dim=1)
-
-
-def _batch(x: Tensor, t: float) -> Tensor:
-    """One time for all of a batch: [B]."""
-    return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
 
 
 @torch.no_grad()
@@ -124,7 +44,7 @@ def sample(
         raise ValueError(f"steps must be at least 1, got {steps}")
     x_0_hat = x_T
     for _ in range(steps):
-        x_0_hat = flow(x_T, _batch(x_T, flow.dynamics.t_max), x_anchor=x_anchor, **told(condition))
+        x_0_hat = flow(x_T, at_time(x_T, flow.dynamics.t_max), x_anchor=x_anchor, **told(condition))
         if x_anchor is not None:
             x_anchor = x_0_hat
     return x_0_hat
@@ -152,8 +72,8 @@ def sample_renoised(
     for i, t in enumerate(renoising_times(dynamics, steps)):
         if i:
             z = dynamics.draw_noise(shape, generator=generator).to(x_T.device, x_T.dtype)
-            x_t = dynamics.perturb(x_0_hat, z=z, t=_batch(z, t))
-        x_0_hat = flow(x_t, _batch(x_t, t), x_anchor=x_anchor, **told(condition))
+            x_t = dynamics.perturb(x_0_hat, z=z, t=at_time(z, t))
+        x_0_hat = flow(x_t, at_time(x_t, t), x_anchor=x_anchor, **told(condition))
         if x_anchor is not None:
             x_anchor = x_0_hat
     return x_0_hat
@@ -179,7 +99,7 @@ def sample_chained(
     widest = dynamics.angle(torch.tensor([dynamics.t_max], dtype=torch.float64))
     times = dynamics.time_at(torch.linspace(1, 0, steps + 1, dtype=torch.float64) * widest).tolist()
     for t, s in pairwise([dynamics.t_max, *times[1:]]):
-        x = flow(x, _batch(x, t), x_anchor=x_anchor, s=_batch(x, s), **told(condition))
+        x = flow(x, at_time(x, t), x_anchor=x_anchor, s=at_time(x, s), **told(condition))
     return x
 
 

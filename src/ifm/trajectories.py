@@ -30,7 +30,7 @@ from ifm.files import atomic_path, warn_of_space
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.progress import progress
 from ifm.random import Streams
-from ifm.sampling import Denoiser, solve_trajectory, stored_indices
+from ifm.solver import Denoiser, solve_trajectory, stored_indices
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FIRST_ROWS, FIRST_BYTES = 2000, 2**23

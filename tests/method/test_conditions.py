@@ -19,7 +19,8 @@ from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import build_network, load_network
 from ifm.objectives.pairs import mean_over_reference
 from ifm.random import EndlessShuffle, Streams
-from ifm.sampling import Draws, draw_samples, flow_sampler, solve_ode
+from ifm.sampling import Draws, draw_samples, flow_sampler
+from ifm.solver import solve_ode
 from pipeline.runner import paths
 from pipeline.stages import diagnose
 from tests.support.small_models import NETWORK

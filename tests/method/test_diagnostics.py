@@ -36,7 +36,8 @@ from ifm.diagnostics import (
 from ifm.exact import ExactTeacher, flow_map_of, gaussian_flow_map
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
-from ifm.sampling import Draws, solve_states, solve_trajectory
+from ifm.sampling import Draws
+from ifm.solver import solve_states, solve_trajectory
 from pipeline.runner import paths as places
 from pipeline.runner.stage import Stage
 from pipeline.stages import diagnose as diagnose_stage

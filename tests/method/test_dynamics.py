@@ -10,7 +10,7 @@ from ifm.dynamics import DYNAMICS
 from ifm.dynamics.base import NoiseLevelDynamics, expand
 from ifm.exact import ExactTeacher, gaussian_flow_map
 from ifm.random import Streams
-from ifm.sampling import solve_ode
+from ifm.solver import solve_ode
 from tests.support.exact import GaussianDenoiser
 
 COSINE = dynamics.build("vp", schedule="cosine")

@@ -25,7 +25,7 @@ from ifm.objectives.data import data_phase
 from ifm.objectives.interval import interval_phase
 from ifm.objectives.trajectory import trajectory_phase
 from ifm.random import Streams
-from ifm.sampling import solve_trajectory
+from ifm.solver import solve_trajectory
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings, fit

@@ -12,7 +12,8 @@ from ifm import config, dynamics, exact, pretrained
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
 from ifm.exact import ExactTeacher, gaussian_flow_map
 from ifm.random import Streams
-from ifm.sampling import solve_ode, teacher_sampler
+from ifm.sampling import teacher_sampler
+from ifm.solver import solve_ode
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
 from pipeline.stages import teacher as teacher_stage

@@ -26,7 +26,8 @@ from ifm.networks.mlp import MLP, fourier_features
 from ifm.random import Streams
 from ifm.report import plots
 from ifm.report.summary import summary_columns
-from ifm.sampling import draw_samples, flow_sampler, solve_ode
+from ifm.sampling import draw_samples, flow_sampler
+from ifm.solver import solve_ode
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
 from pipeline.stages import (

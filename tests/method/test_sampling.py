@@ -9,21 +9,8 @@ import torch
 from ifm import dynamics
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
-from ifm.sampling import (
-    Draws,
-    draw_samples,
-    flow_sampler,
-    heun_steps,
-    renoising_times,
-    sample,
-    sample_renoised,
-    solve_ode,
-    solve_states,
-    solve_trajectory,
-    solver_nfe,
-    stored_indices,
-    teacher_sampler,
-)
+from ifm.sampling import Draws, draw_samples, flow_sampler, renoising_times, sample, sample_renoised, teacher_sampler
+from ifm.solver import heun_steps, solve_ode, solve_states, solve_trajectory, solver_nfe, stored_indices
 from tests.support.exact import GaussianDenoiser, PointsDenoiser
 
 NAMES = list(dynamics.DYNAMICS)

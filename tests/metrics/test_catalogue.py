@@ -20,7 +20,8 @@ from ifm.metrics.extractors import PixelExtractor
 from ifm.metrics.figures import figures_of
 from ifm.metrics.metric import IMAGES, POINTS, Aligned, Better, Metric, Role
 from ifm.metrics.reference import Reference
-from ifm.report.page import Report, render
+from ifm.report.contents import Report
+from ifm.report.page import render
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.use.card import model_card, read_evaluation
 from pipeline.runner.headline import headline

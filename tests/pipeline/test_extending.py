@@ -14,8 +14,11 @@ from torch import nn
 from ifm import conditions, dynamics, losses, networks, objectives, pretrained
 from ifm.conditions.base import Condition, ConditionKind, register, told
 from ifm.config import ConfigError, parse, read_params
+from ifm.data.sources import SOURCES, Points, Source
 from ifm.dynamics.base import Coefficients, NoiseLevelDynamics
 from ifm.hardware.devices import RowReader
+from ifm.metrics import catalogue
+from ifm.metrics.metric import POINTS, Better, Metric
 from ifm.networks.base import Network, read_config
 from ifm.objectives.base import Phase
 from ifm.objectives.pairs import draw_pairs
@@ -255,6 +258,49 @@ def test_a_condition(objective, tmp_path, monkeypatch):
     given = {"x_anchor": torch.randn(2, 2)}
     found = [flow(x, t, condition=Direction(torch.full((2,), angle)), **given) for angle in (0.0, 2.0)]
     assert not torch.equal(*found)
+
+
+# --- a metric -------------------------------------------------------------------------------------------------------
+
+RADIUS = Metric(
+    "radius_error", "Radius error", Better.LOWER, kinds=(POINTS,), tooltip="of the mean distance from the origin.",
+    compute=lambda of: abs(float(np.linalg.norm(of.samples, axis=1).mean()) - 1),
+    where=lambda of: of.samples is not None,
+)  # fmt: skip
+
+
+def test_a_metric(tmp_path, monkeypatch):
+    monkeypatch.setitem(catalogue.METRICS, RADIUS.key, RADIUS)
+    monkeypatch.chdir(tmp_path)
+    run_graph(points(dynamics=["rf"], teacher__kind="exact", flow__init="scratch", sample__seeds=2))
+    table = pd.read_csv("reports/summary.csv").set_index("sampler")
+    samples = np.load(paths.samples("rf") / "flow-one_step-nfe001.npy").reshape(2, 100, 2)
+    expected = np.abs(np.linalg.norm(samples, axis=2).mean(axis=1) - 1)
+    assert table.radius_error["one_step"] == pytest.approx(expected.mean(), rel=1e-4)
+    assert table.radius_error_sd["one_step"] == pytest.approx(expected.std(ddof=1), rel=1e-4)
+    assert "Radius error" in Path("reports/index.html").read_text()
+
+
+# --- a data source --------------------------------------------------------------------------------------------------
+
+
+def ring(data):
+    """Points on the unit circle; which half they lie in is their class."""
+    angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    labels = (np.sin(angle) < 0).astype(np.int64)
+    return Points(np.stack([np.cos(angle), np.sin(angle)], axis=1), labels, ["upper", "lower"])
+
+
+def test_a_data_source(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "ring", Source("ring", ring, modality="points", labelled=True, columns=False))
+    monkeypatch.chdir(tmp_path)
+    run_graph(points(
+        dynamics=["ve"], data__source="ring", condition__kind="classes", teacher__kind="exact", flow__init="scratch",
+    ))  # fmt: skip
+    assert set(pd.read_csv("reports/summary.csv").data) == {"ring"}
+    assert pretrained.load_flow(paths.flow("ve")).condition_kind.classes == ["upper", "lower"]
+    samples = np.load(paths.samples("ve") / "teacher-heun-nfe005.npy")
+    assert np.linalg.norm(samples, axis=1) == pytest.approx(1, abs=0.2)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

@@ -147,6 +147,53 @@ def test_directions_of_import():
                 assert not bad, f"{name} imports {sorted(bad)}"
 
 
+def test_there_are_no_circles_of_imports():
+    """Not through functions' imports either; what only a type checker imports does not count."""
+    edges = {
+        path: {found for name in graph.imported_modules(path) if (found := graph.module_file(name))} - {path}
+        for path in [*Path("src/ifm").rglob("*.py"), *Path("pipeline").rglob("*.py")]
+    }
+    packages = {path for path in edges if path.name == "__init__.py"}  # importing a module imports its package first
+    done: set[Path] = set()
+
+    def visit(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(map(str, [*way[way.index(path) :], path]))
+        if path in done:
+            return
+        for other in edges[path]:
+            if other in packages and other.parent in path.parents:
+                continue
+            visit(other, (*way, path))
+        done.add(path)
+
+    for path in edges:
+        visit(path, ())
+
+
+SCHEMA = ("src/ifm/schema.py", *(f"src/ifm/config/{name}.py" for name in ("__init__", "reading", "rules", "sections")))
+
+
+def test_what_is_left_out_of_the_deps_as_checks_defines_schema_alone():
+    """A section has fields and validators, and no method that a stage could act by: DVC would not see it change.
+
+    DataConfig looks two tables up, which are deps themselves.
+    """
+    assert set(SCHEMA) <= graph.WITHOUT_EFFECT
+    looked_up = {"origin", "modality", "shape"}
+    for name in SCHEMA:
+        for node in ast.walk(ast.parse(Path(name).read_text())):
+            if not isinstance(node, ast.ClassDef) or node.name == "NameOf":
+                continue
+            for method in (part for part in node.body if isinstance(part, ast.FunctionDef)):
+                by = [getattr(getattr(d, "func", d), "id", None) for d in method.decorator_list]
+                if method.name in looked_up:
+                    *_, last = method.body
+                    assert isinstance(last, ast.Return), (name, method.name)
+                    assert len(method.body) == 2, (name, method.name)
+                else:
+                    assert by == ["model_validator"], (name, node.name, method.name)
+
+
 @pytest.mark.parametrize(("package", "only"), [("mlflow", "ifm.tracking"), ("matplotlib", "ifm.report.plots")])
 def test_one_module_imports(package, only):
     for name, path in modules():

@@ -13,10 +13,10 @@ from PIL import Image
 
 from ifm.modalities.pictures import grid_png, save_grid, side_by_side
 from ifm.report import plots
+from ifm.report.contents import PointSamples, Report
 from ifm.report.headlines import headline_cells, headlines, over_teacher
-from ifm.report.page import Report, render, short_commit
+from ifm.report.page import render, short_commit
 from ifm.report.rounding import significant
-from ifm.report.samples import PointSamples
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.report.tables import full_table
 from tests.support.pages import SPLIT_WORDS, Page, chromium

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ifm.modalities.pictures import grid_png
-from ifm.report.page import Report
+from ifm.report.contents import Report
 from ifm.report.summary import summary_columns
 
 TEACHER_FID = {1: 313.2, 3: 68.5, 5: 17.1, 9: 3.21, 17: 1.14, 35: 0.8721236789}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+DataSection = Any  # the section `data` of params.yaml, as ifm.config has it
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ifm.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-    from ifm.config import DataConfig
 
 
 class SampleError(UserError, ValueError):
@@ -36,7 +34,7 @@ class Modality:
     range: str | None  # of the model's values, where there is one
     to_model: "Callable[[Tensor], Tensor]"
     to_rest: "Callable[[Tensor], np.ndarray]"
-    shape: "Callable[[DataConfig], tuple[int, ...]]"
+    shape: "Callable[[Any], tuple[int, ...]]"
     extractors: tuple[str, ...]
     mirrors: bool
     preview: Literal["grids", "scatter"]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -10,15 +10,13 @@ from ifm.data.arrays import duplicates_in_words
 from ifm.metrics import catalogue
 from ifm.metrics.metric import FLOOR
 from ifm.report import names
+from ifm.report.contents import Report
 from ifm.report.rounding import MISSING, significant
-
-if TYPE_CHECKING:
-    from ifm.report.page import Report
 
 PROTOCOL = {"resize": "Resize", "rounding": "Rounding", "probabilities": "Class probabilities"}
 
 
-def protocol(report: "Report") -> list[tuple[str, str]]:
+def protocol(report: Report) -> list[tuple[str, str]]:
     """How the figures were obtained: (what, how)."""
     reference, summary = report.reference, report.summary
     what = f"{names.unit(summary)}s"

@@ -3,8 +3,7 @@
 import base64
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,23 +11,12 @@ from markupsafe import Markup
 
 from ifm.modalities.pictures import shrink_png
 from ifm.report import names, plots
+from ifm.report.contents import PointSamples, Report
 from ifm.report.headlines import Estimate, estimate, written
 from ifm.report.rounding import MISSING, significant
 
-if TYPE_CHECKING:
-    from ifm.report.page import Report
-
 PICTURE_BYTES = 3_000_000  # of all grids; base64 adds a third, and the page stays under 5 MB
 REAL = "Real images"
-
-
-@dataclass(frozen=True)
-class PointSamples:
-    """Samples of one dynamics whose data are points in two or more dimensions."""
-
-    data: np.ndarray  # [m, d], of the reference split
-    samples: Sequence[tuple[str, np.ndarray]]  # (caption, [n, d])
-    paths: np.ndarray | None  # [n, K, d], stored trajectories of the teacher, if there are any
 
 
 def pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str, bytes] | None) -> list[dict[str, Any]]:
@@ -93,7 +81,7 @@ def scatters(points: Mapping[str, PointSamples]) -> list[dict[str, Any]]:
     return groups
 
 
-def classes(report: "Report") -> dict[str, Any] | None:
+def classes(report: Report) -> dict[str, Any] | None:
     """The histogram and, for each dynamics, the rarest class and the distance from the real shares."""
     if not report.class_shares or report.real_shares is None or report.classes is None:
         return None
@@ -129,7 +117,7 @@ def _test(row: pd.Series) -> str:
     return f"{significant(row['class_chi2'])} ({p})"
 
 
-def memorisation(report: "Report") -> list[dict[str, Any]]:
+def memorisation(report: Report) -> list[dict[str, Any]]:
     """How near the flow's samples in one step are to training data, and the nearest pairs."""
     rows = []
     for dynamics in names.ordered(report.summary["dynamics"].dropna()):

@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ifm.data.found import Encoded, Images, Points, Split
+from ifm.data.found import DataSection, Encoded, Images, Points, Split
 from ifm.data.local import relative, walk
 from ifm.errors import UserError
 from ifm.files import readable
 
-if TYPE_CHECKING:
-    from ifm.config import DataConfig
-
 __all__ = [
     "SHOWN",
+    "DataSection",
     "Encoded",
     "FetchError",
     "Images",
@@ -53,7 +51,7 @@ class Source:
     """
 
     name: str
-    read: "Callable[[DataConfig], Images | Points]"
+    read: "Callable[[DataSection], Images | Points]"
     modality: str = "images"
     key: str | None = None
     files: Callable[[Path, Mapping[str, Any]], Iterator[tuple[bytes, Path]]] = _all_files
@@ -61,7 +59,7 @@ class Source:
     labelled: bool | None = None  # whether there are classes; None: where data.label_column is set
     test_split: bool = True  # data.test_split may name one
     revisions: bool = False  # data.revision picks a state of it
-    count: "Callable[[DataConfig], int] | None" = None  # how many samples, where that is known without a look
+    count: "Callable[[DataSection], int] | None" = None  # how many samples, where that is known without a look
     size_key: str | None = None  # of `data`, what sets how many samples there are, dotted
 
     @property
@@ -69,19 +67,19 @@ class Source:
         """The key of `data` that may name local files."""
         return self.key if self.key in ("path", "name") else None
 
-    def origin(self, data: "DataConfig") -> str:
+    def origin(self, data: DataSection) -> str:
         """The key that names the data set, with its value, for messages."""
         key = self.key or "source"
         return f"data.{key} = {attrgetter(key)(data)!r}"
 
-    def label(self, data: "DataConfig") -> str | None:
+    def label(self, data: DataSection) -> str | None:
         """What the data set is called where neither data.name nor data.path says so."""
         if self.watched:
             return None
         return str(attrgetter(self.key)(data)) if self.key else self.name
 
 
-def split_names(config: "DataConfig") -> dict[str, str]:
+def split_names(config: DataSection) -> dict[str, str]:
     """The source's own names of the splits, by ours."""
     names = {"train": config.train_split}
     return names if config.test_split is None else names | {"test": config.test_split}

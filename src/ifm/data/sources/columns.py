@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ifm.config import DataConfig
-from ifm.data.sources.base import Encoded, FetchError, content
+from ifm.data.sources.base import DataSection, Encoded, FetchError, content
 from ifm.errors import in_a_line
 from ifm.files import readable
 
@@ -27,7 +26,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise FetchError(f"{named}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
 
 
-def check(schema: pa.Schema, config: DataConfig, *, origin: str) -> None:
+def check(schema: pa.Schema, config: DataSection, *, origin: str) -> None:
     """Raises FetchError where a column is missing or the image column holds no encoded images."""
     wanted = {"image_column": config.image_column, "label_column": config.label_column}
     for key, column in wanted.items():
@@ -45,7 +44,7 @@ def _holds_bytes_or_paths(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def class_names(schema: pa.Schema, config: DataConfig) -> list[str] | None:
+def class_names(schema: pa.Schema, config: DataSection) -> list[str] | None:
     """The names that the `datasets` library's description of the label column gives, or None."""
     try:
         description = json.loads(schema.metadata[b"huggingface"])["info"]["features"][config.label_column]
@@ -55,7 +54,7 @@ def class_names(schema: pa.Schema, config: DataConfig) -> list[str] | None:
     return names and [str(name) for name in names]
 
 
-def same_names(found: list[list[str] | None], config: DataConfig, *, origin: str) -> list[str] | None:
+def same_names(found: list[list[str] | None], config: DataSection, *, origin: str) -> list[str] | None:
     """The one list of names. Raises FetchError where files or splits number the classes differently."""
     if any(names != found[0] for names in found):
         raise FetchError(

@@ -4,17 +4,16 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ifm.data.sources.base import Encoded, FetchError, Images, Source, Split
+from ifm.data.sources.base import DataSection, Encoded, FetchError, Images, Source, Split
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ifm.config import DataConfig
 
 COUNT = 1797
 
 
-def read(config: "DataConfig") -> Images:
+def read(config: DataSection) -> Images:
     """The digits as PNG, in scikit-learn's order."""
     import numpy as np
     from PIL import Image

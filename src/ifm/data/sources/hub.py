@@ -6,19 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ifm.data.sources.base import Encoded, FetchError, Images, Source, Split, shown, split_names
+from ifm.data.sources.base import DataSection, Encoded, FetchError, Images, Source, Split, shown, split_names
 from ifm.files import readable
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-    from ifm.config import DataConfig
 
 READ_ROWS = 64
 
 
-def read(config: "DataConfig") -> Images:
+def read(config: DataSection) -> Images:
     """The splits that data.train_split and data.test_split name, at the commit that data.revision stands for."""
     import datasets
     import huggingface_hub
@@ -65,7 +64,7 @@ def read(config: "DataConfig") -> Images:
     )
 
 
-def _commit(config: "DataConfig") -> str | None:
+def _commit(config: DataSection) -> str | None:
     """The commit of the Hub that data.revision (null: main) stands for now; without the Hub, the only one in its cache.
 
     None for a local folder, and where neither tells: load_dataset says what is wrong.

@@ -6,16 +6,14 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ifm.data.local import SUFFIXES, image_files, is_split_like, relative, split_folders, subfolders, walk
-from ifm.data.sources.base import SHOWN, Encoded, FetchError, Images, Source, Split, content, few, shown
+from ifm.data.sources.base import SHOWN, DataSection, Encoded, FetchError, Images, Source, Split, content, few, shown
 from ifm.files import readable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ifm.config import DataConfig
 
-
-def read(config: "DataConfig") -> Images:
+def read(config: DataSection) -> Images:
     """The whole folder, or a folder for each split."""
     root = Path(config.path)
     if not root.is_dir():
@@ -63,7 +61,7 @@ def _unused(root: Path, used: set[str]) -> list[str]:
     ]
 
 
-def _of_unused(unused: list[str], wanted: dict[str, str], config: "DataConfig") -> list[str]:
+def _of_unused(unused: list[str], wanted: dict[str, str], config: DataSection) -> list[str]:
     """A warning where one folder alone is the train split and others hold images too."""
     if not unused or "test" in wanted:
         return []
@@ -77,7 +75,7 @@ def _of_unused(unused: list[str], wanted: dict[str, str], config: "DataConfig") 
     ]
 
 
-def _of_splits_in_one(paths: list[PurePath], config: "DataConfig") -> list[str]:
+def _of_splits_in_one(paths: list[PurePath], config: DataSection) -> list[str]:
     """A warning where folders that are called as splits are read as one set."""
     for depth in (0, 1):
         parents = {path.parts[: depth + 1] for path in paths if len(path.parts) > depth + 1}
@@ -107,7 +105,7 @@ def _best_test(names: list[str]) -> str:
     return min(names, key=lambda name: (not PurePath(name).name.casefold().startswith("test"), name))
 
 
-def _folder_split(folder: Path, paths: list[PurePath], config: "DataConfig") -> Split:
+def _folder_split(folder: Path, paths: list[PurePath], config: DataSection) -> Split:
     labels = None
     if config.label_column is not None:
         loose = [readable(path.name) for path in paths if len(path.parts) == 1]

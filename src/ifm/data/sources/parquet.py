@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ifm.data.local import BARE, image_files, parquet_files, relative
-from ifm.data.sources.base import SHOWN, Encoded, FetchError, Images, Source, Split, split_names
+from ifm.data.sources.base import SHOWN, DataSection, Encoded, FetchError, Images, Source, Split, split_names
 from ifm.files import readable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ifm.config import DataConfig
 
 READ_ROWS = 64
 
 
-def read(config: "DataConfig") -> Images:
+def read(config: DataSection) -> Images:
     """The files of each split, one after the other, sorted by name."""
     from ifm.data.sources import columns
 
@@ -39,7 +38,7 @@ def read(config: "DataConfig") -> Images:
     return Images(splits, columns.same_names(names, config, origin=origin), passed_over, unused)
 
 
-def _files(config: "DataConfig") -> dict[str, list[Path]]:
+def _files(config: DataSection) -> dict[str, list[Path]]:
     """The files of each split, sorted by name."""
     path = Path(config.path)
     if path.is_file():
@@ -68,7 +67,7 @@ def _files(config: "DataConfig") -> dict[str, list[Path]]:
     return files
 
 
-def _split(files: list[Path], config: "DataConfig") -> Split:
+def _split(files: list[Path], config: DataSection) -> Split:
     import numpy as np
     import pyarrow as pa
 

@@ -1,14 +1,9 @@
 """Points of a known law (ifm.data.laws), drawn anew from data.split_seed."""
 
-from typing import TYPE_CHECKING
-
-from ifm.data.sources.base import Points, Source
-
-if TYPE_CHECKING:
-    from ifm.config import DataConfig
+from ifm.data.sources.base import DataSection, Points, Source
 
 
-def read(config: "DataConfig") -> Points:
+def read(config: DataSection) -> Points:
     """`data.points.count` points of `data.points.law`; their classes are the law's modes."""
     from ifm.data.laws import CLASSES, draw_points
 

@@ -1,0 +1,164 @@
+"""The whole of params.yaml, and the rules between its sections."""
+
+import math
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, model_validator
+
+from ifm import objectives
+from ifm.dynamics import DYNAMICS
+from ifm.networks import NETWORKS
+from ifm.objectives import OBJECTIVES
+from ifm.schema import Distinct, NameOf, Section
+
+if TYPE_CHECKING:
+    pass
+
+
+from ifm.config.sections import (
+    AnchorConfig,
+    ConditionConfig,
+    DataConfig,
+    DiagnoseConfig,
+    EvaluateConfig,
+    FlowConfig,
+    NetworkConfig,
+    OdeConfig,
+    SampleConfig,
+    TeacherConfig,
+    TrajectoriesConfig,
+)
+
+MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**62)]
+    dynamics: Annotated[list[Annotated[str, NameOf(DYNAMICS)]], Field(min_length=1), Distinct]
+    data: DataConfig
+    condition: ConditionConfig
+    ode: OdeConfig
+    network: NetworkConfig
+    teacher: TeacherConfig
+    trajectories: TrajectoriesConfig
+    flow: FlowConfig
+    anchor: AnchorConfig
+    sample: SampleConfig
+    evaluate: EvaluateConfig
+    diagnose: DiagnoseConfig
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        for name in self.dynamics:
+            if getattr(self.ode, name) is None:
+                raise ValueError(f"ode.{name} is missing, and dynamics asks for {name}")
+            if self.flow.scheme == "paper" and not DYNAMICS[name].paper:
+                raise ValueError(f"flow.scheme: paper is not defined for {name}; use edm")
+        for name, options in self.network:
+            if name == self.network.kind and options is None:
+                raise ValueError(f"network.{name} is missing, and network.kind asks for it")
+        fit = self.data.modality
+        networks = [name for name, entry in NETWORKS.items() if entry.modality == fit.name]
+        for key, value, allowed in (
+            ("network.kind", self.network.kind, networks),
+            ("evaluate.extractor", self.evaluate.extractor, fit.extractors),
+        ):
+            if value not in allowed:
+                *first, last = allowed
+                use = f"{', '.join(first)} or {last}" if first else last
+                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {use}")
+        takes = NETWORKS[self.network.kind].anchor_inputs
+        if self.anchor.input not in takes:
+            able = " or ".join(name for name, entry in NETWORKS.items() if self.anchor.input in entry.anchor_inputs)
+            raise ValueError(
+                f"anchor.input: {self.anchor.input} needs the {able}; with network.kind: {self.network.kind} use "
+                f"{' or '.join(takes)}"
+            )
+        unet = self.network.kind == "unet"
+        halvings = len(self.network.channels) - 1
+        if unet and self.data.image_size % 2**halvings:
+            raise ValueError(
+                f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
+                f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
+            )
+        if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
+            raise ValueError(
+                f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
+            )
+        if self.evaluate.extractor == "classifier" and not _has_labels(self.data):
+            raise ValueError(
+                "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
+            )
+        pixels = math.prod(self.data.shape)
+        if self.evaluate.extractor == "pixels" and pixels > MOST_FEATURES:
+            raise ValueError(
+                f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
+                f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
+                "classifier, or lower data.image_size"
+            )
+        if self.teacher.kind != "network" and self.flow.init == "teacher":
+            raise ValueError(
+                f"flow.init: teacher needs a network to start from, and teacher.kind: {self.teacher.kind} has none; "
+                "set flow.init to scratch"
+            )
+        asked = objectives.of(self.flow)
+        if self.teacher.kind == "none" and objectives.needs_paths(self.flow):
+            name = next(name for name, objective in asked.items() if objective.needs_paths)
+            *others, last = [other for other, objective in OBJECTIVES.items() if not objective.needs_paths]
+            raise ValueError(
+                f"flow.objective: {name} learns a teacher's paths, and teacher.kind is none; set it to network or "
+                f"exact, or flow.objective to {', '.join(others)} or {last}"
+            )
+        takes_velocities = any(objective.takes_velocities for objective in asked.values())
+        if self.teacher.kind == "none" and self.flow.velocity == "teacher" and takes_velocities:
+            raise ValueError(
+                "flow.velocity: teacher needs a teacher to ask for velocities, and teacher.kind is none; set it to "
+                "network or exact, or flow.velocity to reference or pair"
+            )
+        for name, objective in asked.items():
+            if objective.two_times and self.flow.init == "teacher":
+                raise ValueError(
+                    f"flow.init: teacher does not fit flow.objective: {name}, whose network takes two times; "
+                    "set flow.init to scratch"
+                )
+            if not objective.gives_estimates and self.anchor.policy == "bank":
+                raise ValueError(
+                    f"anchor.policy: bank does not fit flow.objective: {name}, which makes no estimates of x_0 to "
+                    "keep; use none, noise or self"
+                )
+            if objective.differentiates and self.flow.gradient_checkpointing:
+                raise ValueError(
+                    f"flow.gradient_checkpointing: true does not fit flow.objective: {name}, whose forward-mode "
+                    "derivative has no such form; set it to false, or use gradient_accumulation"
+                )
+        for name, section in (("teacher", self.teacher), ("flow", self.flow)):
+            if section.gradient_accumulation > section.batch_size:
+                raise ValueError(
+                    f"{name}.gradient_accumulation = {section.gradient_accumulation} must be at most {name}.batch_size "
+                    f"= {section.batch_size}"
+                )
+        if self.anchor.policy == "bank" and len(asked) > 1:
+            raise ValueError(
+                "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
+                "several; use none, noise or self"
+            )
+        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
+            raise ValueError(
+                f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
+            )
+        if "chain" in self.sample.flow_samplers and not objectives.two_times(self.flow):
+            able = " or ".join(name for name, objective in OBJECTIVES.items() if objective.two_times)
+            raise ValueError(
+                f"sample.flow_samplers: chain goes through sub-intervals, which flow.objective: {able} alone learns"
+            )
+        if self.condition.kind == "classes" and not _has_labels(self.data):
+            raise ValueError("condition.kind: classes needs labels; set data.label_column, or condition.kind to none")
+        return self
+
+
+def _has_labels(data: DataConfig) -> bool:
+    """Whether the data set has classes to learn."""
+    said = data.origin.labelled
+    return data.label_column is not None if said is None else said

@@ -1,0 +1,50 @@
+"""What a report is made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class PointSamples:
+    """Samples of one dynamics whose data are points in two or more dimensions."""
+
+    data: np.ndarray  # [m, d], of the reference split
+    samples: Sequence[tuple[str, np.ndarray]]  # (caption, [n, d])
+    paths: np.ndarray | None  # [n, K, d], stored trajectories of the teacher, if there are any
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows. See `render` for what may be missing."""
+
+    summary: pd.DataFrame  # summary_columns(), one row for each measured sampler
+    params_text: str  # params.yaml, as it is
+    data: str  # the data set's name
+    seed: int
+    git_commit: str
+    created: str
+    # (stage, dynamics) -> step, loss, ...; the stage is "teacher" or "flow"
+    curves: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    # dynamics -> (caption, PNG), ...
+    grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
+    real: tuple[str, bytes] | None = None  # (caption, PNG): a grid of real images, as large as the others
+    # dynamics -> PNG: samples of the flow in one step above the training images that they are nearest to
+    pairs: Mapping[str, bytes] = field(default_factory=dict)
+    # dynamics -> batch size -> seconds an image takes the flow in one step
+    batch_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    # dynamics -> share of each class among the flow's samples in one step
+    class_shares: Mapping[str, Sequence[float]] | None = None
+    # dynamics -> what the scatter plots show, for data that are points
+    points: Mapping[str, PointSamples] = field(default_factory=dict)
+    real_shares: Sequence[float] | None = None
+    classes: Sequence[str] | None = None
+    # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"
+    diagnostics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # extractor, checksum, resize, rounding, dimension, n_train, n_test, split, accuracy, floor_fid, duplicates,
+    # warnings
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
