@@ -120,7 +120,7 @@ def test_vp_cosine_by_hand():
 def test_ends_of_the_path(d):
     x_0, z = torch.randn(4, 1, 2, 2, dtype=torch.float64), torch.randn(4, 1, 2, 2, dtype=torch.float64)
     start = d.perturb(x_0, z=z, t=torch.full((4,), d.t_min, dtype=torch.float64))
-    torch.testing.assert_close(start, x_0, rtol=0, atol=0.01)
+    torch.testing.assert_close(start, x_0, rtol=0, atol=0.02)
     at_end = d.coefficients(torch.tensor([d.t_max], dtype=torch.float64))
     if d.name in ("ve", "rf", "pfgmpp"):
         assert at_end.b.item() == d.t_max

@@ -161,7 +161,7 @@ def contents(folder):
 def test_raw_and_processed_forms(tmp_path, monkeypatch):
     monkeypatch.setattr(points, "SHARD_ROWS", 150)
     config = data_config()
-    assert fetch_points(config, tmp_path / "raw") == {"train": 500}
+    assert fetch_points(config, tmp_path / "raw").splits == {"train": 500}
     metadata = preprocess_points(config, tmp_path / "raw", tmp_path / "done")
     preprocess_points(config, tmp_path / "raw", tmp_path / "again")
     assert contents(tmp_path / "done") == contents(tmp_path / "again")

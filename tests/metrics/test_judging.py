@@ -436,7 +436,7 @@ def test_a_mode_without_a_point_is_told_before_training():
     values = preset.parse_yaml(preset.apply("points", (ROOT / "params.yaml").read_text()))
     values["data"]["points"]["count"] = 12
     counts = needs.Counts({"train": 10, "test": 2}, list("01234567"), [1, 2, 0, 1, 3, 2, 0, 1])
-    with pytest.raises(UserError, match=r"2 of the 8 modes of data\.points\.law: eight_gaussians have no training"):
+    with pytest.raises(UserError, match=r"2 of the 8 modes of data\.points\.law = 'eight_gaussians' have no training"):
         needs.check(parse(values), counts, where=Path("data/raw"))
 
 

@@ -186,6 +186,8 @@ def test_what_is_left_out_of_the_deps_as_checks_defines_schema_alone():
                 continue
             for method in (part for part in node.body if isinstance(part, ast.FunctionDef)):
                 by = [getattr(getattr(d, "func", d), "id", None) for d in method.decorator_list]
+                if method.name == "__reduce__":  # of pickles
+                    continue
                 if method.name in looked_up:
                     *_, last = method.body
                     assert isinstance(last, ast.Return), (name, method.name)

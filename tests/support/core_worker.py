@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ifm import IntegrationFlow, Teacher, extras, pretrained
+from ifm import IntegrationFlow, Teacher, extras, objectives, pretrained, schema
 from ifm.cli.main import main as command
-from ifm.training import flow, phases  # noqa: F401  they import
+from ifm.training import flow  # noqa: F401  it imports
 from ifm.training.loop import TrainSettings
 from ifm.training.teacher import train_teacher
 from tests.support.small_models import small_flow, small_teacher
@@ -27,6 +27,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     there = {name for name in extras.PIPELINE if importlib.util.find_spec(name)}
     assert there <= ALSO_OF_THE_CORE, there
+    assert all(callable(schema.load(each.phase)) for each in objectives.OBJECTIVES.values())
     for shape in ((1, 8, 8), (2,)):
         name = "x".join(map(str, shape))
         data = np.random.default_rng(0).integers(0, 256, (16, *shape), np.uint8)

@@ -100,7 +100,7 @@ def test_a_value_out_of_range_is_named(served, asked: dict, words: str):
 def test_nothing_is_pickled(packaged: Path):
     for path in packaged.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
-            assert path.suffix in {".py", ".html", ".json", ".yaml", ".txt", ".safetensors", ""}, path
+            assert path.suffix in {".py", ".html", ".css", ".js", ".json", ".yaml", ".txt", ".safetensors", ""}, path
             if path.suffix in {".safetensors", ""}:
                 with pytest.raises((ValueError, IndexError)):
                     list(pickletools.genops(path.read_bytes()))

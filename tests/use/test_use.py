@@ -68,6 +68,7 @@ def stage_samples(model, sampler, *, count, batch_size, seed):
         batch_size=batch_size,
         seed=seed,
         device=CPU,
+        condition=model.condition_kind,
     )
     return drawn.images
 

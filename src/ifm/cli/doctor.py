@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from ifm import checkout, objectives
+from ifm import checkout
 from ifm.errors import UserError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -198,6 +198,7 @@ def needed_bytes(config: Any) -> int:
     """Roughly what data, paths, samples and models of one run take, DVC's cache included."""
     import numpy as np
 
+    from ifm.objectives import needs_paths
     from ifm.trajectories import stored_bytes
 
     data, values = config.data, math.prod(config.data.shape)
@@ -207,7 +208,7 @@ def needed_bytes(config: Any) -> int:
     samplers = 1 + (len(config.sample.flow_steps) - 1) * len(config.sample.flow_samplers)
     samplers += 0 if config.teacher.kind == "none" else len(config.evaluate.teacher_nfe)
     samples = samplers * config.sample.seeds * config.sample.count * values * size
-    stored_paths = objectives.needs_paths(config.flow) and config.trajectories.store == "disk"
+    stored_paths = needs_paths(config.flow) and config.trajectories.store == "disk"
     paths = stored_bytes(config.trajectories.count, config.trajectories.stored_times, (values,)) if stored_paths else 0
     return CACHED * (stored + len(config.dynamics) * (samples + paths)) + MODELS
 

@@ -69,11 +69,11 @@ def run(given: argparse.Namespace) -> None:
     _check(given)
     evaluation = None if given.evaluation is None else card.read_evaluation(given.evaluation)
     from ifm.files import fresh_folder, write_text
-    from ifm.use import graphs, loading
+    from ifm.use import graphs, loading, models
 
     graphs.check_packages(given.format)
     model = loading.find(given.model, revision=given.revision)
-    flow = loading.load_any(model, named=given.model)
+    flow = models.usable(loading.load_any(model, named=given.model))
     _check_model(given, flow)
     with fresh_folder(given.out) as folder:
         difference = _write(given.format, flow, model, folder)

@@ -93,7 +93,7 @@ def _explain(error: Any) -> str:
     if kind == "model_type":
         return f"{key} = {given!r} must be a mapping"
     if kind == "list_type":
-        one = given if isinstance(given, str | int | float) else "..."
+        one = given if isinstance(given, str | int | float) and str(given).isprintable() else "..."
         return f"{key} = {given!r} must be a list: [{one}]"
     message = error["msg"].removeprefix("Value error, ")
     if not key:  # a check across sections, which names its keys

@@ -49,6 +49,12 @@ class Config(Section):
     evaluate: EvaluateConfig
     diagnose: DiagnoseConfig
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Classes made of tables have no name that pickle finds: values are written, and checked when they are read."""
+        from ifm.config import parse
+
+        return parse, (self.model_dump(),)
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         for name in self.dynamics:
@@ -161,4 +167,6 @@ class Config(Section):
 def _has_labels(data: DataConfig) -> bool:
     """Whether the data set has classes to learn."""
     said = data.origin.labelled
-    return data.label_column is not None if said is None else said
+    if said is not None:
+        return said
+    return data.label_column is not None or not data.origin.columns  # where there are no columns, the data tell
