@@ -1,20 +1,11 @@
 """The whole of params.yaml, and the rules between its sections."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from ifm import objectives
-from ifm.dynamics import DYNAMICS
-from ifm.networks import NETWORKS
-from ifm.objectives import OBJECTIVES
-from ifm.schema import Distinct, NameOf, Section
-
-if TYPE_CHECKING:
-    pass
-
-
 from ifm.config.sections import (
     AnchorConfig,
     ConditionConfig,
@@ -28,6 +19,10 @@ from ifm.config.sections import (
     TeacherConfig,
     TrajectoriesConfig,
 )
+from ifm.dynamics import DYNAMICS
+from ifm.networks import NETWORKS
+from ifm.objectives import OBJECTIVES
+from ifm.schema import Distinct, NameOf, Section
 
 MOST_FEATURES = 12_288  # a covariance of 1.2 GB; pixels of 64 x 64 colour images
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -13,9 +13,6 @@ from ifm.modalities import Modality
 from ifm.networks import ANCHOR_INPUTS, NETWORKS, UNetOptions
 from ifm.objectives import OBJECTIVES
 from ifm.schema import Count, Distinct, NameOf, Positive, Section
-
-if TYPE_CHECKING:
-    pass
 
 Precision = Literal["no", "bf16", "fp16"]
 
