@@ -34,7 +34,7 @@ def world(tmp_path_factory):
             "HF_HUB_DISABLE_XET": "1",  # the stand-in speaks LFS
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_TOKEN": TOKEN,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
         }
         environment.pop("HF_HUB_OFFLINE", None)
         yield hub, environment, folder

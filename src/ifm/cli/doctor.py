@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from ifm import checkout
+from ifm import checkout, extras
 from ifm.errors import UserError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -174,6 +174,8 @@ def params(root: Path) -> Iterator[Finding]:
 
     try:
         found = config.load(root / "params.yaml")
+    except ModuleNotFoundError as error:
+        yield Finding("params.yaml", WARNING, "cannot be read", extras.missing(error) or str(error))
     except UserError as error:
         for line in str(error).splitlines():
             yield Finding("params.yaml", PROBLEM, line.removeprefix(f"{root}{os.sep}"), "mend it, or git checkout it")
@@ -443,7 +445,7 @@ def _config(root: Path) -> Any:
 
     try:
         return config.load(root / "params.yaml")
-    except UserError:
+    except (UserError, ModuleNotFoundError):
         return None
 
 
