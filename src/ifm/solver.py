@@ -38,18 +38,15 @@ def solve_states(
 ) -> Iterator[Tensor]:
     """The solver's states at `times` [S + 1], x_T [B, ...] first, by Heun (EDM algorithm 1) or Euler.
 
-    dx/dt is `Dynamics.velocity` at D(x, t, condition). A step that ends at t = 0 lands on D(x, t): the velocity has no
-    value there. On a straight path that is Euler's step.
+    The slope is that of the marginal ODE at D(x, t, condition). A step goes along it (`Dynamics.slope`, `Dynamics.step`),
+    in t or, where the dynamics has one, in the noise level. A step that ends at t = 0 lands on D(x, t): the velocity has
+    no value there. On a straight path that is Euler's step.
     """
     asked = denoiser if condition is None else partial(denoiser, condition=condition)
     if method not in ("heun", "euler"):
         raise ValueError(f"unknown solver {method!r}; known: heun, euler")
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or float(times[-1]) < 0:
         raise ValueError(f"times must fall strictly and end at or above 0, got {times.tolist()}")
-
-    def velocity(x: Tensor, t: float, *, x_0: Tensor | None = None) -> Tensor:
-        t_batch = at_time(x, t)
-        return dynamics.velocity(x, x_0=asked(x, t_batch) if x_0 is None else x_0, t=t_batch)
 
     x = x_T
     yield x
@@ -58,10 +55,11 @@ def solve_states(
         if s == 0:
             yield x_0_hat
             return
-        v = velocity(x, t, x_0=x_0_hat)
-        x_s = x + (s - t) * v
+        slope = dynamics.slope(x, x_0=x_0_hat, t=at_time(x, t))
+        x_s = dynamics.step(x, slope, t=t, s=s)
         if method == "heun":
-            x_s = x + (s - t) * (v + velocity(x_s, s)) / 2
+            then = dynamics.slope(x_s, x_0=asked(x_s, at_time(x_s, s)), t=at_time(x_s, s))
+            x_s = dynamics.step(x, (slope + then) / 2, t=t, s=s)
         x = x_s
         yield x
 

@@ -89,6 +89,20 @@ def test_equal_noise_levels_are_equal_tasks(d):
         torch.testing.assert_close(mine(x_t, t), theirs(x_t / expand(a, x_t), level), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["heun", "euler"])
+@pytest.mark.parametrize("d", [d for d in LEVELS if d.gaussian], ids=ids)
+def test_at_equal_noise_levels_the_solver_makes_ves_steps(d, method):
+    """In x / a and b / a every such dynamics has ve's ODE: the same end points from few, large steps too."""
+    ve, times = dynamics.build("ve", t_max=1e6), d.solver_times(4)
+    points = torch.randn(5, 3, dtype=torch.float64)
+    x_T = d.prior((3,), generator=Streams(1, "prior", range(8))).double()
+    first = d.coefficients(times[:1])
+    mine = solve_ode(ExactTeacher(points, d), x_T, dynamics=d, times=times, method=method)
+    levels = torch.cat([d.level(times[:-1]), times[-1:]])
+    theirs = solve_ode(ExactTeacher(points, ve), x_T / first.a, dynamics=ve, times=levels, method=method)
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("d", ALL, ids=ids)
 def test_float32_keeps_the_digits_of_the_coefficients(d):
     """1 - a^2 would have none left near t_min."""

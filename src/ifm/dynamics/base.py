@@ -140,6 +140,14 @@ class Dynamics(ABC):
         z = (x_t - expand(at.a, x_t) * x_0) / expand(at.b, x_t)
         return expand(at.d_a, x_t) * x_0 + expand(at.d_b, x_t) * z  # [B, C, H, W]
 
+    def slope(self, x_t: Tensor, *, x_0: Tensor, t: Tensor) -> Tensor:
+        """What the solver averages over a step, here the velocity: [B, C, H, W]."""
+        return self.velocity(x_t, x_0=x_0, t=t)
+
+    def step(self, x: Tensor, slope: Tensor, *, t: float, s: float) -> Tensor:
+        """The solver's step from t to s along a slope, here x + (s - t) dx/dt: [B, C, H, W]."""
+        return x + (s - t) * slope
+
     def prior(self, shape: tuple[int, ...], *, generator: NoiseSource) -> Tensor:
         """x_T = b(t_max) z, already scaled: [B, *shape]."""
         z = self.draw_noise(shape, generator=generator)
@@ -219,6 +227,20 @@ class NoiseLevelDynamics(Dynamics):
         """sigma = b / a: [B]."""
         at = self.coefficients(t)
         return at.b / at.a
+
+    def slope(self, x_t: Tensor, *, x_0: Tensor, t: Tensor) -> Tensor:
+        """z = d(x / a) / d sigma: [B, C, H, W].
+
+        In x / a and sigma every such dynamics has ve's ODE, whose paths bend least (EDM, sec. 3). In t, large steps of
+        `vp` leave the path.
+        """
+        return self.noise_of(x_t, x_0=x_0, t=t)
+
+    def step(self, x: Tensor, slope: Tensor, *, t: float, s: float) -> Tensor:
+        """a_s (x / a_t + (sigma_s - sigma_t) z): [B, C, H, W]. With z of the start it is DDIM's step."""
+        ends = self.coefficients(torch.tensor([t, s], dtype=torch.float64))
+        (a_t, a_s), (here, there) = ends.a.tolist(), (ends.b / ends.a).tolist()
+        return a_s * (x / a_t + (there - here) * slope)
 
     def draw_time(self, *, generator: NoiseSource) -> Tensor:
         """ln sigma ~ N(log_time_mean, log_time_std^2), EDM's training law, clamped to [t_min, t_max]: [B]."""
