@@ -39,8 +39,8 @@ def solve_states(
     """The solver's states at `times` [S + 1], x_T [B, ...] first, by Heun (EDM algorithm 1) or Euler.
 
     The slope is that of the marginal ODE at D(x, t, condition). A step goes along it in t or, where the dynamics has
-    one, in the noise level (`Dynamics.slope`, `Dynamics.step`). A step that ends at t = 0 lands on D(x, t): the velocity
-    has no value there. On a straight path that is Euler's step.
+    one, in the noise level (`Dynamics.slope`, `Dynamics.step`). A step that ends at t = 0 lands on D(x, t): the
+    velocity has no value there. On a straight path that is Euler's step.
     """
     asked = denoiser if condition is None else partial(denoiser, condition=condition)
     if method not in ("heun", "euler"):
