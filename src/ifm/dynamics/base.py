@@ -136,8 +136,7 @@ class Dynamics(ABC):
 
     def velocity(self, x_t: Tensor, *, x_0: Tensor, t: Tensor) -> Tensor:
         """dx/dt = d_a x_0 + d_b z, for a pair's path and, with x_0 = E[x_0 | x_t], for the marginal ODE; for b > 0."""
-        at = self.coefficients(t)
-        z = (x_t - expand(at.a, x_t) * x_0) / expand(at.b, x_t)
+        at, z = self.coefficients(t), self.noise_of(x_t, x_0=x_0, t=t)
         return expand(at.d_a, x_t) * x_0 + expand(at.d_b, x_t) * z  # [B, C, H, W]
 
     def slope(self, x_t: Tensor, *, x_0: Tensor, t: Tensor) -> Tensor:
