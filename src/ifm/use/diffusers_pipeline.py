@@ -27,6 +27,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
+    _labels: torch.Tensor | None = None  # of the images that a call is making
 
     def __init__(
         self,
