@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -29,21 +28,10 @@ from ifm.report.summary import summary_columns
 from ifm.sampling import draw_samples, flow_sampler
 from ifm.solver import solve_ode
 from pipeline.runner import paths
-from pipeline.runner.stage import Stage
-from pipeline.stages import (
-    diagnose,
-    evaluate,
-    fetch,
-    flow,
-    preprocess,
-    reference,
-    report,
-    sample,
-    teacher,
-    trajectories,
-)
 from pipeline.tools import preset
 from tests.support.exact import GaussianDenoiser, PointsDenoiser
+from tests.support.stages import points as tiny_points
+from tests.support.stages import run_graph
 
 ROOT = Path(__file__).parents[2]
 PLANAR = ["eight_gaussians", "two_moons", "checkerboard", "spiral", "gaussian"]
@@ -423,45 +411,17 @@ def test_points_are_judged_by_the_sliced_wasserstein_distance():
 
 # --- the stages, in one process -------------------------------------------------------------------------------------
 
-TINY = {
-    "data__points__count": 400, "network__mlp": {"width": 16, "layers": 1},
-    "teacher__steps": 20, "teacher__batch_size": 16, "teacher__log_every": 10, "teacher__checkpoint_every": 10,
-    "trajectories__count": 64, "trajectories__shard_size": 32, "trajectories__batch_size": 16,
-    "trajectories__solver_steps": 4, "trajectories__stored_times": 3,
-    "flow__steps": 20, "flow__batch_size": 16, "flow__log_every": 10, "flow__checkpoint_every": 10,
-    "sample__count": 100, "sample__batch_size": 50, "sample__flow_steps": [1, 2], "evaluate__teacher_nfe": [1, 5],
-}  # fmt: skip
-
-
-class Untracked(Stage):
-    def work_folder(self, *, params, inputs):
-        return Path("work") / self.name
-
 
 @pytest.mark.parametrize(
     ("name", "dimensions", "store"), [("eight_gaussians", 2, "disk"), ("gaussian", 1, "disk"), ("gaussian", 4, "none")]
 )
 def test_every_stage_on_points(name, dimensions, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    law = {"data__points__law": name, "data__points__dimensions": dimensions}
-    values = points_values(**TINY, **law, trajectories__store=store, flow__gradient_checkpointing=True)
-    values["dynamics"] = ["rf", "pfgmpp"]
-    config = parse(values)
-    Path("params.yaml").write_text(json.dumps(values))
-    single, branched = [fetch, preprocess, reference], [teacher, trajectories, flow, sample, evaluate, diagnose]
-    for stage, d in (
-        [(s, None) for s in single] + [(s, d) for d in values["dynamics"] for s in branched] + [(report, None)]
-    ):
-        module = stage.__name__.rpartition(".")[2]
-        made = Untracked(f"{module}-{d}" if d else module, module, config, values, d)
-        made.run = SimpleNamespace(
-            timings={}, log_metrics=lambda m: None, log_row=None, log_model=lambda *a, **k: None,
-            log_artifact=lambda *a: None,
-        )  # fmt: skip
-        stage.work(made)
-        paths.RUNS.mkdir(parents=True, exist_ok=True)
-        paths.run_record(made.name).write_text(json.dumps({"timings": made.run.timings}))
-
+    values = tiny_points(
+        dynamics=["rf", "pfgmpp"], data__points__law=name, data__points__dimensions=dimensions,
+        trajectories__store=store, flow__gradient_checkpointing=True, sample__seeds=3,
+    )  # fmt: skip
+    run_graph(values)
     table = pd.read_csv("reports/summary.csv")
     assert table.columns.tolist() == summary_columns()
     assert len(table) == 2 * 5
