@@ -119,7 +119,7 @@ def plan(
     """
     tasks, skipped = [], []
     base = preset.parse_yaml(text)
-    applied = {name: preset.parse_yaml(preset.apply(name, text)) for name in presets}
+    applied = {name: preset.parse_yaml(preset.apply(name, text, objective="trajectory")) for name in presets}
     for name, seed, variant in itertools.product(presets, seeds, study.variants if variants is None else variants):
         values = copy.deepcopy(applied[name])
         for dotted, value in {"seed": seed, **variant.params(name), **(overrides or {})}.items():

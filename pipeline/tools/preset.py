@@ -19,6 +19,7 @@ from pipeline.runner import paths
 from pipeline.tools import params_file
 
 FOLDER = Path(__file__).parents[1] / "presets"
+DEFAULT_OBJECTIVES = {"digits": "trajectory-consistency"}  # of the others: trajectory
 OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
 
 
@@ -30,10 +31,16 @@ def objectives() -> list[str]:
     return sorted(path.stem for path in OBJECTIVES.glob("*.yaml"))
 
 
-def apply(name: str, text: str, *, objective: str = "trajectory", data: str | None = None) -> str:
+def default_objective(name: str) -> str:
+    """What a preset's flow is trained by where nothing else is asked for: what measured best there."""
+    return DEFAULT_OBJECTIVES.get(name, "trajectory")
+
+
+def apply(name: str, text: str, *, objective: str | None = None, data: str | None = None) -> str:
     """params.yaml's text under a preset and what its flow is trained by, with the budget and values that go with both.
 
     text: any valid form of the file, e.g. DVC's own; data: the folder for the presets that read local files.
+    objective: None: the preset's own (`default_objective`).
     Every preset starts from the values of `digits`, which sets each key that any other or an objective sets: going from
     one to another leaves nothing behind.
     Raises UserError for an unknown preset or objective, or a missing folder; ConfigError for a text that is no YAML, or
@@ -41,6 +48,7 @@ def apply(name: str, text: str, *, objective: str = "trajectory", data: str | No
     """
     if name not in names():
         raise UserError(f"no preset {name!r}; there are {', '.join(names())}")
+    objective = objective or default_objective(name)
     if objective not in objectives():
         raise UserError(f"no objective {objective!r}; there are {', '.join(objectives())}")
     values = read_mapping(text, source=str(paths.PARAMS))
@@ -128,7 +136,7 @@ def main() -> None:
     if not arguments.name:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")
     try:
-        text, objective = params_text(paths.PARAMS), arguments.objective or "trajectory"
+        text, objective = params_text(paths.PARAMS), arguments.objective or default_objective(arguments.name)
         if arguments.data and arguments.name in names():
             check_data(arguments.name, arguments.data)
         write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, data=arguments.data or None))

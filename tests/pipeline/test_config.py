@@ -14,6 +14,7 @@ from ifm.errors import UserError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 VALUES = read_params(PARAMS)
+VALUES["flow"]["phases"] = None  # one objective, which the cases below change
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def test_the_repositorys_file_loads_as_written():
     config = load(PARAMS)
-    assert config.model_dump() == VALUES
+    assert config.model_dump() == read_params(PARAMS)
     assert config.dynamics == ["ve", "rf", "pfgmpp"]
 
 
@@ -124,8 +125,8 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "data.image_size = 8 cannot be halved 4 times, as network.channels asks; use a multiple of 16, "
             "or take an entry from network.channels and network.attention",
         ),
-        ({"network.attention": [True]}, "network: attention needs 2 entries, one for each of channels"),
-        ({"network.channels": [32, 60]}, "network: channels must be multiples of norm_groups = 8, got [60]"),
+        ({"network.attention": [True]}, "network: attention needs 3 entries, one for each of channels"),
+        ({"network.channels": [24, 32, 60]}, "network: channels must be multiples of norm_groups = 8, got [60]"),
         ({"trajectories.stored_times": 11}, "trajectories: stored_times must be at most solver_steps + 1 = 10"),
         (
             {"evaluate.teacher_nfe": [1, 2, 35, 4]},
@@ -155,7 +156,7 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ),
         (
             {"flow.consistency.last_intervals": 5},
-            "flow.consistency: last_intervals (5) must be at least first_intervals (10)",
+            "flow.consistency: last_intervals (5) must be at least first_intervals (20)",
         ),
         (
             {"flow.phases": ["trajectory", "interval"]},
@@ -193,6 +194,11 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             {"flow.objective": "interval", "flow.init": "scratch", "anchor.policy": "bank"},
             "anchor.policy: bank does not fit flow.objective: interval, which makes no estimates of x_0 to keep; use "
             "none, noise or self",
+        ),
+        (
+            {"flow.objective": "data", "flow.phases": ["trajectory", "consistency"]},
+            "flow: objective: data has no effect beside phases: [trajectory, consistency]; set phases to null, or to "
+            "it",
         ),
         (
             {"flow.phases": ["trajectory", "consistency"], "anchor.policy": "bank"},

@@ -46,7 +46,7 @@ def by_dvc(text: str, folder: Path, *changes: str) -> str:
 
 
 @functools.cache
-def plainly(name: str, objective: str = "trajectory") -> str:
+def plainly(name: str, objective: str | None = None) -> str:
     return applied(name, TEXT, objective=objective)
 
 
@@ -103,8 +103,8 @@ def flow_style(text: str) -> str:
 def block_lists(text: str) -> str:
     """A comment at the key, before, between and behind the items."""
     return re.sub(
-        r"^( *)channels: \[32, 64\].*$",
-        "\\1channels:  # at the key\n\\1  # before\n\\1  - 32  # first\n\\1  # between\n\\1  - 64  # last",
+        r"^( *)channels: \[24, 32, 64\].*$",
+        "\\1channels:  # at the key\n\\1  # before\n\\1  - 24\n\\1  - 32  # first\n\\1  # between\n\\1  - 64  # last",
         text,
         flags=re.MULTILINE,
     )
@@ -113,10 +113,14 @@ def block_lists(text: str) -> str:
 FORMS = {
     "flow style": flow_style(TEXT),
     "block list with comments": block_lists(TEXT),
-    "block list at its key's column": TEXT.replace("  channels: [32, 64]", "  channels:  # of it\n  - 32\n  - 64"),
-    "list over lines": TEXT.replace("[32, 64]", "[32,  # one\n    64  # two\n  ]"),
+    "block list at its key's column": TEXT.replace(
+        "  channels: [24, 32, 64]", "  channels:  # of it\n  - 24\n  - 32\n  - 64"
+    ),
+    "list over lines": TEXT.replace("[24, 32, 64]", "[24,  # one\n    32, 64  # two\n  ]"),
     "anchors": TEXT.replace("  lr: 2.0e-3", "  lr: &rate 2.0e-3").replace("  lr: 1.0e-3", "  lr: *rate"),
-    "anchored list": TEXT.replace("[32, 64]", "&c [32, 64]").replace("flow_steps: [1, 2, 4, 8]", "flow_steps: *c"),
+    "anchored list": TEXT.replace("[24, 32, 64]", "&c [24, 32, 64]").replace(
+        "flow_steps: [1, 2, 4, 8]", "flow_steps: *c"
+    ),
     "merge key": TEXT.replace("  ve:\n", "  ve: &ve\n").replace("pfgmpp:\n", "pfgmpp:  # as\n").replace(
         "    t_min: 0.002\n    t_max: 20.0\n    rho: 7.0\n    log_time_mean: -1.2\n    log_time_std: 1.2\n\nnetwork",
         "    <<: *ve  # as ve\n\nnetwork",
@@ -267,8 +271,8 @@ def test_one_name_is_a_list_of_one():
     ("change", "said"),
     [
         (("dynamics: [ve, rf, pfgmpp]", "dynamics: rf"), "dynamics = 'rf' must be a list: [rf]"),
-        (("channels: [32, 64]", "channels: 32"), "network.channels = 32 must be a list: [32]"),
-        (("phases: null", "phases: data"), "flow.phases = 'data' must be a list: [data]"),
+        (("channels: [24, 32, 64]", "channels: 32"), "network.channels = 32 must be a list: [32]"),
+        (("phases: [trajectory, consistency]", "phases: data"), "flow.phases = 'data' must be a list: [data]"),
     ],
 )
 def test_a_name_where_a_list_has_to_be_is_said_before_dvc_is_asked(change, said, tmp_path, monkeypatch):

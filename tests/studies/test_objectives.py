@@ -64,13 +64,13 @@ def test_every_objective_has_the_same_budget(name):
 
 def test_the_defaults_budget_by_hand():
     config = config_of("digits", "trajectory")
-    assert objectives.teacher_evaluations(config) == 1000 * 128
-    assert objectives.flow_evaluations(config) == 2600 * 64 * 1.25  # a quarter takes the anchor's extra pass
-    assert objectives.evaluations(config) == 1000 * 128 + 20000 * 17 + 2600 * 64 * 1.25
+    assert objectives.teacher_evaluations(config) == 900 * 128
+    assert objectives.flow_evaluations(config) == 3080 * 64 * 1.25  # a quarter takes the anchor's extra pass
+    assert objectives.evaluations(config) == 900 * 128 + 8000 * 17 + 3080 * 64 * 1.25
     config = config_of("digits", "interval")
-    assert objectives.evaluations(config) == 5400 * 64 * (1 + 2 * 0.5)
+    assert objectives.evaluations(config) == 3900 * 64 * (1 + 2 * 0.5)
     config = config_of("digits", "consistency", flow__velocity="teacher", teacher__kind="network")
-    assert objectives.evaluations(config) == 4800 * 64 * (2 + 2 + 0.25) + 1000 * 128
+    assert objectives.evaluations(config) == 3450 * 64 * (2 + 2 + 0.25) + 900 * 128
 
 
 POINTS = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)

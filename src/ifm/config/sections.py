@@ -184,6 +184,11 @@ class FlowConfig(TrainConfig):
     def _fits_the_objective(self) -> Self:
         asked = objectives.of(self)
         named = list(asked)
+        if self.objective not in named:
+            phases = ", ".join(named)
+            raise ValueError(
+                f"objective: {self.objective} has no effect beside phases: [{phases}]; set phases to null, or to it"
+            )
         if "trajectory" in named and not self.t_max_share:
             raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; the others allow 0")
         if self.schedule == "mixed" and named != ["data"]:
