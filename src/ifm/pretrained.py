@@ -3,6 +3,7 @@
 ifm.json describes everything around the network.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ifm import conditions
+from ifm import conditions, recorded
 from ifm import dynamics as dynamics_module
 from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
@@ -46,6 +47,16 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
         weights = model.network.to(memory_format=torch.contiguous_format).save(temporary)
         description["parameters"] = sum(p.numel() for p in model.parameters())
         description["sha256"] = joint_sha256(weights)
+        write_json(temporary / DESCRIPTION, description | record)
+
+
+def save_again(source: Path, folder: Path, *, record: dict[str, Any]) -> None:
+    """Writes the model in `source` once more, its weights to the byte, with `record` added to ifm.json."""
+    description = describe(source)
+    with fresh_folder(folder) as temporary:
+        for file in sorted(source.iterdir()):
+            if file.name != DESCRIPTION:
+                shutil.copyfile(file, temporary / file.name)
         write_json(temporary / DESCRIPTION, description | record)
 
 
@@ -95,7 +106,7 @@ def load_flow(folder: Path) -> IntegrationFlow:
     """Reads an integration flow in evaluation mode. Raises ModelError that names the folder."""
     description = _describe(folder, kind="flow")
     with _usable(folder):
-        return build_flow(
+        flow = build_flow(
             load_network(folder),
             _dynamics(description),
             scheme=description["scheme"],
@@ -103,6 +114,9 @@ def load_flow(folder: Path) -> IntegrationFlow:
             anchor_input=description.get("anchor_input", "channels"),
             two_times=_true_or_false({"two_times": False} | description, "two_times"),
         ).eval()
+        can = {"takes_anchor": flow.takes_anchor, "two_times": isinstance(flow, IntervalFlow)}
+        flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
+        return flow
 
 
 def load_both(

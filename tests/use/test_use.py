@@ -21,7 +21,8 @@ from ifm.errors import UserError
 from ifm.modalities.images import to_uint8
 from ifm.pretrained import save_exact_teacher, save_model
 from ifm.random import Streams
-from ifm.sampling import draw_samples, flow_sampler, renoising_times, sample, sample_chained, teacher_sampler
+from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
+from ifm.steps import renoising_times, sample, sample_chained
 from ifm.use import diffusers_folder, graphs
 from ifm.use.card import Evaluation, escape, model_card, read_evaluation
 from ifm.use.diffusers_folder import quiet_diffusers, write_folder

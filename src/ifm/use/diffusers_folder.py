@@ -14,7 +14,7 @@ from ifm.files import write_json
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.networks import unet
 from ifm.pretrained import DESCRIPTION
-from ifm.sampling import RENOISE_RHO, sample
+from ifm.steps import RENOISE_RHO, sample
 from ifm.use.graphs import TOLERANCE, example_draws
 from ifm.use.loading import EXPORTED
 
