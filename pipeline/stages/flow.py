@@ -142,11 +142,10 @@ def work(stage: Stage) -> None:
         "train_images": config.flow.steps * config.flow.batch_size,
         "trained_on": start | digest,
     }
-    pretrained.save_model(flow, paths.flow(d), record=record)
+    pretrained.save_model(flow, paths.trained(d), record=record)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
-    stage.run.log_model(stage.name, folder=paths.flow(d), description=pretrained.describe(paths.flow(d)))
 
 
 if __name__ == "__main__":

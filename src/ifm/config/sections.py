@@ -208,6 +208,19 @@ class AnchorConfig(Section):
     reset_probability: Annotated[float, Field(ge=0, le=1)]
 
 
+class SelectConfig(Section):
+    """`select`."""
+
+    count: Annotated[int, Field(ge=0)]
+    levels: Count
+
+    @model_validator(mode="after")
+    def _a_set_of_samples(self) -> Self:
+        if self.count == 1:
+            raise ValueError("count = 1 is no set of samples to measure; use 2 or more, or 0 for no selection")
+        return self
+
+
 class SampleConfig(Section):
     """`sample`."""
 
@@ -215,7 +228,7 @@ class SampleConfig(Section):
     count: Annotated[int, Field(ge=2)]
     batch_size: Count
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
-    flow_samplers: Annotated[list[Literal["anchor", "renoise", "chain"]], Distinct]
+    flow_samplers: Annotated[list[Literal["selected", "anchor", "renoise", "chain"]], Distinct]
     grid_images: Count
 
 
