@@ -6,7 +6,7 @@ flow's map is nearly the identity, are always among the candidates: so more eval
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ from ifm.steps import least_time, level_at, map_again, sample, sample_chained, t
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FIRST = 2**62  # the number of the first draw: far beyond those that any set of samples starts from
+FIRST = 2**40  # the number of the first draw: far beyond those that any set of samples starts from
 DIGITS = 4  # significant, of the times that are tried
 # First and last level of several further ones, as parts of the way, in the logarithm, from the last level to the least.
-SPANS = ((0.1, 0.35), (0.15, 0.7), (0.35, 0.8), (0.8, 1.0))
+SPANS = ((0.1, 0.35), (0.2, 0.7), (0.5, 0.8), (0.8, 1.0))
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def select(
     return Selection(best, tried)
 
 
-def candidates(
-    flow: IntegrationFlow, times: tuple[float, ...], more: int, *, levels: int
-) -> Iterator[tuple[float, ...]]:
+def candidates(flow: IntegrationFlow, times: tuple[float, ...], more: int, *, levels: int) -> list[tuple[float, ...]]:
     """Times of `more` further evaluations after `times`, a handful of candidates, the smallest levels the last."""
     d = flow.dynamics
     widest, least = math.atan(level_at(d, d.t_max)), level_at(d, least_time(d))
@@ -122,8 +120,8 @@ def candidates(
         high = level_at(d, times[-1]) if len(times) > 1 else even[0] if even else level_at(d, d.t_max) / 10
         high = max(high, least)
         tried = [_geometric(high, least, span, more) for span in SPANS]
-    for some in tried:
-        yield tuple(_rounded(time_at_level(d, level), d.t_min, d.t_max) for level in some)
+    times_of = [tuple(_rounded(time_at_level(d, level), d.t_min, d.t_max) for level in some) for some in tried]
+    return list(dict.fromkeys(times_of))
 
 
 def _geometric(high: float, low: float, span: tuple[float, float], count: int) -> list[float]:

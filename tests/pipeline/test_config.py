@@ -200,6 +200,10 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "use none, noise or self",
         ),
         (
+            {"select.count": 1},
+            "select: count = 1 is no set of samples to measure; use 2 or more, or 0 for no selection",
+        ),
+        (
             {"sample.flow_samplers": ["chain"]},
             "sample.flow_samplers: chain goes through sub-intervals, which flow.objective: interval alone learns",
         ),
@@ -251,6 +255,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"evaluate.extractor": "dinov2", "evaluate.weights_sha256": "0f" * 32},
         {"teacher.lr": 1},  # an integer is a number
         {"sample.flow_samplers": []},
+        {"sample.flow_samplers": ["selected", "anchor"], "select.count": 0},
         {"teacher.kind": "exact", "flow.init": "scratch"},
         {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
         {"flow.objective": "interval", "flow.init": "scratch", "sample.flow_samplers": ["chain"]},

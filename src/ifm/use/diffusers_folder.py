@@ -72,6 +72,7 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
         "position_features": unet.POSITION_FEATURES,
         "renoise_t_min": dynamics.t_min or PATH_T_MIN,
         "renoise_rho": RENOISE_RHO,
+        "samplers": {str(n): way.describe() for n, way in flow.samplers.items()} or None,
     }
 
 
