@@ -34,7 +34,7 @@ def test_processes_take_turns_and_all_see_every_batch_in_order(processes, monkey
     assert all(len(mine) == 1 for mine in rounds)
 
 
-def test_samples_features_and_a_chosen_sampler_are_the_same_in_one_two_and_three_processes(tmp_path):
+def test_samples_and_features_are_the_same_in_one_two_and_three_processes(tmp_path):
     """Samples end in the main process's file; every process has all features, and none has done all the work."""
     found = {}
     for count in (1, 2, 3):
