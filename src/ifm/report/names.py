@@ -31,7 +31,6 @@ DYNAMICS = Titles(dynamics_table)
 SAMPLERS = {
     "heun": "Teacher, Heun",
     "one_step": "Flow, one step",
-    "selected": "Flow, best sampler",
     "anchor": "Flow, anchor refined",
     "renoise": "Flow, re-noised",
     "chain": "Flow, sub-intervals",

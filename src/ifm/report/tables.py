@@ -41,13 +41,7 @@ TITLES = {
 }  # fmt: skip
 WORDS = {
     "dynamics": names.DYNAMICS,
-    "sampler": {
-        "heun": "Heun",
-        "one_step": "one step",
-        "selected": "best",
-        "renoise": "re-noise",
-        "chain": "sub-intervals",
-    },  # data: split
+    "sampler": {"heun": "Heun", "one_step": "one step", "renoise": "re-noise", "chain": "sub-intervals"},  # data: split
 }
 FOLDED = (
     "data", "extractor", "checksum", "reference", "seed", "seeds", "n_samples", "objective", "anchor", "parameters",

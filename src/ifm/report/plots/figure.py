@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MARKERS = {"heun": "o", "one_step": "o", "selected": "v", "anchor": "s", "renoise": "^", "chain": "D"}
+MARKERS = {"heun": "o", "one_step": "o", "anchor": "s", "renoise": "^", "chain": "D"}
 LINE, DASHED = 1.6, 1.3  # widths in units, of the narrowest curve about
 WIDE, SMALL, SIZE = (5.4, 3.7), (5.4, 2.6), 10.0  # inches (of 72 units), text height in units
 STYLE = {

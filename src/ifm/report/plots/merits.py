@@ -203,7 +203,7 @@ def _series(rows: pd.DataFrame, x: str, variants: Sequence[tuple[str, str]]) -> 
         flow = rows[(rows["dynamics"] == dynamics) & (rows["model"] == "flow")]
         for i, (objective, anchor) in enumerate(variants):
             of_variant = (flow["objective"].fillna("") == objective) & (flow["anchor"].fillna("") == anchor)
-            for sampler in ("selected", "anchor", "renoise", "chain", "one_step"):
+            for sampler in ("anchor", "renoise", "chain", "one_step"):
                 wanted = flow[of_variant & flow["sampler"].isin(["one_step", sampler])]
                 if (wanted["sampler"] == sampler).any():
                     found.append(Series(dynamics, i, _over_seeds(wanted, x), sampler))
