@@ -1,5 +1,6 @@
 """select@d: the finished flow, with the sampler that measured best for each number of evaluations."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ifm.metrics.comparison import Comparison, Measures
 from ifm.metrics.extraction import extract
 from ifm.metrics.metric import Better
 from ifm.metrics.reference import BATCH, load_reference
+from ifm.model import IntegrationFlow
 from ifm.progress import progress
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
@@ -40,54 +42,67 @@ def work(stage: Stage) -> None:
     """Writes models/flow/{dynamics}: the trained weights, and in ifm.json the samplers that measured best."""
     config, d = stage.config, stage.dynamics
     accelerator = make_accelerator("no", seed=config.seed)
+    source, record = paths.trained(d), {}
     if config.select.count:
-        record = selected(stage, accelerator)
-    else:
-        record = {}
-        if accelerator.is_main_process:
-            print(f"{stage.name}: select.count is 0: nothing to choose", flush=True)
+        source, record = selected(stage, accelerator)
+    elif accelerator.is_main_process:
+        print(f"{stage.name}: select.count is 0: nothing to choose", flush=True)
     if not accelerator.is_main_process:
         return
-    pretrained.save_again(paths.trained(d), paths.flow(d), record=record)
+    pretrained.save_again(source, paths.flow(d), record=record)
     stage.run.log_model(f"flow-{d}", folder=paths.flow(d), description=pretrained.describe(paths.flow(d)))
 
 
-def selected(stage: Stage, accelerator: Accelerator) -> dict[str, Any]:
-    """What ifm.json says of the samplers: the best by number of evaluations, and how they were measured."""
+def selected(stage: Stage, accelerator: Accelerator) -> tuple[Path, dict[str, Any]]:
+    """The folder of the average that is best in one step, and what ifm.json says of it.
+
+    That is: the best sampler by number of evaluations, and how they were measured.
+    """
     config, d = stage.config, stage.dynamics
-    flow = pretrained.load_flow(paths.trained(d)).to(accelerator.device, memory_format=torch.channels_last)
     shape = tuple(pretrained.describe(paths.trained(d))["image_shape"])
     reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
     projections = config.evaluate.sliced_projections
     real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))
     judge = catalogue.judge(modalities.of(shape).name)
+    higher = judge.better is Better.HIGHER
 
     def measure(samples: np.ndarray) -> float:
         found = extract(reference.extractor, samples, batch_size=BATCH, accelerator=accelerator)
         return judge.compute(Comparison(found, real, samples))
 
+    def flow_and_draws(folder: Path) -> tuple[IntegrationFlow, dict[str, Any]]:
+        flow = pretrained.load_flow(folder).to(accelerator.device, memory_format=torch.channels_last)
+        return flow, common | {"condition": flow.condition_kind}
+
+    common = {"count": config.select.count, "batch_size": config.sample.batch_size, "seed": config.seed}
+    common |= {"device": accelerator.device, "accelerator": accelerator}
+    folders = pretrained.averages_of(paths.trained(d))
     with progress(label=f"select {d}", unit="sampler") as bar:
+        values = {}
+        for folder in folders if len(folders) > 1 else ():
+            flow, draws = flow_and_draws(folder)
+            values[folder] = selection.one_step(flow, shape, measure, **draws)
+            bar.update()
+        best = min(values, key=lambda folder: -values[folder] if higher else values[folder], default=folders[0])
+        flow, draws = flow_and_draws(best)
         found = selection.select(
             flow,
             shape,
             measure,
             steps=config.sample.flow_steps,
             levels=config.select.levels,
-            higher=judge.better is Better.HIGHER,
+            higher=higher,
             on_measured=lambda *measured: bar.update(),
-            count=config.select.count,
-            batch_size=config.sample.batch_size,
-            seed=config.seed,
-            device=accelerator.device,
-            condition=flow.condition_kind,
-            accelerator=accelerator,
+            **draws,
         )
     if accelerator.is_main_process:
         tell(stage, found, judge.key)
     how = {"metric": judge.key, "count": config.select.count, "seed": config.seed, "first_draw": selection.FIRST}
     protocol = {key: reference.metadata[key] for key in ("extractor", "checksum", "split")}
-    best = {str(n): recorded_choice(choice, judge.key) for n, choice in found.best.items()}
-    return {recorded.KEY: best, "selected_on": how | protocol}
+    decays = {str(pretrained.describe(folder)["ema_decay"]): value for folder, value in values.items()}
+    choices = {str(n): recorded_choice(choice, judge.key) for n, choice in found.best.items()}
+    record = {recorded.KEY: choices, "selected_on": how | protocol}
+    return best, record | ({"ema_decays_in_one_step": decays} if decays else {})
 
 
 def recorded_choice(choice: selection.Choice, metric: str) -> dict[str, Any]:

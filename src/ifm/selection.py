@@ -109,6 +109,13 @@ def select(
     return Selection(best, tried)
 
 
+def one_step(
+    flow: IntegrationFlow, shape: tuple[int, ...], measure: Callable[[np.ndarray], float], **how: Any
+) -> float:
+    """The measure of one evaluation, on the draws that `select` has. how: see `_Draws`."""
+    return _Draws(flow, shape, measure, **how).one_step().value
+
+
 def candidates(flow: IntegrationFlow, times: tuple[float, ...], more: int, *, levels: int) -> list[tuple[float, ...]]:
     """Times of `more` further evaluations after `times`, a handful of candidates, the smallest levels the last."""
     d = flow.dynamics

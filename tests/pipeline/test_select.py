@@ -1,6 +1,7 @@
 """Stage select: it finishes a flow, records what measured best on draws of its own, and others sample by it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ifm.metrics.points import sliced_wasserstein
 from ifm.sampling import draw_samples, flow_sampler
 from ifm.use.models import IntegrationFlow
 from pipeline.runner import paths
-from pipeline.stages import sample, select
+from pipeline.stages import flow, sample, select
 from tests.support.stages import changed, points, run_graph, run_stage
 
 CPU = torch.device("cpu")
@@ -54,13 +55,13 @@ def test_the_finished_flow_is_the_trained_one_and_its_record(here):
 
 
 def test_recorded_samplers_give_the_recorded_figures_on_the_draws_of_selection(here):
-    described, flow = pretrained.describe(paths.flow("ve")), pretrained.load_flow(paths.flow("ve"))
+    described, loaded = pretrained.describe(paths.flow("ve")), pretrained.load_flow(paths.flow("ve"))
     real = np.load(paths.REFERENCE / "features-train.npy")
     for n, entry in described["samplers"].items():
-        sampler = flow_sampler(flow, kind="selected", steps=int(n))
+        sampler = flow_sampler(loaded, kind="selected", steps=int(n))
         assert sampler.way.describe().items() <= entry.items()
         drawn = draw_samples(
-            sampler, dynamics=flow.dynamics, shape=(2,), count=50, batch_size=50, seed=0, device=CPU,
+            sampler, dynamics=loaded.dynamics, shape=(2,), count=50, batch_size=50, seed=0, device=CPU,
             first=selection.FIRST,
         )  # fmt: skip
         figure = sliced_wasserstein(drawn.images, real, projections=VALUES["evaluate"]["sliced_projections"])
@@ -96,3 +97,31 @@ def test_without_selection_there_is_no_record_and_old_defaults_hold(here, capsys
     assert [s["how"] for s in metadata["samplers"] if s["sampler"] == "selected"] == ["anchor", "anchor"]
     for name, data in kept.items():
         (paths.flow("ve") / name).write_bytes(data)
+
+
+def test_of_several_averages_the_best_in_one_step_is_taken(made, tmp_path, monkeypatch):
+    """Decays: flow keeps an average for each; select measures them and finishes the best one."""
+    shutil.copytree(made, tmp_path / "p")
+    monkeypatch.chdir(tmp_path / "p")
+    alone = pretrained.describe(paths.trained("ve"))["sha256"]
+    values = changed(VALUES, {"flow.ema_decay": [0.99, 0.5, 0.0]})
+    shutil.rmtree("work", ignore_errors=True)
+    run_stage(flow, values, "ve")
+    folders = pretrained.averages_of(paths.trained("ve"))
+    assert [f.name for f in folders] == ["ve", "average-0.0", "average-0.5"]
+    described = {said["ema_decay"]: said for said in map(pretrained.describe, folders)}
+    assert described.keys() == {0.99, 0.5, 0.0}
+    assert described[0.99]["sha256"] == alone  # what training goes by is untouched
+    assert len({said["sha256"] for said in described.values()}) == 3
+    run_stage(select, values, "ve")
+    finished = pretrained.describe(paths.flow("ve"))
+    figures = {float(decay): value for decay, value in finished["ema_decays_in_one_step"].items()}
+    assert figures.keys() == described.keys()
+    best = min(figures, key=figures.get)
+    assert (finished["ema_decay"], finished["sha256"]) == (best, described[best]["sha256"])
+    assert finished["samplers"]["1"]["value"] == figures[best]
+    assert sorted(p.name for p in paths.flow("ve").iterdir()) == sorted(
+        p.name for p in folders[0].iterdir() if p.is_file()
+    )
+    run_stage(select, changed(values, {"select.count": 0}), "ve")
+    assert pretrained.describe(paths.flow("ve"))["sha256"] == alone
