@@ -6,7 +6,7 @@ flow's map is nearly the identity, are always among the candidates: so more eval
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +78,8 @@ def select(
     draws, better = _Draws(flow, shape, measure, **how), -1 if higher else 1
     tried: dict[int, list[tuple[Way, float]]] = {}
 
-    def measured(n: int, lines: list[_Line]) -> _Line:
-        """The best of them; the first of equals."""
+    def best_of(lines: Iterable[_Line]) -> _Line:
+        """The first of equals."""
         return min(lines, key=lambda line: better * line.value)
 
     def note(n: int, line: _Line) -> _Line:
@@ -98,8 +98,9 @@ def select(
             refined = note(n, draws.refined(refined, n - before))
             found.append(refined)
         further = candidates(flow, renoised.way.times or (flow.dynamics.t_max,), n - before, levels=levels)
-        renoised = measured(n, [note(n, draws.renoised(renoised, times)) for times in further])
-        winner = measured(n, [renoised, *found])
+        # One after the other: of many samples, no more than two candidates' states are kept at a time.
+        renoised = best_of(note(n, draws.renoised(renoised, times)) for times in further)
+        winner = best_of([renoised, *found])
         refined = refined if winner is refined else None
         fewer = min(best, key=lambda m: better * best[m].value)
         no_gain = better * best[fewer].value <= better * winner.value
