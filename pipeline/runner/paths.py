@@ -31,6 +31,11 @@ def teacher(dynamics: str) -> Path:
     return Path("models/teacher") / dynamics
 
 
+def trained(dynamics: str) -> Path:
+    """The flow as it was trained, without the samplers that `select` records."""
+    return Path("models/trained") / dynamics
+
+
 def flow(dynamics: str) -> Path:
     return Path("models/flow") / dynamics
 

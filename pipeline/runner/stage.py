@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 
 # The use that a stage makes of its data, in MLflow's words; all other stages prepare data.
-CONTEXTS = {"teacher": "training", "flow": "training", "evaluate": "evaluation", "diagnose": "evaluation"}
+CONTEXTS = {
+    "teacher": "training",
+    "flow": "training",
+    "select": "evaluation",
+    "evaluate": "evaluation",
+    "diagnose": "evaluation",
+}
 
 
 @dataclass

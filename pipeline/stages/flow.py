@@ -122,13 +122,14 @@ def work(stage: Stage) -> None:
             phases[0].size, shape, seed=config.seed, exchange=ProcessExchange(accelerator)
         ),
     )
+    settings = TrainSettings.from_config(config.flow)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=start | digest))
     result = train_flow(
         accelerator,
         flow,
         phases,
         policy=policy,
-        settings=TrainSettings.from_config(config.flow),
+        settings=settings,
         seed=config.seed,
         checkpoints=checkpoints,
         on_log=stage.run.log_row,
@@ -138,15 +139,15 @@ def work(stage: Stage) -> None:
     record = {
         "objective": "+".join(objectives.of(config.flow)),
         "anchor": config.anchor.policy,
+        "ema_decay": settings.ema_decay,
         "image_shape": list(shape),
         "train_images": config.flow.steps * config.flow.batch_size,
         "trained_on": start | digest,
     }
-    pretrained.save_model(flow, paths.flow(d), record=record)
+    pretrained.save_model(flow, paths.trained(d), record=record, averages=result.averages)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
-    stage.run.log_model(stage.name, folder=paths.flow(d), description=pretrained.describe(paths.flow(d)))
 
 
 if __name__ == "__main__":

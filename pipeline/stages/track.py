@@ -17,7 +17,7 @@ from pipeline.runner.records import read_record
 from pipeline.runner.stage import Stage, data_inputs, data_name, locked_outputs, main
 
 SINGLE = ("fetch", "preprocess", "reference", "report")
-BRANCHED = ("teacher", "trajectories", "flow", "sample", "evaluate", "diagnose")
+BRANCHED = ("teacher", "trajectories", "flow", "select", "sample", "evaluate", "diagnose")
 NO_FIGURES = ("nfe", "n_samples", "seeds")
 CHANGES_NAMED = 3  # in a run's name
 
@@ -55,8 +55,8 @@ def work(stage: Stage) -> None:
         },
         inputs=data_inputs(config, data, context="training"),
         models=[
-            ModelRecord(f"ifm-{kind}-{d}", f"{kind}-{d}", f"{d}-{kind}-", made.get(f"models/{kind}/{d}"))
-            for kind in ("teacher", "flow")
+            ModelRecord(f"ifm-{kind}-{d}", f"{stage}-{d}", f"{d}-{kind}-", made.get(f"models/{kind}/{d}"))
+            for kind, stage in (("teacher", "teacher"), ("flow", "select"))
             for d in config.dynamics
         ],
     )

@@ -74,6 +74,7 @@ class Objective:
     title: str  # on the page
     colour: str
     sampler: str = "renoise"  # from two evaluations on
+    samplers: tuple[str, ...] = ("renoise",)  # all that are drawn from then on
     dynamics: tuple[str, ...] = PAPER
 
     @property
@@ -82,7 +83,7 @@ class Objective:
         return any(objectives.OBJECTIVES[part].needs_paths for part in self.name.split("-"))
 
     def params(self, preset_name: str) -> dict[str, Any]:
-        values = preset.objective_values(self.name, preset_name)
+        values = preset.objective_values(self.name, preset_name) | {"sample.flow_samplers": list(self.samplers)}
         if values.get("teacher.kind") == "none":
             values |= {"teacher.kind": "network"} | COMPARED.get(preset_name, {})
         return values
@@ -104,11 +105,11 @@ class Objective:
 
 # Colours: Okabe & Ito's.
 OBJECTIVES = (
-    Objective("trajectory", "trajectory", "#0072B2"),
+    Objective("trajectory", "trajectory", "#0072B2", samplers=("anchor", "renoise")),
     Objective("trajectory-consistency", "trajectory, consistency", "#56B4E9"),
     Objective("consistency", "consistency", "#009E73"),
-    Objective("interval", "interval", "#D55E00", sampler="chain"),
-    Objective("data", "data (the paper’s)", "#CC79A7", sampler="anchor"),
+    Objective("interval", "interval", "#D55E00", sampler="chain", samplers=("chain", "renoise")),
+    Objective("data", "data (the paper’s)", "#CC79A7", sampler="anchor", samplers=("anchor", "renoise")),
 )
 
 STUDY = Study(

@@ -29,7 +29,7 @@ from pipeline.studies.experiments import DvcExperiments, check_checkout
 from pipeline.studies.workers import Experiments
 from pipeline.tools import params_file, preset
 
-STAGES = ("fetch", "preprocess", "reference", "teacher", "trajectories", "flow", "sample", "evaluate")
+STAGES = ("fetch", "preprocess", "reference", "teacher", "trajectories", "flow", "select", "sample", "evaluate")
 UNREAD = ("diagnose", "dynamics")  # sections that none of STAGES reads
 METRICS = tuple(metric.key for metric in catalogue.studied())
 TEACHERS = ("teacher_nfe", *(f"teacher_{metric}" for metric in METRICS), *(f"teacher_1_{metric}" for metric in METRICS))

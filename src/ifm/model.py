@@ -1,13 +1,17 @@
 """Teacher and IntegrationFlow: a network inside its preconditioning."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ifm.conditions.base import Condition, ConditionKind, told
 from ifm.dynamics.base import Dynamics, expand
+
+if TYPE_CHECKING:
+    from ifm.recorded import Way
 
 
 class Teacher(nn.Module):
@@ -49,6 +53,7 @@ class IntegrationFlow(nn.Module):
         dynamics.check_scheme(scheme)
         self.network, self.dynamics = network, dynamics
         self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
+        self.samplers: Mapping[int, Way] = {}  # what measured best, by number of evaluations; see ifm.recorded
 
     @property
     def condition_kind(self) -> ConditionKind | None:

@@ -3,14 +3,16 @@
 ifm.json describes everything around the network.
 """
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ifm import conditions
+from ifm import conditions, recorded
 from ifm import dynamics as dynamics_module
 from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
@@ -20,6 +22,7 @@ from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import load_network
 
 DESCRIPTION = "ifm.json"
+AVERAGE = "average-"  # begins the name of a further average's folder
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 MEND = "copy or download the folder again, or make it with `dvc repro --force`"
 
@@ -32,8 +35,36 @@ class NoModelError(ModelError, FileNotFoundError):
     """There is no model, or one of its files is missing."""
 
 
-def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[str, Any]) -> None:
-    """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest."""
+def save_model(
+    model: Teacher | IntegrationFlow,
+    folder: Path,
+    *,
+    record: dict[str, Any],
+    averages: Mapping[float, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest.
+
+    averages: other weights of it by their decay; each is a model of its own in a folder below (`averages_of`).
+    """
+    with fresh_folder(folder) as temporary:
+        _write_model(model, temporary, record)
+        own = {name: x.clone() for name, x in model.state_dict().items()} if averages else {}
+        for decay, weights in (averages or {}).items():
+            model.load_state_dict(weights)
+            inner = temporary / f"{AVERAGE}{decay!r}"
+            inner.mkdir()
+            _write_model(model, inner, record | {"ema_decay": decay})
+        if own:
+            model.load_state_dict(own)
+
+
+def averages_of(folder: Path) -> list[Path]:
+    """The folder of a model, and those of its further averages, by name."""
+    return [folder, *sorted(folder.glob(f"{AVERAGE}*"))]
+
+
+def _write_model(model: Teacher | IntegrationFlow, folder: Path, record: dict[str, Any]) -> None:
+    """The network's files and ifm.json, into a folder that is there."""
     description: dict[str, Any] = {
         "kind": "flow" if isinstance(model, IntegrationFlow) else "teacher",
         "dynamics": {"name": model.dynamics.name, **model.dynamics.options},
@@ -41,11 +72,20 @@ def save_model(model: Teacher | IntegrationFlow, folder: Path, *, record: dict[s
     if isinstance(model, IntegrationFlow):
         description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
         description |= {"two_times": isinstance(model, IntervalFlow)}
+    # Standard memory order, so that the file does not depend on how training laid out its weights.
+    weights = model.network.to(memory_format=torch.contiguous_format).save(folder)
+    description["parameters"] = sum(p.numel() for p in model.parameters())
+    description["sha256"] = joint_sha256(weights)
+    write_json(folder / DESCRIPTION, description | record)
+
+
+def save_again(source: Path, folder: Path, *, record: dict[str, Any]) -> None:
+    """Writes the model in `source` once more, its weights to the byte, with `record` added to ifm.json."""
+    description = describe(source)
     with fresh_folder(folder) as temporary:
-        # Standard memory order, so that the file does not depend on how training laid out its weights.
-        weights = model.network.to(memory_format=torch.contiguous_format).save(temporary)
-        description["parameters"] = sum(p.numel() for p in model.parameters())
-        description["sha256"] = joint_sha256(weights)
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.name != DESCRIPTION:  # not its further averages
+                shutil.copyfile(file, temporary / file.name)
         write_json(temporary / DESCRIPTION, description | record)
 
 
@@ -95,7 +135,7 @@ def load_flow(folder: Path) -> IntegrationFlow:
     """Reads an integration flow in evaluation mode. Raises ModelError that names the folder."""
     description = _describe(folder, kind="flow")
     with _usable(folder):
-        return build_flow(
+        flow = build_flow(
             load_network(folder),
             _dynamics(description),
             scheme=description["scheme"],
@@ -103,6 +143,9 @@ def load_flow(folder: Path) -> IntegrationFlow:
             anchor_input=description.get("anchor_input", "channels"),
             two_times=_true_or_false({"two_times": False} | description, "two_times"),
         ).eval()
+        can = {"takes_anchor": flow.takes_anchor, "two_times": isinstance(flow, IntervalFlow)}
+        flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
+        return flow
 
 
 def load_both(

@@ -1,116 +1,31 @@
-"""From x_T to x_0: the flow in one or a few evaluations, the teacher by Heun."""
+"""Named ways from prior draws to samples, and the drawing of many: what the stage `sample` and its users share."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ifm import modalities
-from ifm.conditions.base import Condition, ConditionKind, told
+from ifm.conditions.base import Condition, ConditionKind
 from ifm.dynamics.base import Dynamics, NoiseSource
 from ifm.hardware.parallel import shared_batches
 from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.random import Streams
-from ifm.solver import at_time, heun_steps, solve_ode
+from ifm.recorded import KINDS, Way, check_times
+from ifm.solver import heun_steps, solve_ode
+from ifm.steps import sample, sample_chained, sample_renoised, way_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-RENOISE_RHO = 7.0
-
-
-@torch.no_grad()
-def sample(
-    flow: IntegrationFlow,
-    x_T: Tensor,
-    *,
-    x_anchor: Tensor | None,
-    steps: int = 1,
-    condition: Condition | None = None,
-) -> Tensor:
-    """The paper's sampler: x_0_hat = g(x_anchor, x_T, t_max), fed back as the anchor, x_T fixed: [B, C, H, W].
-
-    One step costs one evaluation; `steps` of them cost `steps`. Without an anchor further steps change nothing.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    x_0_hat = x_T
-    for _ in range(steps):
-        x_0_hat = flow(x_T, at_time(x_T, flow.dynamics.t_max), x_anchor=x_anchor, **told(condition))
-        if x_anchor is not None:
-            x_anchor = x_0_hat
-    return x_0_hat
-
-
-@torch.no_grad()
-def sample_renoised(
-    flow: IntegrationFlow,
-    x_T: Tensor,
-    *,
-    x_anchor: Tensor | None,
-    steps: int,
-    generator: NoiseSource,
-    condition: Condition | None = None,
-) -> Tensor:
-    """Map to x_0_hat, re-noise it to the next smaller time, map again (consistency models, algorithm 1).
-
-    The times are those of `renoising_times`. The estimate is also the next anchor.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    dynamics = flow.dynamics
-    x_t = x_0_hat = x_T
-    shape = tuple(x_T.shape[1:])
-    for i, t in enumerate(renoising_times(dynamics, steps)):
-        if i:
-            z = dynamics.draw_noise(shape, generator=generator).to(x_T.device, x_T.dtype)
-            x_t = dynamics.perturb(x_0_hat, z=z, t=at_time(z, t))
-        x_0_hat = flow(x_t, at_time(x_t, t), x_anchor=x_anchor, **told(condition))
-        if x_anchor is not None:
-            x_anchor = x_0_hat
-    return x_0_hat
-
-
-@torch.no_grad()
-def sample_chained(
-    flow: IntervalFlow,
-    x_T: Tensor,
-    *,
-    x_anchor: Tensor | None,
-    steps: int,
-    condition: Condition | None = None,
-) -> Tensor:
-    """x_T through `steps` sub-intervals, even in the path's angle, down to t_min: [B, C, H, W].
-
-    Each costs one evaluation and ends where the next one starts, without fresh noise: any number of steps follows
-    the same path.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    dynamics, x = flow.dynamics, x_T
-    widest = dynamics.angle(torch.tensor([dynamics.t_max], dtype=torch.float64))
-    times = dynamics.time_at(torch.linspace(1, 0, steps + 1, dtype=torch.float64) * widest).tolist()
-    for t, s in pairwise([dynamics.t_max, *times[1:]]):
-        x = flow(x, at_time(x, t), x_anchor=x_anchor, s=at_time(x, s), **told(condition))
-    return x
-
-
-def renoising_times(dynamics: Dynamics, steps: int) -> list[float]:
-    """t_max and the times after it on EDM's grid of steps + 1 points above 0, the last of them left out.
-
-    EDM's rho for rf too: the flow is trained at times of the paths' grid, not of rf's even one.
-    """
-    return dynamics.solver_times(steps + 1, rho=RENOISE_RHO)[:steps].tolist() if steps > 1 else [dynamics.t_max]
-
-
+SELECTED = "selected"  # the sampler that a flow records for the number of steps
 _SAMPLING = 2**63  # a step that training never reaches
 
 
@@ -155,9 +70,10 @@ class Sampler:
     """A named way from x_T to x_0_hat. run: the draws of a batch -> x_0_hat [B, C, H, W]."""
 
     model: str  # "teacher" | "flow"
-    sampler: str  # "heun" | "one_step" | "anchor" | "renoise" | "chain"
+    sampler: str  # "heun" | "one_step" | "anchor" | "renoise" | "chain" | "selected"
     nfe: int
     run: Callable[[Draws], Tensor]
+    way: Way | None = None  # of a flow
 
     @property
     def name(self) -> str:
@@ -168,8 +84,13 @@ class Sampler:
         evaluations = "1 evaluation" if self.nfe == 1 else f"{self.nfe} evaluations"
         return f"{self.model}, {evaluations}"
 
-    def describe(self) -> dict[str, str | int]:
-        return {"name": self.name, "model": self.model, "sampler": self.sampler, "nfe": self.nfe}
+    def describe(self) -> dict[str, Any]:
+        """Plain values for JSON; of `selected` also how: the sampler that it stands for, and the times of `renoise`."""
+        found = {"name": self.name, "model": self.model, "sampler": self.sampler, "nfe": self.nfe}
+        if self.way is None:
+            return found
+        times = {} if self.way.times is None else {"times": list(self.way.times)}
+        return found | ({"how": self.way.sampler} if self.sampler == SELECTED else {}) | times
 
 
 @dataclass(frozen=True)
@@ -188,25 +109,32 @@ def teacher_sampler(teacher: Teacher, *, nfe: int) -> Sampler:
     )
 
 
-def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int) -> Sampler:
+def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int, times: Sequence[float] | None = None) -> Sampler:
     """`one_step`; `anchor`: the estimate fed back as anchor; `renoise`: re-noised and mapped again; `chain`: through
-    sub-intervals, for flows of two times.
+    sub-intervals, for flows of two times; `selected`: whichever of them the flow records for so many steps.
+
+    times: of `renoise`, one for each step, t_max first; None: those of `renoising_times`. Raises ValueError.
     """
+    if kind not in (*KINDS, SELECTED):
+        raise ValueError(f"unknown sampler {kind!r}; known: {', '.join((*KINDS, SELECTED))}")
+    if times is not None:
+        check_times(tuple(times), flow.dynamics.t_max)
+        if kind != "renoise" or len(times) != steps:
+            raise ValueError(f"{len(times)} times are for {len(times)} steps of sampler renoise, not {steps} of {kind}")
+    way = way_of(flow, steps) if kind == SELECTED else Way(kind, None if times is None else tuple(times))
+    if way.sampler == "chain" and not isinstance(flow, IntervalFlow):
+        others = "anchor and renoise" if flow.takes_anchor else "renoise"
+        raise ValueError(f"sampler chain needs a flow trained by objective interval; for several steps use {others}")
 
     def run(draws: Draws) -> Tensor:
         how = {"x_anchor": draws.x_anchor if flow.takes_anchor else None, "condition": draws.condition}
-        if kind == "chain":
+        if way.sampler == "chain":
             return sample_chained(flow, draws.x_T, steps=steps, **how)
-        if kind == "renoise":
-            return sample_renoised(flow, draws.x_T, steps=steps, generator=draws.renoise, **how)
+        if way.sampler == "renoise":
+            return sample_renoised(flow, draws.x_T, steps=steps, generator=draws.renoise, times=way.times, **how)
         return sample(flow, draws.x_T, steps=steps, **how)
 
-    if kind not in ("one_step", "anchor", "renoise", "chain"):
-        raise ValueError(f"unknown sampler {kind!r}; known: one_step, anchor, renoise, chain")
-    if kind == "chain" and not isinstance(flow, IntervalFlow):
-        others = "anchor and renoise" if flow.takes_anchor else "renoise"
-        raise ValueError(f"sampler chain needs a flow trained by objective interval; for several steps use {others}")
-    return Sampler("flow", kind, steps, run)
+    return Sampler("flow", kind, steps, run, way)
 
 
 @torch.inference_mode()
@@ -221,12 +149,13 @@ def draw_samples(
     device: torch.device,
     condition: ConditionKind | Condition | None = None,
     out: np.ndarray | None = None,
+    first: int = 0,
     accelerator: "Accelerator | None" = None,
 ) -> Drawn:
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
 
-    condition: see `Draws.of`. out: where to put them, e.g. a memory map; None: a new array. Processes share the
-    batches; each has all images.
+    condition: see `Draws.of`. out: where to put them, e.g. a memory map; None: a new array. first: the number of the
+    first draw. Processes share the batches; each has all images.
 
     seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock
     covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the rounding
@@ -235,10 +164,10 @@ def draw_samples(
     images = np.empty((count, *shape), sample_dtype(shape)) if out is None else out
     seconds: list[float] = []
     common = {"seed": seed, "device": device, "condition": condition}
-    sampler.run(Draws.of(dynamics, shape, range(min(batch_size, count)), **common))
+    sampler.run(Draws.of(dynamics, shape, range(first, first + min(batch_size, count)), **common))
 
     def draw(members: range) -> np.ndarray:
-        draws = Draws.of(dynamics, shape, members, **common)
+        draws = Draws.of(dynamics, shape, range(first + members.start, first + members.stop), **common)
         x_0_hat, taken = _timed(sampler, draws, device)
         seconds.append(taken / len(members))
         return at_rest(x_0_hat)

@@ -20,7 +20,7 @@ from ifm.data.points import preprocess_points
 from ifm.objectives.interval import differentiable_forward, mean_velocity_target
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
-from pipeline.stages import flow, sample, teacher, trajectories
+from pipeline.stages import flow, sample, select, teacher, trajectories
 from pipeline.tools import preset
 from tests.support.small_models import small_flow
 
@@ -33,6 +33,7 @@ TINY = {
         "steps": 2, "batch_size": 4, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 2, "reference_batch": 8,
     },
     "trajectories": {"count": 8, "batch_size": 8, "shard_size": 8, "solver_steps": 6},
+    "select": {"count": 0},  # no reference is made
     "sample": {"count": 8, "batch_size": 8, "seeds": 1, "flow_steps": [1, 2], "grid_images": 4},
     "evaluate": {"teacher_nfe": [1, 3], "neighbours": 3},
 }  # fmt: skip
@@ -122,7 +123,7 @@ def test_every_preset_trains_by_every_objective_in_every_precision(
     if values["teacher"]["kind"] == "none":
         shutil.rmtree("models")
         run(values, teacher)
-    run(values, flow, sample)
+    run(values, flow, select, sample)
     (d,) = values["dynamics"]
     curve = pd.read_csv(paths.curve(f"flow-{d}"))
     assert curve.step.tolist() == [1, 2]

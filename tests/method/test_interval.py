@@ -22,7 +22,7 @@ from ifm.objectives.interval import loss as interval_loss
 from ifm.objectives.interval import mean_velocity_target
 from ifm.objectives.pairs import averaged, draw_pairs, draw_time, earlier, mean_over_reference, noise_of
 from ifm.random import EndlessShuffle, Streams
-from ifm.sampling import sample_chained
+from ifm.steps import sample_chained
 from tests.support.exact import GaussianDenoiser, PointsDenoiser
 
 NAMES = tuple(DYNAMICS)

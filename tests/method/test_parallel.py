@@ -1,4 +1,4 @@
-"""Batches shared out over processes: the same samples and features, to the byte, for any number of them."""
+"""Batches shared out over processes: the same samples, features and choice, to the byte, for any number of them."""
 
 import json
 

@@ -9,8 +9,9 @@ import torch
 from ifm import dynamics
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
-from ifm.sampling import Draws, draw_samples, flow_sampler, renoising_times, sample, sample_renoised, teacher_sampler
+from ifm.sampling import Draws, draw_samples, flow_sampler, teacher_sampler
 from ifm.solver import heun_steps, solve_ode, solve_states, solve_trajectory, solver_nfe, stored_indices
+from ifm.steps import renoising_times, sample, sample_renoised
 from tests.support.exact import GaussianDenoiser, PointsDenoiser
 
 NAMES = list(dynamics.DYNAMICS)

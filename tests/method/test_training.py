@@ -248,6 +248,37 @@ def test_the_average_is_what_training_leaves():
     assert model.weight.item() == pytest.approx(average, rel=1e-4)
 
 
+def test_further_averages_follow_the_same_law_and_leave_training_alone():
+    """The state_dict of each decay; one that training goes by gives the same weights whether others are kept or not."""
+
+    def trained(**changes):
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(model.weight)
+        how = settings(steps=4, lr=0.1, lr_decay="none", warmup_steps=0, clip_grad_norm=10.0, **changes)
+        result = fit(Accelerator(cpu=True), model, loss=lambda m, step: iter([m.weight.sum()]), settings=how)
+        return model.weight.item(), {decay: one["weight"].item() for decay, one in result.averages.items()}
+
+    alone = {decay: trained(ema_decay=decay) for decay in (0.3, 0.15, 0.0)}
+    found = trained(ema_decay=0.3, further_decays=(0.15, 0.0))
+    assert found == (alone[0.3][0], {0.15: alone[0.15][0], 0.0: alone[0.0][0]})
+    assert len({one for one, _ in alone.values()}) == 3
+    assert alone[0.3][1] == {}
+
+
+def test_further_averages_go_on_from_a_checkpoint(tmp_path):
+    how = {"settings": settings(further_decays=(0.5, 0.0))}
+    whole, result = run_flow(**how)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Killed):
+        run_flow(**how, checkpoints=checkpoints, on_log=kill_at(7))
+    again, resumed = run_flow(**how, checkpoints=checkpoints)
+    assert resumed.resumed_from == 5
+    assert result.averages.keys() == resumed.averages.keys() == {0.5, 0.0}
+    for decay, weights in result.averages.items():
+        assert all(torch.equal(x, resumed.averages[decay][name]) for name, x in weights.items())
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     model = torch.nn.Linear(1, 1)
     checkpoints = Checkpoints(tmp_path)

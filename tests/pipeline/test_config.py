@@ -75,6 +75,8 @@ def test_a_dynamics_is_made_of_its_section_and_sigma_data(name):
         ("teacher.lr", float("nan"), "teacher.lr = nan: input should be a finite number"),
         ("teacher.steps", 1.0, "teacher.steps = 1.0: input should be a valid integer"),
         ("teacher.ema_decay", 1.0, "teacher.ema_decay = 1.0: input should be less than 1"),
+        ("flow.ema_decay", [0.9, 1.0], "flow.ema_decay.1 = 1.0: input should be less than 1"),
+        ("flow.ema_decay", [0.9, 0.9], "flow.ema_decay = [0.9, 0.9]: the entries must differ from each other"),
         ("flow.t_max_share", -0.1, "flow.t_max_share = -0.1: input should be greater than or equal to 0"),
         ("flow.t_max_share", 1.5, "flow.t_max_share = 1.5: input should be less than or equal to 1"),
         ("data.test_fraction", 1, "data.test_fraction = 1: input should be less than 1"),
@@ -206,6 +208,10 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "use none, noise or self",
         ),
         (
+            {"select.count": 1},
+            "select: count = 1 is no set of samples to measure; use 2 or more, or 0 for no selection",
+        ),
+        (
             {"sample.flow_samplers": ["chain"]},
             "sample.flow_samplers: chain goes through sub-intervals, which flow.objective: interval alone learns",
         ),
@@ -257,6 +263,8 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"evaluate.extractor": "dinov2", "evaluate.weights_sha256": "0f" * 32},
         {"teacher.lr": 1},  # an integer is a number
         {"sample.flow_samplers": []},
+        {"sample.flow_samplers": ["selected", "anchor"], "select.count": 0},
+        {"flow.ema_decay": [0.99, 0.999]},
         {"teacher.kind": "exact", "flow.init": "scratch"},
         {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
         {"flow.objective": "interval", "flow.init": "scratch", "sample.flow_samplers": ["chain"]},

@@ -94,8 +94,9 @@ def test_every_section_is_read_by_some_stage():
         ("teacher", {"flow", "anchor", "trajectories", "sample", "evaluate", "data", "dynamics"}),
         ("trajectories", {"flow", "anchor", "teacher", "sample", "evaluate", "network"}),
         ("flow", {"teacher", "sample", "evaluate", "trajectories"}),
-        ("evaluate", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "diagnose"}),
-        ("diagnose", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "evaluate"}),
+        ("select", {"teacher", "flow", "anchor", "network", "ode", "trajectories", "diagnose"}),
+        ("evaluate", {"select", "teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "diagnose"}),
+        ("diagnose", {"select", "teacher", "flow", "anchor", "network", "ode", "trajectories", "sample", "evaluate"}),
     ],
 )
 def test_stages_read_no_more_than_they_must(stage, unread):

@@ -17,7 +17,7 @@ from tests.support.project import TINY, Project, clone_of_this, edit
 
 ROOT = Path(__file__).parents[2]
 SINGLE = ["fetch", "preprocess", "reference", "report", "track"]
-BRANCH = ["teacher@rf", "trajectories@rf", "flow@rf", "sample@rf", "evaluate@rf", "diagnose@rf"]
+BRANCH = ["teacher@rf", "trajectories@rf", "flow@rf", "select@rf", "sample@rf", "evaluate@rf", "diagnose@rf"]
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -38,8 +38,7 @@ def project(tmp_path_factory) -> Project:
 def test_outputs(project):
     folder = project.folder
     samples = folder / "data/samples/rf"
-    names = {"teacher-heun-nfe001", "teacher-heun-nfe005", "flow-one_step-nfe001", "flow-anchor-nfe002",
-             "flow-renoise-nfe002"}  # fmt: skip
+    names = {"teacher-heun-nfe001", "teacher-heun-nfe005", "flow-one_step-nfe001", "flow-selected-nfe002"}
     assert {p.stem for p in samples.glob("*.npy")} == names
     for name in names:
         images = np.load(samples / f"{name}.npy", allow_pickle=False)
@@ -57,7 +56,7 @@ def test_outputs(project):
 
 def test_summary_is_in_long_form(project):
     table = pd.read_csv(project.folder / "reports/summary.csv")
-    assert len(table) == 5 + 1
+    assert len(table) == 4 + 1
     assert pd.read_json(project.folder / "reports/summary.json").shape == table.shape
     real, table = table[table.model == "data"], table[table.model != "data"]
     assert (real.sampler.tolist(), real.n_samples.tolist()) == (["test"], [359])
@@ -66,7 +65,7 @@ def test_summary_is_in_long_form(project):
         "kid", "seconds_per_image", "parameters", "train_images", "train_seconds",
     }  # fmt: skip
     flow = table[table.model == "flow"].set_index(["sampler", "nfe"])
-    assert set(flow.index) == {("one_step", 1), ("anchor", 2), ("renoise", 2)}
+    assert set(flow.index) == {("one_step", 1), ("selected", 2)}
     assert set(flow.objective) == {"trajectory"}
     assert set(flow.anchor) == {"self"}
     assert (flow.train_images == 320).all()
@@ -154,7 +153,7 @@ def test_without_a_teacher_its_stages_do_no_work(project):
     """teacher.kind: none with `interval`: the stages say so, the page has the flow alone, and going back is free."""
     project.set(
         teacher__kind="none", flow__objective="interval", flow__init="scratch",
-        sample__flow_samplers=["renoise", "chain"],
+        sample__flow_samplers=["selected", "renoise", "chain"],
     )  # fmt: skip
     out = project.run("dvc", "repro")
     assert "teacher-rf: teacher.kind is none: nothing to train" in out
@@ -162,12 +161,13 @@ def test_without_a_teacher_its_stages_do_no_work(project):
     assert "diagnose-rf: teacher.kind is none" in out
     rows = project.json("reports/metrics/rf.json").values()
     assert [(r["model"], r["sampler"], r["nfe"]) for r in rows] == [
-        ("data", "test", 0), ("flow", "one_step", 1), ("flow", "renoise", 2), ("flow", "chain", 2)
+        ("data", "test", 0), ("flow", "one_step", 1), ("flow", "selected", 2), ("flow", "renoise", 2),
+        ("flow", "chain", 2),
     ]  # fmt: skip
     assert "Flow, sub-intervals" in (project.folder / "reports/index.html").read_text()
     project.set(
         teacher__kind="network", flow__objective="trajectory", flow__init="teacher",
-        sample__flow_samplers=["anchor", "renoise"],
+        sample__flow_samplers=["selected"],
     )  # fmt: skip
     out = project.run("dvc", "repro")
     assert "nothing to" not in out

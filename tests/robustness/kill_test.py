@@ -40,16 +40,16 @@ TINY = {
     "trajectories.solver_steps": 16, "trajectories.stored_times": 3,
     "flow.steps": 300, "flow.batch_size": 16, "flow.warmup_steps": 2, "flow.log_every": 25,
     "flow.checkpoint_every": 25,
-    "sample.seeds": 2, "sample.count": 48, "sample.batch_size": 32, "sample.grid_images": 16,
+    "select.count": 32, "sample.seeds": 2, "sample.count": 48, "sample.batch_size": 32, "sample.grid_images": 16,
     "sample.flow_steps": [1, 2],
     "evaluate.teacher_nfe": [1, 5], "evaluate.kid_subsets": 3, "evaluate.classifier.steps": 20,
     "diagnose.paths": 8, "diagnose.solver_steps": 4, "diagnose.jacobian_paths": 2, "diagnose.jacobian_times": 2,
 }  # fmt: skip
 STAGES = (
-    "teacher", "trajectories", "flow", "sample", "evaluate", "reference", "diagnose", "fetch", "preprocess", "report",
-    "track",
+    "teacher", "trajectories", "flow", "select", "sample", "evaluate", "reference", "diagnose", "fetch", "preprocess",
+    "report", "track",
 )  # fmt: skip
-PARALLEL = ("teacher", "trajectories", "flow", "sample", "evaluate")  # by as many processes as IFM_LAUNCH has
+PARALLEL = ("teacher", "trajectories", "flow", "select", "sample", "evaluate")  # by as many processes as IFM_LAUNCH has
 SIGNALS = ("SIGKILL", "SIGTERM")
 VICTIMS = ("stage", "stage", "all", "dvc")  # the stage's process, DVC and all below it, DVC alone
 MODES = ("workspace", "experiment", "two processes")

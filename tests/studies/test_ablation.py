@@ -419,7 +419,7 @@ TINY = [
     "trajectories.batch_size=16", "trajectories.solver_steps=4", "trajectories.stored_times=3",
     "flow.steps=20", "flow.batch_size=16", "flow.warmup_steps=2", "flow.log_every=5", "flow.checkpoint_every=10",
     "sample.count=96", "sample.batch_size=32", "sample.flow_steps=[1,2]", "evaluate.teacher_nfe=[1,5]",
-    "evaluate.sliced_projections=16",
+    "evaluate.sliced_projections=16", "select.count=0", "sample.flow_samplers=[anchor,renoise]",
 ]  # fmt: skip
 
 
@@ -438,7 +438,7 @@ def test_two_variants_for_real_train_one_teacher(tmp_path):
     ran = Counter(run.info.run_name for run in project.runs())
     assert ran == {  # the second trajectories-rf solves nothing: objective `data`
         "fetch": 1, "preprocess": 1, "reference": 1, "teacher-rf": 1, "trajectories-rf": 2, "flow-rf": 2,
-        "sample-rf": 2, "evaluate-rf": 2,
+        "select-rf": 2, "sample-rf": 2, "evaluate-rf": 2,
     }  # fmt: skip
     table = pd.read_csv(project.folder / "reports/ablation.csv")
     assert table.variant.unique().tolist() == ["trajectory-self", "data-bank"]

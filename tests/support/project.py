@@ -20,6 +20,7 @@ TINY = {
     "trajectories.count": 64, "trajectories.shard_size": 32, "trajectories.batch_size": 16,
     "trajectories.solver_steps": 4, "trajectories.stored_times": 3,
     "flow.steps": 20, "flow.batch_size": 16, "flow.warmup_steps": 2, "flow.log_every": 5, "flow.checkpoint_every": 10,
+    "select.count": 32, "select.levels": 3,
     "sample.seeds": 2, "sample.count": 48, "sample.batch_size": 32, "sample.grid_images": 16,
     "sample.flow_steps": [1, 2],
     "evaluate.teacher_nfe": [1, 5], "evaluate.kid_subsets": 3, "evaluate.classifier.steps": 20,

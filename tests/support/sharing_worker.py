@@ -1,4 +1,5 @@
-"""What tests/method/test_parallel.py runs in one and in several processes: samples drawn and their features taken."""
+"""What tests/method/test_parallel.py runs in one and in several processes: samples drawn, their features
+taken, a sampler chosen."""
 
 import hashlib
 import json
@@ -16,6 +17,7 @@ from ifm.metrics.extractors import ClassifierExtractor
 from ifm.model import IntegrationFlow
 from ifm.networks.unet import build_unet
 from ifm.sampling import draw_samples, flow_sampler
+from ifm.selection import select
 
 
 def main(out: Path) -> None:
@@ -40,7 +42,10 @@ def main(out: Path) -> None:
     worked, plain = [], extractor.features_and_probabilities
     extractor.features_and_probabilities = lambda images: worked.append(len(images)) or plain(images)
     found = extract(extractor, drawn.images, batch_size=5, accelerator=accelerator)
+    how = {"steps": [2, 4], "levels": 3, "count": 11, "batch_size": 4, "seed": 3, "accelerator": accelerator}
+    chosen = select(flow, (1, 8, 8), lambda samples: float(samples.mean()), device=accelerator.device, **how)
     digests = [hashlib.sha256(x.tobytes()).hexdigest() for x in (drawn.images, found.features, found.probabilities)]
+    digests.append(repr(chosen))
     (out / f"digests-{rank}.json").write_text(json.dumps({"digests": digests, "worked": worked}))
 
 

@@ -19,6 +19,7 @@ from pipeline.stages import (
     reference,
     report,
     sample,
+    select,
     teacher,
     trajectories,
 )
@@ -26,14 +27,15 @@ from pipeline.tools import preset
 
 ROOT = Path(__file__).parents[2]
 SINGLE = (fetch, preprocess, reference)
-BRANCHED = (teacher, trajectories, flow, sample, evaluate, diagnose)
+BRANCHED = (teacher, trajectories, flow, select, sample, evaluate, diagnose)
 TINY_POINTS = {
     "data.points.count": 400, "network.mlp": {"width": 16, "layers": 1},
     "teacher.steps": 20, "teacher.batch_size": 16, "teacher.log_every": 10, "teacher.checkpoint_every": 10,
     "trajectories.count": 64, "trajectories.shard_size": 32, "trajectories.batch_size": 16,
     "trajectories.solver_steps": 4, "trajectories.stored_times": 3,
     "flow.steps": 20, "flow.batch_size": 16, "flow.log_every": 10, "flow.checkpoint_every": 10,
-    "flow.reference_batch": 32, "sample.seeds": 1, "sample.count": 100, "sample.batch_size": 50,
+    "flow.reference_batch": 32, "select.count": 50, "select.levels": 3,
+    "sample.seeds": 1, "sample.count": 100, "sample.batch_size": 50,
     "sample.flow_steps": [1, 2], "evaluate.teacher_nfe": [1, 5], "diagnose.paths": 8, "diagnose.solver_steps": 4,
     "diagnose.jacobian_paths": 2, "diagnose.jacobian_times": 2, "diagnose.anchor_refinements": 3,
 }  # fmt: skip

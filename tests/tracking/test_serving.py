@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from ifm.errors import UserError
 from ifm.model import Teacher, build_flow
 from ifm.networks import build_network
 from ifm.sampling import draw_samples, flow_sampler
+from ifm.tracking import serving
 from ifm.tracking.packaging import package
 from tests.support.mlflow_server import free_port, stop, wait_for
 
@@ -81,6 +83,17 @@ def test_rows_follow_one_another_and_missing_columns_come_from_params(served, fl
         np.testing.assert_array_equal(served.predict(asked, params={"seed": 7}), both)
     np.testing.assert_array_equal(served.predict({"n": 2, "seed": 7}), one)
     assert served.predict(pd.DataFrame()).shape == (1, *SHAPE)
+
+
+def test_several_steps_are_as_the_model_records(flow_folder: Path, tmp_path: Path):
+    model, said = serving.FlowModel(), {"2": {"sampler": "renoise", "times": [80.0, 0.8]}}
+    pretrained.save_again(flow_folder, tmp_path / "m", record={"samplers": said})
+    model.load_context(SimpleNamespace(artifacts={"flow": str(tmp_path / "m")}))
+    flow = pretrained.load_flow(tmp_path / "m").to(memory_format=torch.channels_last)
+    sampler = flow_sampler(flow, kind="renoise", steps=2, times=[80.0, 0.8])
+    common = {"dynamics": flow.dynamics, "shape": SHAPE, "device": torch.device("cpu")}
+    expected = draw_samples(sampler, **common, count=3, batch_size=3, seed=1).images
+    np.testing.assert_array_equal(model.predict(None, pd.DataFrame([{"n": 3, "seed": 1, "steps": 2}])), expected)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ from ifm.errors import UserError
 from ifm.modalities.images import to_uint8
 from ifm.pretrained import save_exact_teacher, save_model
 from ifm.random import Streams
-from ifm.sampling import draw_samples, flow_sampler, renoising_times, sample, sample_chained, teacher_sampler
+from ifm.recorded import Way
+from ifm.sampling import draw_samples, flow_sampler, teacher_sampler
+from ifm.steps import renoising_times, sample, sample_chained, way_of
 from ifm.use import diffusers_folder, graphs
 from ifm.use.card import Evaluation, escape, model_card, read_evaluation
 from ifm.use.diffusers_folder import quiet_diffusers, write_folder
@@ -329,6 +331,63 @@ def test_the_diffusers_pipeline_computes_what_the_flow_does(tmp_path, kind):
             pipe(latents=x_T)
         with pytest.raises(ValueError, match="class_labels must be from 0 to 2, got 3"):
             pipe(latents=x_T, class_labels=3)
+
+
+@pytest.mark.parametrize("kind", ["ve", "rf-paper-none", "vp-cosine", "trig-interval", "pfgmpp-cross"])
+def test_recorded_samplers_are_those_of_the_exported_pipeline(tmp_path, kind):
+    """Of measured numbers and of those between and beyond them: the same samplers, times and images."""
+    flow = small_flow(**KINDS[kind])
+    d, shape = flow.dynamics, data_shape(flow)
+    times = [round(float(t), 4) for t in torch.linspace(0.6 * d.t_max, 0.01 * d.t_max, 3)]
+    flow.samplers = {1: Way("one_step"), 4: Way("renoise", (d.t_max, *times))}
+    if isinstance(flow, IntervalFlow):
+        flow.samplers |= {2: Way("chain")}
+    pipe = pipeline_of(flow, tmp_path)
+    x_T, x_anchor = draws_of(2, shape=shape, scale=d.t_max)
+    for steps in range(1, 7):
+        way = way_of(flow, steps)
+        name, found = pipe._sampler(None, steps, None)
+        assert name == way.sampler
+        if way.times:
+            assert found == pytest.approx(list(way.times), rel=1e-6)
+        again = Streams(0, "noise", range(2))
+        noise = [d.draw_noise(shape, generator=again) for _ in range(steps - 1)]
+        draws = graphs.Draws(x_T, x_anchor, Streams(0, "noise", range(2)), None)
+        expected = flow_sampler(flow, kind="selected", steps=steps).run(draws)
+        given = {"latents": x_T, "anchor": x_anchor, "noise": noise, "output_type": "latent"}
+        torch.testing.assert_close(pipe(**given, num_inference_steps=steps).images, expected, atol=5e-5, rtol=5e-5)
+    with pytest.raises(ValueError, match="times are for sampler renoise: one for each of 2 steps"):
+        pipe(num_inference_steps=2, sampler="renoise", times=[d.t_max])
+    own = pipe(**given, num_inference_steps=3, sampler="renoise", times=[d.t_max, *times[:2]]).images
+    draws = graphs.Draws(x_T, x_anchor, Streams(0, "noise", range(2)), None)
+    expected = flow_sampler(flow, kind="renoise", steps=3, times=[d.t_max, *times[:2]]).run(draws)
+    torch.testing.assert_close(own, expected, atol=5e-5, rtol=5e-5)
+
+
+def test_a_recorded_sampler_is_the_default_and_on_the_card(tmp_path, capsys):
+    entries = {
+        "1": {"sampler": "one_step", "metric": "fid", "value": 0.66},
+        "2": {"sampler": "renoise", "times": [80.0, 0.8], "metric": "fid", "value": 0.44},
+    }
+    save_model(small_flow(), tmp_path / "m", record={"image_shape": [1, 8, 8], "samplers": entries})
+    flow = IntegrationFlow.from_pretrained(tmp_path / "m")
+    assert choose(flow, steps=2).way == Way("renoise", (80.0, 0.8))
+    assert choose(flow, steps=2, sampler="renoise").way == Way("renoise")
+    expected = draw_samples(
+        flow_sampler(flow, kind="renoise", steps=2, times=[80.0, 0.8]), dynamics=flow.dynamics, shape=(1, 8, 8),
+        count=3, batch_size=200, seed=0, device=CPU,
+    ).images  # fmt: skip
+    assert np.array_equal(flow.sample(3, steps=2), expected)
+    assert not np.array_equal(flow.sample(3, steps=2, sampler="renoise"), expected)
+    main(["sample", "--model", f"{tmp_path}/m", "--steps", "2", "--n", "3", "--out", f"{tmp_path}/a.npy"])
+    assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
+    assert "flow, 2 evaluations, renoise at t = 80, 0.8, seed 0" in capsys.readouterr().out
+    main(["export", "--model", f"{tmp_path}/m", "--format", "pt2", "--out", f"{tmp_path}/graph"])
+    files = {"ifm.json": ""}
+    torch.export.load(tmp_path / "graph" / "model.pt2", extra_files=files)
+    assert json.loads(files["ifm.json"])["samplers"] == entries
+    card = (tmp_path / "graph" / "README.md").read_text()
+    assert "| evaluations: 2 | renoise at t = 80, 0.8 (fid 0.44) |" in card
 
 
 def test_a_condition_beside_an_intervals_end_has_no_place_in_diffusers_class_slot(tmp_path):

@@ -135,9 +135,10 @@ def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> flo
         from ifm.use.diffusers_folder import write_folder
 
         return write_folder(flow, model, folder)
+    from ifm.use import loading
     from ifm.use.graphs import write_graph
 
-    return write_graph(flow, folder, kind=form).largest_difference
+    return write_graph(flow, folder, kind=form, description=loading.describe(model)).largest_difference
 
 
 def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[str | None, str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ifm.sampling import Sampler
     from ifm.use.loading import Model
 
-SAMPLERS = ("one_step", "anchor", "renoise", "chain")
+SAMPLERS = ("selected", "one_step", "anchor", "renoise", "chain")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how many samples (default: %(default)s)",
     )
     add("--steps", type=at_least(1), metavar="N", help="evaluations of a flow (default: 1)")
-    add("--sampler", choices=SAMPLERS, help="of a flow; for several steps: chain, anchor or renoise, what it can do")
+    add("--sampler", choices=SAMPLERS, help="of a flow (default: selected, which measured best for so many steps)")
     add("--nfe", type=at_least(1), metavar="N", help="evaluations of a teacher, odd (default: 35)")
     add("--seed", type=at_least(0), default=0, metavar="N", help="default: %(default)s")
     add("--batch-size", type=at_least(1), default=200, metavar="N", help="samples at a time (default: %(default)s)")
@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> None:
     try:
         if accelerator is None or accelerator.is_main_process:
             write(out, drawn, given.n, shape)
-            how = f"{sampler.title}, {sampler.sampler}, seed {given.seed}"
+            how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}"
             print(f"{out}: {given.n} {modality.described(shape)} of {given.model}, {how}")
         else:
             for _ in drawn:  # each process works its share of the batches

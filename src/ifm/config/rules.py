@@ -16,6 +16,7 @@ from ifm.config.sections import (
     NetworkConfig,
     OdeConfig,
     SampleConfig,
+    SelectConfig,
     TeacherConfig,
     TrajectoriesConfig,
 )
@@ -40,6 +41,7 @@ class Config(Section):
     trajectories: TrajectoriesConfig
     flow: FlowConfig
     anchor: AnchorConfig
+    select: SelectConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
     diagnose: DiagnoseConfig

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from ifm import modalities, objectives
 from ifm.conditions import CONDITIONS, NONE
@@ -30,6 +30,26 @@ def _digest(value: str) -> str:
     return value
 
 
+def _in_a_list(value: Any) -> Any:
+    """A number stands for a list of one."""
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _alone(values: list) -> Any:
+    """The inverse, so that a number stays one."""
+    return values[0] if len(values) == 1 else values
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+# A decay, or a list of them. Checked as a list, so that a fault is told in one line.
+Decays = Annotated[
+    list[Decay],
+    Field(min_length=1),
+    Distinct,
+    BeforeValidator(_in_a_list),
+    AfterValidator(_alone),
+    PlainSerializer(lambda values: values),
+]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Digest = Annotated[str, AfterValidator(_digest)]
 
@@ -124,7 +144,7 @@ class TrainConfig(Section):
     lr: Positive
     lr_decay: Literal["none", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Decay
     clip_grad_norm: Positive
     precision: Precision
     gradient_accumulation: Count
@@ -179,6 +199,7 @@ class FlowConfig(TrainConfig):
     t_max_share: Annotated[float, Field(ge=0, le=1)]
     velocity: Literal["pair", "reference", "teacher"]
     reference_batch: Count
+    ema_decay: Decays
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:
@@ -213,6 +234,19 @@ class AnchorConfig(Section):
     reset_probability: Annotated[float, Field(ge=0, le=1)]
 
 
+class SelectConfig(Section):
+    """`select`."""
+
+    count: Annotated[int, Field(ge=0)]
+    levels: Count
+
+    @model_validator(mode="after")
+    def _a_set_of_samples(self) -> Self:
+        if self.count == 1:
+            raise ValueError("count = 1 is no set of samples to measure; use 2 or more, or 0 for no selection")
+        return self
+
+
 class SampleConfig(Section):
     """`sample`."""
 
@@ -220,7 +254,7 @@ class SampleConfig(Section):
     count: Annotated[int, Field(ge=2)]
     batch_size: Count
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
-    flow_samplers: Annotated[list[Literal["anchor", "renoise", "chain"]], Distinct]
+    flow_samplers: Annotated[list[Literal["selected", "anchor", "renoise", "chain"]], Distinct]
     grid_images: Count
 
 

@@ -10,8 +10,7 @@ import torch
 from mlflow.models import set_model
 
 from ifm import pretrained
-from ifm.model import IntervalFlow
-from ifm.sampling import draw_samples, flow_sampler
+from ifm.sampling import SELECTED, draw_samples, flow_sampler
 
 BATCH = 256
 LIMITS = {"n": (1, 10_000), "seed": (0, 2**63 - 1), "steps": (1, 64)}
@@ -32,13 +31,12 @@ class FlowModel(mlflow.pyfunc.PythonModel):
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
 
         model_input: rows of n, seed and steps (MLflow makes a table of a dict or a list of them). Missing values are
-        taken from params. More than one step refines the estimate in the way that the flow was trained for:
-        sub-intervals, the anchor, or re-noising.
+        taken from params. More than one step refines the estimate in the way that measured best, as the flow records.
         """
         return np.concatenate([self._draw(**row) for row in rows_of(model_input, params or {})])
 
     def _draw(self, *, n: int, seed: int, steps: int) -> np.ndarray:
-        sampler = flow_sampler(self.flow, kind=self._kind(steps), steps=steps)
+        sampler = flow_sampler(self.flow, kind=SELECTED, steps=steps)
         drawn = draw_samples(
             sampler,
             dynamics=self.flow.dynamics,
@@ -49,13 +47,6 @@ class FlowModel(mlflow.pyfunc.PythonModel):
             device=self.device,
         )
         return drawn.images
-
-    def _kind(self, steps: int) -> str:
-        if steps == 1:
-            return "one_step"
-        if isinstance(self.flow, IntervalFlow):
-            return "chain"
-        return "anchor" if self.flow.takes_anchor else "renoise"
 
 
 def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, int]]:

@@ -11,7 +11,6 @@ from typing import Any, Protocol, Self
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ifm.config import TrainConfig
 from ifm.errors import UserError
@@ -20,7 +19,7 @@ from ifm.hardware import sharded
 from ifm.hardware.devices import Compiled, compiles, memory_format
 from ifm.progress import progress
 from ifm.random import stream
-from ifm.training import stopping
+from ifm.training import averages, stopping
 from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
 
 # (model, step) -> the parts of this process's mean loss (scalars), as many as settings.gradient_accumulation. Each is
@@ -60,11 +59,14 @@ class TrainSettings:
     checkpoint_every: int
     gradient_accumulation: int = 1  # parts that a process's batch is worked on in
     gradient_checkpointing: bool = False
+    further_decays: tuple[float, ...] = ()  # of averages that are kept besides the one that training goes by
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        """The loop's settings in `teacher` or `flow`."""
-        return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
+        """The loop's settings in `teacher` or `flow`, whose ema_decay may be several: the first is training's."""
+        values = {f.name: getattr(config, f.name) for f in fields(cls) if hasattr(config, f.name)}
+        decays = values["ema_decay"] if isinstance(values["ema_decay"], list) else [values["ema_decay"]]
+        return cls(**values | {"ema_decay": decays[0], "further_decays": tuple(decays[1:])})
 
 
 @dataclass
@@ -74,6 +76,7 @@ class FitResult:
     history: list[dict[str, float]] = field(default_factory=list)
     resumed_from: int = 0  # the step it went on from; 0 for a fresh start
     seconds: float = 0.0  # training time, over all attempts
+    averages: dict[float, dict[str, Tensor]] = field(default_factory=dict)  # further ones: decay -> state_dict, on CPU
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -83,14 +86,6 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
         return settings.lr * warm
     past = max(0, step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * past))
-
-
-def ema_decay(step: int, settings: TrainSettings) -> float:
-    """The average's decay at step `step` (from 0): min((1 + step) / (10 + step), ema_decay), and 0 at the first step.
-
-    This is the warm-up of diffusers' EMAModel. It makes the average forget the initial weights.
-    """
-    return min((1 + step) / (10 + step), settings.ema_decay) if step else 0.0
 
 
 def fit(
@@ -137,12 +132,14 @@ def fit(
             ema = sharded.share_average(accelerator, average, own, ema)
         else:
             _share(average, own, ema)
+    further = averages.FurtherAverages(settings.further_decays, ema)
     called = Compiled(trained) if compiles() and not splits else trained
 
     result, first, seen = FitResult(), 0, _Window(settings.log_every, device)
     saved = checkpoints.load() if checkpoints else None
     if saved:
         unpack(saved.tensors, own, ema, optimizer)
+        further.restore(saved.tensors)
         if memory:
             memory.restore(saved.tensors)
         first = saved.record["step"]
@@ -173,7 +170,8 @@ def fit(
         else:
             prepared.step()
         optimizer.zero_grad()
-        get_ema_multi_avg_fn(ema_decay(step, settings))(ema, parameters, None)
+        averages.update(ema, parameters, step=step, decay=settings.ema_decay)
+        further.update(parameters, step=step)
 
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
@@ -190,7 +188,7 @@ def fit(
         stopped = stop.asked
         if checkpoints and (stopped or (done % settings.checkpoint_every == 0 and done < settings.steps)):
             kept = seen.state() | (memory.state() if memory else {})  # by all processes
-            packed = sharded.collect(pack(own, ema, optimizer), keep=accelerator.is_main_process)
+            packed = sharded.collect(pack(own, ema, optimizer) | further.state(), keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 record = _record(accelerator, done, result.history, clock.seconds())
                 checkpoints.save(done, Snapshot(packed | kept, record))
@@ -199,11 +197,19 @@ def fit(
             raise KeyboardInterrupt
 
     result.seconds = clock.seconds()
-    with torch.no_grad():
-        for p, mean in zip(parameters, ema, strict=True):
-            p.copy_(mean)
-    if splits:
-        sharded.copy_whole(own, model)
+
+    def take(means: list[Tensor]) -> None:
+        """Gives the model the weights of an average."""
+        with torch.no_grad():
+            for p, mean in zip(parameters, means, strict=True):
+                p.copy_(mean)
+        if splits:
+            sharded.copy_whole(own, model)
+
+    for decay, means in further:
+        take(means)
+        result.averages[decay] = {name: x.detach().cpu().clone() for name, x in model.state_dict().items()}
+    take(ema)
     model.eval()
     accelerator.free_memory()
     return result

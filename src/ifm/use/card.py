@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ifm import modalities
+from ifm import modalities, recorded
 from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 from ifm.files import read_json
@@ -140,9 +140,17 @@ def _figure(row: Mapping[str, Any], key: str) -> str:
 def _facts(description: Mapping[str, Any]) -> str:
     facts = {f"dynamics: {key}": value for key, value in description["dynamics"].items()}
     facts |= {key: description[key] for key in FACTS if description.get(key) is not None}
+    facts |= {f"evaluations: {n}": _sampler(entry) for n, entry in description.get(recorded.KEY, {}).items()}
     one = modalities.of(description).one if "image_shape" in description else "image"
     names = {key: key.replace("image", one) for key in facts}
     return _table([["", ""], *([escape(names[key]), escape(value)] for key, value in facts.items())])
+
+
+def _sampler(entry: Mapping[str, Any]) -> str:
+    """A recorded sampler with what it measured."""
+    way = recorded.Way(entry["sampler"], entry.get("times"))
+    value = entry.get("value")
+    return way.title + (f" ({entry.get('metric')} {value:.3g})" if _number(value) else "")
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -14,7 +14,7 @@ from ifm.files import write_json
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.networks import unet
 from ifm.pretrained import DESCRIPTION
-from ifm.sampling import RENOISE_RHO, sample
+from ifm.steps import RENOISE_RHO, sample
 from ifm.use.graphs import TOLERANCE, example_draws
 from ifm.use.loading import EXPORTED
 
@@ -72,6 +72,7 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
         "position_features": unet.POSITION_FEATURES,
         "renoise_t_min": dynamics.t_min or PATH_T_MIN,
         "renoise_rho": RENOISE_RHO,
+        "samplers": {str(n): way.describe() for n, way in flow.samplers.items()} or None,
     }
 
 

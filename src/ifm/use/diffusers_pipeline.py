@@ -50,6 +50,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         position_features: int = 8,
         renoise_t_min: float = 0.002,
         renoise_rho: float = 7.0,
+        samplers: dict[str, dict] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
@@ -72,6 +73,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             position_features=position_features,
             renoise_t_min=renoise_t_min,
             renoise_rho=renoise_rho,
+            samplers=samplers,
         )
 
     @torch.no_grad()
@@ -81,6 +83,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         num_inference_steps: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         sampler: str | None = None,
+        times: list[float] | None = None,
         latents: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
         noise: list[torch.Tensor] | None = None,
@@ -91,8 +94,9 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         """Images in `num_inference_steps` evaluations.
 
         sampler: for several steps `anchor` (x_T fixed, the estimate fed back as anchor), `renoise` (the estimate
-        noised to the next smaller time) or `chain` (through sub-intervals; flows of two times). None: chain, anchor or
-        renoise, the first that the flow can do.
+        noised to the next smaller time) or `chain` (through sub-intervals; flows of two times). None: the one that
+        measured best for so many steps (`config.samplers`), else chain, anchor or renoise, the first that the flow can
+        do. times: of the evaluations of `renoise`, t_max first.
         latents: x_T [B, C, H, W], scaled as `draw_prior` scales it; anchor: N(0, I), of the same shape; noise: for
         `renoise`, z of every step after the first. Each is drawn from `generator` where it is None.
         class_labels: of each image, or one for all, where the flow was trained with classes (`config.classes`).
@@ -103,7 +107,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             raise ValueError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        sampler = self._sampler(sampler, num_inference_steps)
+        sampler, times = self._sampler(sampler, num_inference_steps, times)
         x_T = self.draw_prior(batch_size, generator) if latents is None else latents
         self._labels = self._class_labels(class_labels, len(x_T))
         x_T = x_T.to(self._execution_device, torch.float32)
@@ -114,7 +118,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         if sampler == "chain":
             x_0_hat = self._chain(x_T, x_anchor, num_inference_steps)
         elif sampler == "renoise":
-            x_0_hat = self._renoise(x_T, x_anchor, num_inference_steps, generator, noise)
+            x_0_hat = self._renoise(x_T, x_anchor, times, generator, noise)
         else:
             x_0_hat = self._refine(x_T, x_anchor, num_inference_steps)
         images = self._finish(x_0_hat, output_type)
@@ -135,13 +139,15 @@ class IntegrationFlowPipeline(DiffusionPipeline):
 
     # --- samplers -------------------------------------------------------------------------------------------------
 
-    def _sampler(self, sampler: str | None, steps: int) -> str:
-        """The sampler's name. Raises ValueError for what this flow cannot do."""
+    def _sampler(self, sampler: str | None, steps: int, times: list[float] | None) -> tuple[str, list[float]]:
+        """The sampler's name, and the times of `renoise`. Raises ValueError for what this flow cannot do."""
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         c = self.config
+        if times is not None and (sampler != "renoise" or len(times) != steps or times[0] != c.t_max):
+            raise ValueError(f"times are for sampler renoise: one for each of {steps} steps, the first {c.t_max:g}")
         if sampler is None:
-            return "one_step" if steps == 1 else "chain" if c.two_times else "anchor" if c.takes_anchor else "renoise"
+            return self._best(steps)
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
         can = {"chain": c.two_times, "anchor": c.takes_anchor, "renoise": True}
@@ -150,7 +156,43 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             raise ValueError(f"sampler chain needs a flow of two times; for several steps this one has {others}")
         if steps > 1 and (sampler == "one_step" or (sampler == "anchor" and not c.takes_anchor)):
             raise ValueError(f"{steps} steps of sampler {sampler} would repeat the first; this flow has {others}")
-        return sampler
+        return sampler, times or self._times(steps)
+
+    def _best(self, steps: int) -> tuple[str, list[float]]:
+        """What measured best for so many steps, with the times of `renoise`.
+
+        Of a number that was not measured: the first times of the next larger one; else the largest smaller one, whose
+        times go on down to the last time of the paths' grid, geometric in the noise level, or which has more steps.
+        """
+        c = self.config
+        known = {int(n): way for n, way in (c.samplers or {}).items()}
+        if steps in known:
+            return known[steps]["sampler"], list(known[steps].get("times") or self._times(steps))
+        if steps == 1:
+            return "one_step", [c.t_max]
+        larger = min((n for n in known if n > steps), default=None)
+        if larger is not None and known[larger].get("times"):
+            return "renoise", list(known[larger]["times"][:steps])
+        smaller = max((n for n in known if 1 < n < steps), default=None)
+        if smaller is None:
+            return "chain" if c.two_times else "anchor" if c.takes_anchor else "renoise", self._times(steps)
+        times = list(known[smaller].get("times") or [])
+        if not times:
+            return known[smaller]["sampler"], self._times(steps)
+        least, more = c.renoise_t_min, steps - smaller
+        high, low = (math.tan(self._angle(t)) for t in (max(times[-1], least), least))
+        further = [self._time_at(math.atan(high * (low / high) ** (i / more))) for i in range(1, more)]
+        return "renoise", [*times, *further, least]
+
+    def _times(self, steps: int) -> list[float]:
+        """EDM's grid of steps + 1 points from t_max (Karras et al. 2022, eq. 5), the last one left out.
+
+        It is even in the noise level b / a, for rf in t.
+        """
+        rho = self.config.renoise_rho
+        high, low = (self._level(t) ** (1 / rho) for t in (self.config.t_max, self.config.renoise_t_min))
+        times = [self._time_of_level((high + i / steps * (low - high)) ** rho) for i in range(steps)]
+        return [self.config.t_max, *times[1:]]
 
     def _refine(self, x_T: torch.Tensor, x_anchor: torch.Tensor | None, steps: int) -> torch.Tensor:
         x_0_hat = x_T
@@ -159,16 +201,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             x_anchor = None if x_anchor is None else x_0_hat
         return x_0_hat
 
-    def _renoise(self, x_T, x_anchor, steps, generator, noise) -> torch.Tensor:
-        """Times on EDM's grid of steps + 1 points from t_max (Karras et al. 2022, eq. 5), the last one left out.
-
-        It is even in the noise level b / a, for rf in t.
-        """
-        rho = self.config.renoise_rho
-        high, low = (self._level(t) ** (1 / rho) for t in (self.config.t_max, self.config.renoise_t_min))
-        times = [self._time_of_level((high + i / steps * (low - high)) ** rho) for i in range(steps)]
+    def _renoise(self, x_T, x_anchor, times, generator, noise) -> torch.Tensor:
+        """The estimate noised to each time after the first and mapped again, itself the anchor."""
         x_t = x_0_hat = x_T
-        for i, t in enumerate(self.progress_bar([self.config.t_max, *times[1:]])):
+        for i, t in enumerate(self.progress_bar(times)):
             if i:
                 z = self.draw_noise(tuple(x_T.shape), generator) if noise is None else noise[i - 1]
                 a, b = self._coefficients(t)

@@ -15,9 +15,10 @@ from ifm.conditions.base import Condition
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
 from ifm.modalities import at_rest
-from ifm.model import IntegrationFlow, IntervalFlow
+from ifm.model import IntegrationFlow
 from ifm.progress import progress
-from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
+from ifm.sampling import SELECTED, Draws, Sampler, flow_sampler, teacher_sampler
+from ifm.steps import several_steps, way_of
 from ifm.use.loading import Model
 
 if TYPE_CHECKING:
@@ -27,27 +28,22 @@ if TYPE_CHECKING:
 def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int = 35) -> Sampler:
     """How to sample: a flow in `steps` evaluations, a teacher in `nfe` of Heun's (odd).
 
-    sampler None: `one_step` for one step; for several `chain` where the flow takes two times, else the paper's `anchor`
-    where it takes an anchor, else `renoise`. Raises ValueError for what the model cannot do.
+    sampler: a name, or None: what the flow records for so many steps, or else what it can do (`ifm.steps.way_of`).
+    Raises ValueError for what the model cannot do.
     """
     if not isinstance(model, IntegrationFlow):
         return teacher_sampler(model, nfe=nfe)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if sampler is None:
-        sampler = "one_step" if steps == 1 else several_steps(model)[0]
+    if sampler in (None, SELECTED):
+        way = way_of(model, steps)
+        return flow_sampler(model, kind=way.sampler, steps=steps, times=way.times)
     if steps > 1 and sampler == "one_step":
         others = ", ".join(several_steps(model))
         raise ValueError(f"sampler one_step takes one step, not {steps}; for several this flow has {others}")
     if steps > 1 and sampler == "anchor" and not model.takes_anchor:
         raise ValueError("this flow takes no anchor, so sampler anchor would repeat its first step; use renoise")
     return flow_sampler(model, kind=sampler, steps=steps)
-
-
-def several_steps(flow: IntegrationFlow) -> list[str]:
-    """The samplers of several steps that a flow can do, the first of them being the default."""
-    can = {"chain": isinstance(flow, IntervalFlow), "anchor": flow.takes_anchor, "renoise": True}
-    return [name for name, is_able in can.items() if is_able]
 
 
 def data_shape(model: Model) -> tuple[int, ...]:

@@ -2,18 +2,21 @@
 
 import copy
 import importlib.util
+import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ifm.errors import UserError
 from ifm.model import IntegrationFlow
+from ifm.pretrained import DESCRIPTION
 from ifm.sampling import Draws
 from ifm.use.drawing import data_shape
 
@@ -74,15 +77,19 @@ class Written:
     largest_difference: float
 
 
-def write_graph(flow: IntegrationFlow, folder: Path, *, kind: str) -> Written:
+def write_graph(
+    flow: IntegrationFlow, folder: Path, *, kind: str, description: Mapping[str, Any] | None = None
+) -> Written:
     """Writes the graph (`onnx` or `pt2`), loads the file again and compares it with the model, for several batch sizes.
 
-    Raises UserError where they differ by more than TOLERANCE, or where a package is missing.
+    description: the model's ifm.json, for the file's metadata: `ifm` in ONNX, the extra file ifm.json in pt2. Raises
+    UserError where they differ by more than TOLERANCE, or where a package is missing.
     """
     flow = copy.deepcopy(flow).cpu().float().eval().requires_grad_(False)
     module, path = OneEvaluation(flow), folder / FILES[kind]
     with _quiet(), torch.no_grad():
-        {"onnx": _write_onnx, "pt2": _write_pt2}[kind](OneEvaluation(_for_any_batch(flow)), path)
+        about = json.dumps(description or {}, ensure_ascii=False)
+        {"onnx": _write_onnx, "pt2": _write_pt2}[kind](OneEvaluation(_for_any_batch(flow)), path, about)
         run = {"onnx": _open_onnx, "pt2": _open_pt2}[kind](path)
         given = [example(flow, size) for size in CHECKED]
         differences = [(run(inputs) - module(*inputs)).abs().max() for inputs in given]
@@ -118,11 +125,12 @@ def example(flow: IntegrationFlow, size: int) -> tuple[Tensor, ...]:
     return tuple(named_example(flow, size).values())
 
 
-def _write_pt2(module: OneEvaluation, path: Path) -> None:
+def _write_pt2(module: OneEvaluation, path: Path, about: str) -> None:
     inputs = example(module.flow, TRACED)
     batch = torch.export.Dim("batch", min=1)
     first, *rest = ({0: batch} for _ in inputs)
-    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=(first, tuple(rest))), path)
+    program = torch.export.export(module, inputs, dynamic_shapes=(first, tuple(rest)))
+    torch.export.save(program, path, extra_files={DESCRIPTION: about})
 
 
 def _open_pt2(path: Path) -> Run:
@@ -130,21 +138,21 @@ def _open_pt2(path: Path) -> Run:
     return lambda inputs: module(*inputs)
 
 
-def _write_onnx(module: OneEvaluation, path: Path) -> None:
+def _write_onnx(module: OneEvaluation, path: Path, about: str) -> None:
     inputs = example(module.flow, TRACED)
     batch = torch.export.Dim("batch", min=1)
     first, *rest = ({0: batch} for _ in inputs)
-    torch.onnx.export(
+    program = torch.onnx.export(
         module,
         inputs,
-        path,
         dynamo=True,
         dynamic_shapes=(first, tuple(rest)),
         input_names=list(named_example(module.flow, 1)),
         output_names=["x_0_hat"],
-        external_data=sum(w.nbytes for w in module.state_dict().values()) > ONE_FILE,
         verbose=False,
     )
+    program.model.metadata_props["ifm"] = about
+    program.save(path, external_data=sum(w.nbytes for w in module.state_dict().values()) > ONE_FILE)
 
 
 def _open_onnx(path: Path) -> Run:

@@ -59,7 +59,8 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
     ) -> np.ndarray:
         """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
 
-        sampler: one_step, anchor, renoise or chain; None: what `ifm.use.drawing.choose` takes for so many steps.
+        sampler: one_step, anchor, renoise or chain; None: the one that measured best for so many steps, which the
+        model records (`ifm.steps.way_of`).
         condition: of the n samples; None: drawn by the data's law where the model takes one.
         """
         how = drawing.choose(self, steps=steps, sampler=sampler)
@@ -78,8 +79,11 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
         return Teacher(model.network, model.dynamics).train(model.training)
     anchor = {"takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     if isinstance(model, bare.IntervalFlow):
-        return IntervalFlow(model.network, model.dynamics, **anchor).train(model.training)
-    return IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor).train(model.training)
+        made = IntervalFlow(model.network, model.dynamics, **anchor)
+    else:
+        made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
+    made.samplers = model.samplers
+    return made.train(model.training)
 
 
 def _called(model: loading.Model) -> str:
