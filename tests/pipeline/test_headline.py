@@ -41,13 +41,15 @@ def test_a_handful_of_figures_says_what_decides():
 
 def test_the_last_stage_prints_them_and_where_the_page_is():
     assert track.closing({"ve": IMAGES, "rf": NO_TEACHER, "pfgmpp": NULLS}, ["ve", "rf", "pfgmpp"]) == [
-        "        fid: flow, 1 NFE  teacher, 35 NFE  ratio",
-        "    ve               0.6              0.4   1.52",
-        "    rf               0.6                -      -",
-        "pfgmpp                 -                -      -",
+        "        fid: flow, 1 NFE  teacher, best (NFE)  ratio",
+        "    ve               0.6             0.4 (35)   1.52",
+        "    rf               0.6                    -      -",
+        "pfgmpp                 -                    -      -",
         "page: reports/index.html",
     ]
-    assert track.closing({"ve": POINTS}, ["ve"])[0] == "    sliced_wasserstein: flow, 1 NFE  teacher, 63 NFE  ratio"
+    points = track.closing({"ve": POINTS}, ["ve"])
+    assert points[0] == "    sliced_wasserstein: flow, 1 NFE  teacher, best (NFE)  ratio"
+    assert points[1].split() == ["ve", "0.03", "0.02", "(63)", "1.5"]
     assert track.closing({"ve": NO_TEACHER}, ["ve"])[1].split() == ["ve", "0.6", "-", "-"]
 
 
