@@ -153,7 +153,7 @@ def test_the_page_opens_with_the_sentence_then_the_grids_then_the_headline():
     page = render(full_report(summary=BOTH))
     places = [page.index(part) for part in ('<p class="opening">', "<h2>Samples</h2>", '<table class="headline">')]
     assert places == sorted(places)
-    assert Page(page).text.count("Two networks were trained on digits to turn random noise into an image") == 1
+    assert Page(page).text.count("Two networks (VE diffusion, Rectified flow) were trained on digits to turn") == 1
 
 
 @pytest.mark.parametrize(

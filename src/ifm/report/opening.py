@@ -9,7 +9,7 @@ from ifm.report import names
 from ifm.report.headlines import Estimate, Headline, headlines, nfe_text
 from ifm.report.rounding import significant
 
-COUNTS = ("", "A network was", "Two networks were", "Three networks were", "Four networks were", "Five networks were")
+COUNTS = ("No network", "A network", "Two networks", "Three networks", "Four networks", "Five networks")
 VERDICTS = {  # (some kind is better than the teacher, some about as good, some worse)
     (True, False, False): "are better than",
     (False, True, False): "are about as good as",
@@ -22,31 +22,30 @@ VERDICTS = {  # (some kind is better than the teacher, some about as good, some 
 
 
 def opening(summary: pd.DataFrame, *, data: str) -> str:
-    """One or two sentences, from the rows of the first data set and extractor."""
+    """One sentence, from the rows of the first data set and extractor."""
     _, first = next(iter(names.of_models(summary).groupby(["data", "extractor"], sort=False)))
     lines, one = headlines(first), names.unit(first)
     dynamics = list(dict.fromkeys(names.DYNAMICS.get(line.dynamics, line.dynamics) for line in lines))
-    who = COUNTS[len(dynamics)] if len(dynamics) < len(COUNTS) else f"{len(dynamics)} networks were"
-    several = len(dynamics) > 1
-    kinds = f", one for each kind of path from noise to data ({', '.join(dynamics)})" if several else ""
+    who = COUNTS[len(dynamics)] if len(dynamics) < len(COUNTS) else f"{len(dynamics)} networks"
+    kinds = f" ({', '.join(dynamics)}) were" if len(dynamics) > 1 else " was"
     article = "an" if one[0] in "aeiou" else "a"
-    said = f"{who} trained on {data} to turn random noise into {article} {one} in a single step{kinds}."
-    return f"{said} {_result(lines, one, catalogue.judge(names.kind(first)))}".strip()
+    done = f"{who}{kinds} trained on {data} to turn random noise into {article} {one} in a single step"
+    return f"{done}{_result(lines, one, catalogue.judge(names.kind(first)))}."
 
 
 def _result(lines: Sequence[Headline], one: str, judge: catalogue.Metric) -> str:
-    """How the flow does beside its teacher; without a teacher, what it has."""
+    """How the flow does beside its teacher; without a teacher, what it has; "" where nothing was measured."""
     flows = [line.flow_fid.mean for line in lines if line.flow_fid]
     if not flows:
         return ""
-    measure = f"{judge.name} (how far the {one}s are from real ones; {judge.better} is better)"
+    measured = f"their {judge.name}, a distance from real {one}s, is {_span(flows)}"
     ratios = [line.ratio for line in lines if line.ratio]
     if not ratios:
-        return f"Their {measure} is {_span(flows)}."
+        return f"; {measured}"
     nfe = nfe_text([n for line in lines for n in line.teacher_nfe])
     return (
-        f"By their {measure} these {one}s {_verdict(ratios)} those of the teacher network, which takes {nfe} steps: "
-        f"{_span(flows)}, which is {_span([ratio.mean for ratio in ratios])} times the teacher’s."
+        f"; these {one}s {_verdict(ratios)} those of the teacher network, which takes {nfe} steps: {measured}, or "
+        f"{_span([ratio.mean for ratio in ratios])} times the teacher’s"
     )
 
 
