@@ -13,7 +13,7 @@ from ifm.config import Config
 from ifm.data.splits import open_split
 from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
-from ifm.metrics import cautions
+from ifm.metrics import catalogue, cautions, teachers
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
 from ifm.report.contents import PointSamples, Report
 from ifm.report.page import render
@@ -25,6 +25,7 @@ from pipeline.runner.stage import Stage, data_name, main
 
 SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
 POINTS_SHOWN = 2000
+Figures = dict[str, dict[str, Any]]  # of a dynamics' samplers, by name
 
 
 def params(stage: Stage) -> dict[str, Any]:
@@ -52,11 +53,11 @@ def work(stage: Stage) -> None:
             git_commit=git_commit() or "unknown",
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
-            grids={d: _grids(d) for d in config.dynamics} if grids else {},
+            grids={d: _grids(d, metrics[d]) for d in config.dynamics} if grids else {},
             real=_real(reference["split"], shown=config.sample.grid_images) if grids else None,
             pairs={d: _pairs(d) for d in config.dynamics} if grids else {},
             batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
-            points={d: _points(d, reference) for d in config.dynamics} if planar else {},
+            points={d: _points(d, metrics[d], reference) for d in config.dynamics} if planar else {},
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
             classes=reference["classes"] if shares else None,
@@ -130,10 +131,10 @@ def _rows(
     ]
 
 
-def _grids(d: str) -> list[tuple[str, bytes]]:
+def _grids(d: str, metrics: Figures) -> list[tuple[str, bytes]]:
     """The PNG grids of the samplers shown."""
     folder = paths.samples(d) / "grids"
-    return [(caption, (folder / f"{name}.png").read_bytes()) for caption, name in _shown(d)]
+    return [(caption, (folder / f"{name}.png").read_bytes()) for caption, name in _shown(d, metrics)]
 
 
 def _real(split: str, *, shown: int) -> tuple[str, bytes]:
@@ -143,10 +144,10 @@ def _real(split: str, *, shown: int) -> tuple[str, bytes]:
     return f"{split} split", grid_png(images.modality.pictures(images[rows]), columns=COLUMNS)
 
 
-def _points(d: str, reference: dict[str, Any]) -> PointSamples:
+def _points(d: str, metrics: Figures, reference: dict[str, Any]) -> PointSamples:
     """Real points, those of the samplers shown, and the first stored paths."""
     data = _first_rows(paths.REFERENCE / f"features-{reference['split']}.npy")
-    samples = [(caption, _first_rows(paths.samples(d) / f"{name}.npy")) for caption, name in _shown(d)[:2]]
+    samples = [(caption, _first_rows(paths.samples(d) / f"{name}.npy")) for caption, name in _shown(d, metrics)[:2]]
     first = paths.trajectories(d) / FIRST
     stored = _first_rows(first) if first.is_file() else None
     return PointSamples(data=data, samples=samples, paths=stored)
@@ -156,10 +157,19 @@ def _first_rows(file: Path) -> np.ndarray:
     return np.array(np.load(file, mmap_mode="r", allow_pickle=False)[:POINTS_SHOWN])
 
 
-def _shown(d: str) -> list[tuple[str, str]]:
-    """(caption, name) of the flow in one step, the teacher at its largest and its smallest NFE: the same x_T."""
+def _shown(d: str, metrics: Figures) -> list[tuple[str, str]]:
+    """(caption, name) of the flow in one step, the teacher at its best NFE and at its smallest: the same x_T."""
     samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
-    return [(f"{s['model'].capitalize()}, {s['nfe']} NFE", s["name"]) for s in side_by_side_choice(samplers)]
+    judge = catalogue.judge_of(key for row in metrics.values() for key in row)
+    best = teachers.best((row for row in metrics.values() if row["model"] == "teacher"), judge)
+    nfe = None if best is None else best["nfe"]
+    return [
+        (
+            f"{s['model'].capitalize()}, {s['nfe']} NFE" + " (best)" * (s["model"] == "teacher" and s["nfe"] == nfe),
+            s["name"],
+        )
+        for s in side_by_side_choice(samplers, best=nfe)
+    ]
 
 
 def _versions() -> dict[str, str]:

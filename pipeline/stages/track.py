@@ -8,7 +8,7 @@ from typing import Any
 
 from ifm.config import read_mapping
 from ifm.files import read_json, write_json
-from ifm.metrics import catalogue, cautions
+from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.metric import SPREAD, Role
 from ifm.tracking import ModelRecord, PipelineState, as_tag, digest, flatten, track_state
 from pipeline.runner import paths
@@ -72,10 +72,10 @@ def closing(results: Mapping[str, Any], dynamics: Sequence[str]) -> list[str]:
     """What `dvc repro` ends with: the figures that decide, and where the page is."""
     found = {d: headline(results[d]) for d in dynamics}
     measure = next(iter(next(iter(found.values()))))
-    nfe = max((one["teacher_nfe"] for one in found.values() if one["teacher_nfe"]), default=None)
-    teacher = f"teacher, {nfe} NFE" if nfe else "teacher"
-    lines = [("", f"{measure}: flow, 1 NFE", teacher, "ratio")]
-    lines += [(d, *(_shown(one[key]) for key in (measure, f"teacher_{measure}", "ratio"))) for d, one in found.items()]
+    lines = [("", f"{measure}: flow, 1 NFE", "teacher, best (NFE)", "ratio")]
+    for d, one in found.items():
+        nfe = f" ({one[teachers.AGAINST]})" if one[teachers.AGAINST] else ""
+        lines.append((d, _shown(one[measure]), _shown(one[f"teacher_{measure}"]) + nfe, _shown(one["ratio"])))
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return [*table, f"page: {paths.REPORTS / 'index.html'}"]
@@ -94,7 +94,8 @@ def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, 
     deviations = {judge.key + SPREAD for judge in catalogue.judges()}
     found = {}
     rows = [(d, row) for d in dynamics for row in results[d].values()]
-    for d, row in sorted(rows, key=_prominence):
+    best = {d: headline(results[d])[teachers.AGAINST] for d in dynamics}
+    for d, row in sorted(rows, key=lambda one: _prominence(one[1], best[one[0]])):
         for key, value in row.items():
             if _number(value) and key not in left and (not key.endswith(SPREAD) or key in deviations):
                 found[f"{key}/{sampler_name(d, row)}"] = value
@@ -109,11 +110,10 @@ def warnings(results: Mapping[str, Any], dynamics: list[str]) -> list[str]:
     return cautions.together(map(cautions.told, [*records, *results["diagnostics"].values()]))
 
 
-def _prominence(row: tuple[str, Mapping[str, Any]]) -> tuple[int, int]:
-    """MLflow lists figures as they come: the flow's by evaluations, the teacher's from its best, real data."""
-    _, figures = row
-    place = ("flow", "teacher", "data").index(figures["model"])
-    return place, figures["nfe"] if place == 0 else -figures["nfe"]
+def _prominence(row: Mapping[str, Any], best: int | None) -> tuple[int, bool, int]:
+    """MLflow lists figures as they come: the flow's by evaluations, the teacher's at its best and down, real data."""
+    place = ("flow", "teacher", "data").index(row["model"])
+    return place, row["nfe"] != best, row["nfe"] if place == 0 else -row["nfe"]
 
 
 def sampler_name(d: str, row: Mapping[str, Any]) -> str:
@@ -145,6 +145,10 @@ def note(figures: Mapping[str, float], title: str, protocol: str, warned: Sequen
     for row in rows:
         sd = figures.get(f"{measure}{SPREAD}/{row}")
         lines.append(f"| {row} | {figures[f'{measure}/{row}']:.4g} | {'' if sd is None else format(sd, '.2g')} |")
+    start, end = f"{teachers.AGAINST}/", "-flow-1nfe"
+    against = {name: nfe for name, nfe in figures.items() if name.startswith(start) and name.endswith(end)}
+    best = [f"{name.removeprefix(start).removesuffix(end)} {nfe}" for name, nfe in against.items()]
+    lines += ["", f"Ratios are over the teacher at its best number of evaluations: {', '.join(best)}."] if best else []
     lines += ["", "With care:", *(f"- {text}" for text in warned)] if warned else []
     return "\n".join([*lines, "", "`reports/index.html` is among the artifacts."])
 

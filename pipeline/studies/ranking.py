@@ -9,9 +9,10 @@ import pandas as pd
 
 from ifm.config import Config
 from ifm.errors import UserError
-from ifm.metrics import catalogue, cautions
+from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.metric import IMAGES, POINTS
 from ifm.report import names
+from ifm.report.headlines import nfe_text
 from ifm.report.rounding import mean_and_deviation, significant
 from pipeline.runner import paths
 from pipeline.runner.stage import data_name
@@ -29,7 +30,7 @@ class Measure:
 
     metric: str
     sampler: str
-    nfe: int | None  # None: the most that there are
+    nfe: int | None  # None: the flow's most that there are; the teacher's best
 
     @property
     def higher(self) -> bool:
@@ -51,8 +52,10 @@ class Measure:
 
     def row(self, metrics: Mapping[str, Mapping[str, Any]], config: Config) -> Mapping[str, Any] | None:
         """The sampler's figures among those of one dynamics."""
-        model = "teacher" if self.sampler == "heun" else "flow"
-        key = (model, self.sampler, self.steps(config))
+        model, steps = "teacher" if self.sampler == "heun" else "flow", self.steps(config)
+        if model == "teacher" and self.nfe is None:
+            return teachers.best((r for r in metrics.values() if r["model"] == model), catalogue.get(self.metric))
+        key = (model, self.sampler, steps)
         return next((r for r in metrics.values() if (r["model"], r["sampler"], r["nfe"]) == key), None)
 
 
@@ -69,11 +72,12 @@ def rows(
     values: of the axes; results: the evaluate stages' figures, by dynamics. Raises UserError where none has it.
     """
     varied = {column(key): override_text(value) for key, value in values.items()}
-    common = {"data": data_name(run.config), "sampler": measure.sampler, "nfe": measure.steps(run.config)}
+    common = {"data": data_name(run.config), "sampler": measure.sampler}
     found = []
     for d in run.config.dynamics:
         row = measure.row(results[d], run.config) or {}
         figures = {metric: row.get(metric) for metric in HIGHER_IS_BETTER}
+        figures |= {"nfe": row.get("nfe", measure.steps(run.config))}
         of_run = {"experiment": run.name, "warnings": cautions.cell(cautions.told(row))}
         found.append(varied | common | {"dynamics": d, "seed": run.seed, **figures, **of_run})
     having = [row for row in found if row[measure.metric] is not None]
@@ -106,8 +110,9 @@ def ranked(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: Meas
     scores["rank"] = scores.index + 1
     shown = [metric for metric in HIGHER_IS_BETTER if table[metric].notna().any()]
     shown.sort(key=lambda metric: metric != measure.metric)
-    groups = table.groupby([*of, "data", "dynamics", "sampler", "nfe"], sort=False)
+    groups = table.groupby([*of, "data", "dynamics", "sampler"], sort=False)
     summary = pd.DataFrame({"seeds": groups["seed"].nunique(), "experiments": groups["experiment"].agg(" ".join)})
+    summary["nfe"] = groups["nfe"].agg(lambda nfe: nfe_text(list(nfe)))
     summary["warnings"] = groups["warnings"].agg(lambda cells: cautions.cell(cautions.of_cells(cells)))
     for name in shown:
         summary[name], summary[f"{name}_sd"] = groups[name].mean(), groups[name].std()

@@ -19,7 +19,7 @@ import pandas as pd
 from ifm.config import ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.errors import UserError, in_a_line
 from ifm.files import write_text
-from ifm.metrics import catalogue, cautions
+from ifm.metrics import catalogue, cautions, teachers
 from ifm.tracking import digest
 from pipeline.runner import paths
 from pipeline.runner.stage import data_name
@@ -32,7 +32,18 @@ from pipeline.tools import params_file, preset
 STAGES = ("fetch", "preprocess", "reference", "teacher", "trajectories", "flow", "select", "sample", "evaluate")
 UNREAD = ("diagnose", "dynamics")  # sections that none of STAGES reads
 METRICS = tuple(metric.key for metric in catalogue.studied())
-TEACHERS = ("teacher_nfe", *(f"teacher_{metric}" for metric in METRICS), *(f"teacher_1_{metric}" for metric in METRICS))
+TEACHERS = (
+    "teacher_nfe",
+    "teacher_most_nfe",
+    *(f"teacher_{metric}" for metric in METRICS),
+    *(f"teacher_1_{metric}" for metric in METRICS),
+)
+
+
+# What is said of rows that an earlier version wrote: they have no `teacher_most_nfe`.
+OLD = (
+    "Some rows are of an earlier version, with the teacher at its most evaluations and not at its best: run them again."
+)
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------
@@ -163,7 +174,7 @@ def plan(
 
 
 def rows(task: Task, results: Mapping[str, Any], records: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row for each dynamics and sampler of the flow, with the teacher's figures at 1 and at most NFE beside it.
+    """One row for each dynamics and sampler of the flow, with the teacher's figures at 1 and at its best NFE beside it.
 
     results: the evaluate stages' figures, by dynamics, and the `reference` they are held against; records: the stages'
     run.json, by name; what is not there leaves its columns empty.
@@ -171,8 +182,10 @@ def rows(task: Task, results: Mapping[str, Any], records: Mapping[str, Any]) -> 
     found = []
     for d in task.dynamics:
         teacher = {row["nfe"]: row for row in results[d].values() if row["model"] == "teacher"}
-        most = max(teacher, default=None)
-        beside = {"teacher_nfe": most} | {f"teacher_{m}": teacher.get(most, {}).get(m) for m in METRICS}
+        judge = catalogue.judge_of(key for row in results[d].values() for key in row)
+        best = teachers.best(teacher.values(), judge) or {}
+        beside = {"teacher_nfe": best.get("nfe"), "teacher_most_nfe": max(teacher, default=None)}
+        beside |= {f"teacher_{m}": best.get(m) for m in METRICS}
         beside |= {f"teacher_1_{m}": teacher.get(1, {}).get(m) for m in METRICS}
         common = {
             "data": data_name(task.config),
@@ -195,9 +208,15 @@ def earlier(study: Study) -> pd.DataFrame | None:
     if not study.csv.is_file():
         return None
     try:
-        return pd.read_csv(study.csv).reindex(columns=list(study.columns))
+        found = pd.read_csv(study.csv).reindex(columns=list(study.columns))
     except (ValueError, OSError) as error:
         raise UserError(f"{study.csv}: cannot be read ({in_a_line(error)}); delete it and run again") from error
+    old = found["teacher_nfe"].notna() & found["teacher_most_nfe"].isna()
+    texts = [
+        cautions.together([cautions.of_cells([cell]), [OLD] * is_old])
+        for cell, is_old in zip(found["warnings"], old, strict=True)
+    ]
+    return found.assign(warnings=[cautions.cell(each) for each in texts])
 
 
 def merged(study: Study, new: pd.DataFrame) -> pd.DataFrame:

@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", type=_integers, metavar="N,N,...", help="each configuration under each (default: params.yaml's)")
     add("--metric", choices=HIGHER_IS_BETTER, help="what is ranked by (default: fid; points: sliced_wasserstein)")
     add("--sampler", choices=SAMPLERS, default="one_step", help="whose (default: %(default)s; heun: the teacher's)")
-    add("--nfe", type=count, metavar="N", help="its evaluations (default: the most that are sampled)")
+    add("--nfe", type=count, metavar="N", help="its evaluations (default: the most that are sampled, of heun the best)")
     add("--jobs", type=count, metavar="N", help="experiments at a time (default: one for each GPU, one without)")
     add("--search", type=count, metavar="N", help="instead of a grid, N configurations chosen by Optuna's TPE")
     add("--retry-failed", action="store_true", help="try again what failed before")

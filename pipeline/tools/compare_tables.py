@@ -9,12 +9,13 @@ import pandas as pd
 
 from ifm.metrics import catalogue
 from ifm.report import names, tables
-from ifm.report.headlines import over_teacher
+from ifm.report.headlines import best_teachers, nfe_text, over_teacher
 from ifm.report.rounding import MISSING, mean_and_deviation, significant
 from pipeline.tools.comparison import (
     BEYOND,
     DIFFERS,
     EQUAL,
+    KEYS,
     LOOSE,
     OF_THE_FLOW,
     ONLY_A,
@@ -96,15 +97,15 @@ def headline(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
 
 
 def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) -> list[dict[str, Any]]:
-    most = [max((row.key["nfe"] for row in teacher if value_of(getattr(row, s), metric)), default=None) for s in "ab"]
-    nfe = " against ".join(str(n) for n in dict.fromkeys(n for n in most if n is not None))
-    flows = [over_rows([getattr(row, side) for row in flow], metric) for side in "ab"]
-    teachers = [
-        over_rows([getattr(row, side) for row in teacher if row.key["nfe"] == n], metric)
-        for side, n in zip("ab", most, strict=True)
+    of_flow, of_teacher = ([_records(rows, side) for side in "ab"] for rows in (flow, teacher))
+    best = [best_teachers(rows, metric) for rows in of_teacher]
+    nfe = " against ".join(dict.fromkeys(nfe_text(list(rows["nfe"])) for rows in best if len(rows)))
+    flows = [over_rows(rows.to_dict("records"), metric) for rows in of_flow]
+    teachers = [over_rows(rows.to_dict("records"), metric) for rows in best]
+    ratios = [over_teacher(x, y, metric) for x, y in zip(of_flow, of_teacher, strict=True)]
+    over = [
+        r and Value(r.mean, r.deviation) if x and y else None for r, x, y in zip(ratios, flows, teachers, strict=True)
     ]
-    over = [_over_teacher(flow, teacher, side, n, metric) for side, n in zip("ab", most, strict=True)]
-    over = [r if x and y else None for r, x, y in zip(over, flows, teachers, strict=True)]
     found = [("Flow, 1 step", flows), (f"Teacher, {nfe} NFE", teachers), ("Flow / teacher", over)]
     return [
         {
@@ -118,12 +119,10 @@ def _headline_lines(flow: Sequence[Row], teacher: Sequence[Row], metric: str) ->
     ]
 
 
-def _over_teacher(flow: Sequence[Row], teacher: Sequence[Row], side: str, nfe: int | None, metric: str) -> Value | None:
-    """The report's ratio of one side: the mean over seeds of the flow's figure over the teacher's."""
-    rows = [[record for row in rows if (record := getattr(row, side))] for rows in (flow, teacher)]
-    flows, teachers = (pd.DataFrame(records) for records in (rows[0], [r for r in rows[1] if r["nfe"] == nfe]))
-    found = None if flows.empty or teachers.empty else over_teacher(flows, teachers, metric)
-    return found and Value(found.mean, found.deviation)
+def _records(rows: Sequence[Row], side: str) -> pd.DataFrame:
+    """The records of one side; a table without rows has the columns that are asked for."""
+    found = [record for row in rows if (record := getattr(row, side))]
+    return pd.DataFrame(found) if found else pd.DataFrame(columns=list(KEYS))
 
 
 def table(rows: Sequence[Row], metrics: Sequence[str], judged: str) -> dict[str, Any]:

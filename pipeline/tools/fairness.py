@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ifm.metrics import cautions
+from ifm.report.headlines import outdated
+from ifm.report.summary import summary_columns
 from ifm.tracking import flatten
 from pipeline.runner.stage import outputs
 from pipeline.tools.comparison import KEYS, Row, Side, differing, locked_params, number, values_of
@@ -81,7 +83,8 @@ def _short(value: Any) -> str:
 
 def _old(side: Side) -> list[str]:
     """Where a side's own files are not of one making, as after `dvc exp run` of single stages."""
-    found = []
+    columns = list(dict.fromkeys([*side.summary.columns, *summary_columns()]))
+    found = outdated(side.summary.reindex(columns=columns))
     if stale := _stale(side):
         files = ", ".join(f"reports/metrics/{d}.json" for d in stale)
         found.append(f"reports/summary.csv does not agree with {files}; `dvc repro report` mends it.")

@@ -4,6 +4,7 @@ The columns of docs/tables.md are written too, from the catalogue of metrics.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from PIL import Image
 
 from ifm.files import read_json, write_text
 from ifm.metrics import catalogue, cautions
-from ifm.metrics.metric import SPREAD
 from ifm.modalities.pictures import side_by_side, side_by_side_choice
+from ifm.report import names
+from ifm.report.headlines import Estimate, Headline, best_teachers, estimate, headlines, nfe_text, outdated, written
 from ifm.report.names import DYNAMICS as TITLES
-from ifm.report.rounding import measured
+from ifm.report.rounding import MISSING
+from ifm.report.summary import read_summary
 from pipeline.runner import paths
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/digits.png"), "<!-- results -->"
@@ -24,30 +27,55 @@ SHOWN = 32  # images a panel
 
 
 def table(summary: pd.DataFrame) -> str:
-    """Markdown: one line for each dynamics, flow in one step against the teacher at its most evaluations.
+    """Markdown: a line for each dynamics, the flow in one step against the teacher at its best evaluations.
 
-    ratio: the summary's, the mean over sampling seeds of the two FIDs' ratio.
+    ratio: the mean over sampling seeds of the two FIDs' ratio, over training seeds in turn (`headlines`).
     """
-    lines = [
-        "| dynamics | FID: flow, 1 NFE | teacher, {most} NFE | ratio | teacher, 1 NFE | recall: flow | teacher "
+    rows = [
+        "| dynamics | FID: flow, 1 NFE | teacher, best (NFE) | ratio | teacher, 1 NFE | recall: flow | teacher "
         "| speed-up |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    most = int(summary[summary.model == "teacher"].nfe.max())
-    for d in TITLES:
-        rows = summary[summary.dynamics == d].set_index(["sampler", "nfe"])
-        if rows.empty:
-            continue
-        flow, best, first = rows.loc[("one_step", 1)], rows.loc[("heun", most)], rows.loc[("heun", 1)]
-        speed = best.seconds_per_image / flow.seconds_per_image
-        lines.append(
-            f"| {TITLES[d]} | {_with_deviation(flow, 'fid')} | {_with_deviation(best, 'fid')} | "
-            f"{_with_deviation(flow, 'ratio', decimals=2)} | {first.fid:.1f} | {flow.recall:.2f} | "
-            f"{best.recall:.2f} | {speed:.1f}x |"
-        )
-    warned = cautions.of_cells(summary["warnings"]) if "warnings" in summary else []
-    lines += ["", *(f"*With care:* {text}" for text in warned)] if warned else []
-    return "\n".join(lines).replace("{most}", str(most))
+    for line in headlines(summary):
+        mine = summary[summary.dynamics == line.dynamics]
+        flow, best = mine[mine.sampler == "one_step"], best_teachers(mine[mine.model == "teacher"])
+        cells = [
+            " ".join([TITLES.get(line.dynamics, line.dynamics), line.variant]).strip(),
+            written(line.flow_fid, 3),
+            f"{written(line.teacher_fid, 3)} ({nfe_text(line.teacher_nfe)})" if line.teacher_fid else MISSING,
+            written(line.ratio, 2),
+            _mean(line.single_fid, 1),
+            _mean(estimate(flow, "recall"), 2),
+            _mean(estimate(best, "recall"), 2),
+            MISSING if line.speed_up is None else f"{line.speed_up:.1f}x",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    warned = [*(cautions.of_cells(summary["warnings"]) if "warnings" in summary else []), *outdated(summary)]
+    rows += ["", *(f"*With care:* {text}" for text in warned)] if warned else []
+    return "\n".join([*rows, "", " ".join([_seeds(names.of_models(summary)), *_nearest(headlines(summary))])])
+
+
+def _nearest(lines: Sequence[Headline]) -> list[str]:
+    """Whether samples are copies, in a sentence; none where it was not measured."""
+    found = []
+    for line in lines:
+        flow, teacher, unseen = (f"{each.mean:.2f}" if each else MISSING for each in line.nearest)
+        if line.nearest[0] and line.nearest[2]:
+            found.append(f"{TITLES.get(line.dynamics, line.dynamics)} {flow} (teacher {teacher}, test images {unseen})")
+    return [f"Median distance to the nearest training image: {', '.join(found)}."] if found else []
+
+
+def _mean(found: Estimate | None, decimals: int) -> str:
+    return MISSING if found is None else f"{found.mean:.{decimals}f}"
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    """What the figures are means over, in a sentence."""
+    sets, training = int(rows["seeds"].fillna(1).max()), rows["seed"].nunique()
+    drawn = f"{sets} sampling seed{'s' * (sets > 1)} of {rows['n_samples'].max():,.0f} samples"
+    if training > 1:
+        return f"Mean ± standard deviation over {training} training seeds, each the mean over {drawn}."
+    return f"Mean ± standard deviation over {drawn}; one training seed." if sets > 1 else f"From {drawn}."
 
 
 def columns() -> str:
@@ -66,17 +94,14 @@ def _write_between(file: Path, mark: str, text: str) -> None:
     write_text(file, f"{before}{mark}\n{text}\n{mark}{after}")
 
 
-def _with_deviation(row: pd.Series, column: str, *, decimals: int = 3) -> str:
-    return measured(row[column], row[column + SPREAD], decimals=decimals)
-
-
-def picture(dynamics: list[str]) -> Image.Image:
-    """A row of panels for each dynamics: flow in one step, teacher at its most evaluations, teacher in one."""
+def picture(summary: pd.DataFrame) -> Image.Image:
+    """A row of panels for each dynamics: flow in one step, teacher at its best evaluations, teacher in one."""
     rows = []
-    for d in dynamics:
+    best = {line.dynamics: max(line.teacher_nfe, default=None) for line in headlines(summary)}
+    for d in names.ordered(best):
         samplers = read_json(paths.samples(d) / "metadata.json")["samplers"]
         panels = []
-        for s in side_by_side_choice(samplers):
+        for s in side_by_side_choice(samplers, best=best[d]):
             images = np.load(paths.samples(d) / f"{s['name']}.npy", mmap_mode="r", allow_pickle=False)[:SHOWN]
             panels.append((f"{TITLES[d]}: {s['model']}, {s['nfe']} NFE", np.asarray(images)))
         side_by_side(panels, PICTURE, columns=8, scale=4)
@@ -92,10 +117,10 @@ def picture(dynamics: list[str]) -> Image.Image:
 def main() -> None:
     """Rewrites docs/images/digits.png and the lines between the marks of docs/tables.md and the README."""
     _write_between(TABLES, COLUMNS, columns())
-    summary = pd.read_csv(paths.REPORTS / "summary.csv")
+    summary = read_summary(paths.REPORTS / "summary.csv")
     if set(summary.data) != {"digits"}:
         sys.exit("reports/summary.csv is not of the digits: make preset NAME=digits, dvc repro, then again")
-    picture([d for d in TITLES if d in set(summary.dynamics)]).save(PICTURE, optimize=True)
+    picture(summary).save(PICTURE, optimize=True)
     _write_between(README, MARK, table(summary))
 
 

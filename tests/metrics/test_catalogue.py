@@ -127,7 +127,9 @@ def test_a_new_entry_reaches_tracking_ranking_comparison_and_card(judged, tmp_pa
 def test_the_committed_summary_has_the_tables_columns():
     with open(ROOT / "reports/summary.csv", encoding="utf-8", newline="") as file:
         committed = next(csv.reader(file))
-    assert [c for c in summary_columns() if c in committed or c != "warnings"] == committed
+    # Columns that are younger than the results.
+    later = {"warnings", "teacher_nfe", "train_distance", "train_distance_sd", "unseen_distance"}
+    assert [c for c in summary_columns() if c in committed or c not in later] == committed
 
 
 def test_directions_and_what_is_ranked():

@@ -199,7 +199,10 @@ def test_copies_are_found_and_fresh_samples_are_not():
     half = fresh.copy()
     half[::2] = train[::2]
     assert copies(nearest(half, train)[0], from_unseen)["train_distance_auc"] == pytest.approx(0.25, abs=0.05)
-    assert copies(nearest(train, train)[0], from_unseen) == {"train_distance_auc": 0.0, "near_copies": 1.0}
+    copied = copies(nearest(train, train)[0], from_unseen)
+    assert (copied["train_distance_auc"], copied["near_copies"]) == (0.0, 1.0)
+    assert copied["train_distance"] == pytest.approx(0.0, abs=1e-6)
+    assert copied["unseen_distance"] == np.median(from_unseen)
 
 
 def test_a_choice_of_rows_is_spread_over_the_folder_and_repeats():
@@ -256,7 +259,9 @@ def test_figures_of_a_set_are_its_parts():
     assert {key: figures[key] for key in ("precision", "recall", "density", "coverage")} == precision_recall(*some)
     assert figures["train_distance_auc"] > 0.5
     bare = image_figures(Found(found.features), Real(real.features, MEASURES))
-    assert set(figures) - set(bare) == {"inception_score", "train_distance_auc", "near_copies"}
+    assert set(figures) - set(bare) == {
+        "inception_score", "train_distance_auc", "near_copies", "train_distance", "unseen_distance",
+    }  # fmt: skip
 
 
 def test_means_and_deviations_over_sets():

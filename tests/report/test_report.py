@@ -40,14 +40,14 @@ def headline_row(page, name):
 
 def test_headline_has_the_figures_their_ratio_and_the_speed_up(page):
     """The ratio is the one of equal prior draws, `ratio` in the summary, not the quotient of the two means (2.22)."""
-    assert headline_row(page, "VE diffusion") == ["1.94 ± 0.04", "0.87", "2.20 ± 0.03", "313.2", "35.0×"]
+    assert headline_row(page, "VE diffusion") == ["1.94 ± 0.04", "0.87 (35)", "2.20 ± 0.03", "313.2", "35.0×"]
     assert "Means over 3 sampling seeds, ± one standard deviation." in Page(page).text
 
 
 def test_headline_of_seeds_is_mean_and_deviation():
     rows = pd.concat([summary_of("rf", seed=0, factor=1.0), summary_of("rf", seed=1, factor=3.0)])
     page = render(full_report(summary=rows))
-    assert headline_row(page, "Rectified flow")[:3] == ["3.88 ± 2.74", "1.74 ± 1.23", "2.20 ± 0.00"]
+    assert headline_row(page, "Rectified flow")[:3] == ["3.88 ± 2.74", "1.74 ± 1.23 (35)", "2.20 ± 0.00"]
     assert "2 seeds" in page
 
 
@@ -382,7 +382,7 @@ def test_many_classes_with_long_names_fit_under_their_axis():
 def test_a_ratio_is_the_mean_of_ratios_over_the_seeds_of_training():
     """1/1 and 9/3: their mean is 2, the ratio of the means 2.5. One of a single set of samples needs no column."""
     flow = pd.DataFrame({"seed": [0, 1], "fid": [1.0, 9.0]})
-    teacher = pd.DataFrame({"seed": [1, 0, 7], "fid": [3.0, 1.0, 100.0]})
+    teacher = pd.DataFrame({"seed": [1, 0, 7], "nfe": 35, "fid": [3.0, 1.0, 100.0]})
     found = over_teacher(flow, teacher)
     assert (found.mean, found.deviation, found.seeds) == (2.0, pytest.approx(2**0.5), 2)
     assert over_teacher(flow.assign(seeds=3), teacher) is None  # the sets' ratios are not known

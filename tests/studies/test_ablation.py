@@ -460,3 +460,14 @@ def test_two_variants_for_real_train_one_teacher(tmp_path):
     assert all("no-such-launcher" in line and "; ERROR: failed to reproduce 'flow@rf'" in line for line in lines)
     assert len(list((project.folder / ".ifm/ablation").glob("*.log"))) == 4
     assert "Traceback" not in out
+
+
+def test_rows_of_an_earlier_version_say_that_their_teacher_is_not_at_its_best(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    STUDY.csv.parent.mkdir()
+    old = {"data": "digits", "teacher_nfe": 35, "teacher_fid": 0.5, "warnings": "Few."}
+    rows = [old, old | {"teacher_nfe": None, "warnings": None}, old | {"teacher_nfe": 17, "teacher_most_nfe": 35}]
+    pd.DataFrame(rows[:2]).to_csv(STUDY.csv, index=False)
+    assert study.earlier(STUDY)["warnings"].fillna("").tolist() == [f"Few. | {study.OLD}", ""]
+    pd.concat([study.earlier(STUDY), pd.DataFrame(rows[2:])]).to_csv(STUDY.csv, index=False)
+    assert study.earlier(STUDY)["warnings"].fillna("").tolist() == [f"Few. | {study.OLD}", "", "Few."]

@@ -219,6 +219,17 @@ def test_only_what_was_judged_alike_is_compared():
     }
 
 
+def test_a_ratio_over_the_teacher_at_its_most_evaluations_is_not_compared_with_one_at_its_best():
+    old, new = {"ratio/ve-flow-1nfe": 0.5}, {"ratio/ve-flow-1nfe": 0.9, "teacher_nfe/ve-flow-1nfe": 17}
+    track_state(state("r1", [train("flow-ve", "r1")], old))
+    (made,) = promote("ratio")
+    assert (made.after, made.candidates[0].value) == (1, 0.5)  # all are of one kind
+    track_state(state("r2", [train("flow-ve", "r2")], new))
+    (made,) = promote("ratio")
+    assert made.after == 2
+    assert made.candidates[-1].why_not == "not comparable: has no teacher_nfe/ve-flow-1nfe"
+
+
 def test_what_cannot_be_promoted_is_said(project: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=re.escape("no model ifm-flow-* in sqlite:///")):
         promote("fid")

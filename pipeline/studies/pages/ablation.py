@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ifm.metrics import catalogue
 from ifm.report import plots
+from ifm.report.headlines import nfe_text
 from ifm.report.rounding import MISSING, significant
 from pipeline.studies.pages.estimates import (
     CONTRADICTED,
@@ -121,11 +122,11 @@ def _figure(
     metric: str,
     name: str,
 ) -> str:
-    """Dots with bars of one standard deviation, a colour for each dynamics; hollow: the teacher at most NFE."""
+    """Dots with bars of one standard deviation, a colour for each dynamics; hollow: the teacher at its best NFE."""
 
     def draw(figure: Any) -> None:
         ax = figure.add_subplot()
-        most = int(table["teacher_nfe"].max()) if table["teacher_nfe"].notna().any() else None
+        best = nfe_text([int(nfe) for nfe in table["teacher_nfe"].dropna()])
         colours: dict[str, str] = {}
         for i, d in enumerate(groups):
             for x, setting in enumerate(settings):
@@ -156,7 +157,10 @@ def _figure(
         names = plots.ordered(colours)
         dots = [
             (ax.plot([], [], color=plots.INK, linestyle="none", **plots.marker("one_step", plots.INK))[0], ONE_STEP),
-            (ax.plot([], [], linestyle="none", **plots.marker("heun", plots.INK))[0], f"Teacher, {most} NFE"),
+            (
+                ax.plot([], [], linestyle="none", **plots.marker("heun", plots.INK))[0],
+                f"Teacher, {best or MISSING} NFE",
+            ),
         ]
         lines = [(ax.plot([], [], color=colours[d], linewidth=4)[0], dynamics_title(d)) for d in names]
         blank = (ax.plot([], [], linestyle="none")[0], "")

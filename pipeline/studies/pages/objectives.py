@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ifm.metrics import catalogue
 from ifm.report import plots
+from ifm.report.headlines import nfe_text
 from ifm.report.rounding import MISSING, significant
 from pipeline.studies.pages.estimates import Estimate, judged_by, mean_ratio, summarised
 from pipeline.studies.pages.page import dynamics_title, filled, warned
@@ -36,9 +37,13 @@ class Shown(Protocol):
 
 
 def teacher(rows: pd.DataFrame, metric: str) -> Estimate | None:
-    """The teacher of one data set and dynamics at most evaluations: of those trained longest, over seeds."""
-    longest = rows[rows["teacher_evaluations"] == rows["teacher_evaluations"].max()]
-    return summarised(longest.drop_duplicates("seed").set_index("seed")[f"teacher_{metric}"])
+    """The teacher of one data set and dynamics at its best evaluations: of those trained longest, over seeds."""
+    return summarised(_longest(rows).set_index("seed")[f"teacher_{metric}"])
+
+
+def _longest(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each seed, with the teacher that was trained longest."""
+    return rows[rows["teacher_evaluations"] == rows["teacher_evaluations"].max()].drop_duplicates("seed")
 
 
 def at_steps(rows: pd.DataFrame, objective: str, steps: int, metric: str, *, several: str) -> Estimate | None:
@@ -86,7 +91,11 @@ def _table(rows: pd.DataFrame, metric: str, steps: Sequence[int], objectives: Se
                 "seeds": rows[rows["objective"] == objective]["seed"].nunique(),
             }
         )
-    return {"teacher": of_teacher, "lines": lines, "nfe": int(rows["teacher_nfe"].max())}
+    return {
+        "teacher": of_teacher,
+        "lines": lines,
+        "nfe": nfe_text([int(n) for n in _longest(rows)["teacher_nfe"].dropna()]),
+    }
 
 
 def _figure(
@@ -125,7 +134,7 @@ def _figure(
         panels[0].set_ylabel(catalogue.title(metric))
         handles = [panels[0].plot([], [], color=o.colour, linewidth=3)[0] for o in shown]
         handles.append(panels[0].plot([], [], color=plots.INK, linestyle="--", linewidth=1)[0])
-        titles = [*(o.title for o in shown), "teacher, most evaluations"]
+        titles = [*(o.title for o in shown), "teacher, best evaluations"]
         figure.legend(handles, titles, loc="outside lower center", ncols=2 if len(by_dynamics) < 3 else 3)
 
     size = (2.6 * max(2, len(by_dynamics)), 3.6)

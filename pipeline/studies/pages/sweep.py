@@ -72,7 +72,7 @@ def render(
         ],
         metric=catalogue.title(metric),
         sampler=sampler_title(first["sampler"]),
-        nfe=int(first["nfe"]),
+        nfe=" or ".join(dict.fromkeys(str(nfe) for nfe in table["nfe"])),  # the teacher's best may be several
         best=first["experiments"].split()[0],
         missing=missing,
     )

@@ -39,8 +39,13 @@ _ENTRIES = (
     ),
     Metric(
         "ratio", "Over the teacher’s", Better.LOWER, kinds=BOTH,
-        tooltip="the figure over that of the teacher at its largest NFE, from the same prior draws.",
+        tooltip="the figure over that of the teacher at its best NFE, from the same prior draws.",
         role=Role.SIDE, format=Aligned(least=2, most=2),
+    ),
+    Metric(
+        "teacher_nfe", "Teacher’s best NFE", None, kinds=BOTH,
+        tooltip="the teacher’s number of evaluations that is best, which the ratio is taken against.",
+        role=Role.SIDE, format=Count(), spread=False,
     ),
     Metric(
         "kid", "KID", Better.LOWER,
@@ -115,6 +120,18 @@ _ENTRIES = (
         tooltip="the share of samples nearer to the training data than all but 5 % of unseen images.",
         ideal=0.05, compute=lambda of: of.copies["near_copies"], where=lambda of: of.copies is not None,
         role=Role.SIDE, format=Aligned(least=3, most=3),
+    ),
+    Metric(
+        "train_distance", "Nearest training image", None,
+        tooltip="the median distance of a sample to the nearest training image, in feature space.",
+        compute=lambda of: of.copies["train_distance"], where=lambda of: of.copies is not None,
+        role=Role.SIDE, format=Aligned(least=2, most=3),
+    ),
+    Metric(
+        "unseen_distance", "Nearest training image, of unseen", None,
+        tooltip="the same distance of images that training has not seen; samples that are much nearer are copies.",
+        compute=lambda of: of.copies["unseen_distance"], where=lambda of: of.copies is not None,
+        role=Role.SIDE, format=Aligned(least=2, most=3), spread=False,
     ),
     Metric(
         "endpoint_rms", "End-point RMS", Better.LOWER, kinds=BOTH,

@@ -107,7 +107,7 @@ class Comparison:
 
     @cached_property
     def copies(self) -> Mapping[str, float] | None:
-        """train_distance_auc, near_copies; None where training or unseen data are not known."""
+        """What `copies` of neighbours.py finds; None where training or unseen data are not known."""
         if self.real.unseen_distances is None:
             return None
         return copies(nearest(self.found.features, self.real.train)[0], self.real.unseen_distances)

@@ -12,7 +12,7 @@ import numpy as np
 from ifm import modalities
 from ifm.errors import UserError
 from ifm.files import read_json
-from ifm.metrics import catalogue, cautions
+from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.classes import class_figures
 from ifm.metrics.classifier import classify
 from ifm.metrics.comparison import Comparison, Found, Measures, Real, least_samples, without_neighbours
@@ -52,10 +52,11 @@ def evaluate_samples(
     where there are classes.
 
     endpoint_rms: root mean square difference, in units of data in [-1, 1], from the teacher at its largest NFE started
-    at the same x_T; averaged over samples, for the flow's samplers. ratio: what they are judged by over that teacher's,
-    set by set, each from the same prior draws. warnings: sentences that speak against a row's
-    figures, those of the reference first (ifm.metrics.cautions); a figure that cannot be computed is None, with the
-    reason there. Raises UserError at samples that cannot be judged.
+    at the same x_T; averaged over samples, for the flow's samplers: that teacher is nearest to the ODE's solution.
+    ratio: what they are judged by over the figure of the teacher at its best NFE (`teachers.best` of the means over
+    sets), set by set, each from the same prior draws; teacher_nfe: that NFE. warnings: sentences that speak against a
+    row's figures, those of the reference first (ifm.metrics.cautions); a figure that cannot be computed is None, with
+    the reason there. Raises UserError at samples that cannot be judged.
     Processes share the extractor's work and find the same figures.
     """
     metadata = read_json(folder / "metadata.json")
@@ -73,12 +74,12 @@ def evaluate_samples(
                 f"{folder}: {name} has {len(images)} samples in {seeds} set(s), which must be of equal size and at "
                 f"least {least} each; raise sample.count or lower evaluate.neighbours"
             )
-    teachers = [s for s in metadata["samplers"] if s["model"] == "teacher"]
-    best = arrays[max(teachers, key=lambda s: s["nfe"])["name"]] if teachers else None
+    of_teacher = [s for s in metadata["samplers"] if s["model"] == "teacher"]
+    finest = arrays[max(of_teacher, key=lambda s: s["nfe"])["name"]] if of_teacher else None
 
     real = reference.real(measures)  # one for all samplers: it keeps what it has computed
     kind = modalities.of(expected).name
-    quality = catalogue.judge(kind).key
+    judge = catalogue.judge(kind)
     by_set: dict[str, list[float]] = {}
     figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, real)
     closest: dict[str, list[tuple[int, int]]] = {}
@@ -90,11 +91,11 @@ def evaluate_samples(
         sets = [Comparison(found.part(s), real, images[s]) for s in _sets(len(images), seeds)]
         each = [figures_of(one, kind) for one in sets]
         row |= over_sets(each) | ({} if points else fid_trend([one.found for one in sets], real))
-        by_set[name] = [one[quality] for one in each]
-        if sampler["model"] == "flow" and best is not None:
-            if len(images) != len(best):
-                raise UserError(f"{folder}: {name} has {len(images)} {what}, the teacher {len(best)}; {MEND}")
-            row |= over_sets([{"endpoint_rms": endpoint_rms(images[s], best[s])} for s in _sets(len(images), seeds)])
+        by_set[name] = [one[judge.key] for one in each]
+        if sampler["model"] == "flow" and finest is not None:
+            if len(images) != len(finest):
+                raise UserError(f"{folder}: {name} has {len(images)} {what}, the teacher {len(finest)}; {MEND}")
+            row |= over_sets([{"endpoint_rms": endpoint_rms(images[s], finest[s])} for s in _sets(len(images), seeds)])
         counts = _class_counts(reference, images)
         if counts is not None:
             row |= class_figures(counts, reference.class_shares)
@@ -102,10 +103,11 @@ def evaluate_samples(
         figures[name] = row
         if not points and sampler["sampler"] == "one_step":
             closest[name] = closest_pairs(found.features, real.train)
-    if teachers:
-        of_teacher = by_set[max(teachers, key=lambda s: s["nfe"])["name"]]
+    best = teachers.best(({"name": s["name"], **figures[s["name"]]} for s in of_teacher), judge)
+    if best is not None:
         for name in (s["name"] for s in metadata["samplers"] if s["model"] == "flow"):
-            _add_ratio(figures[name], by_set[name], of_teacher)
+            _add_ratio(figures[name], by_set[name], by_set[best["name"]])
+            figures[name][teachers.AGAINST] = best["nfe"]
     return Evaluation(figures, closest)
 
 

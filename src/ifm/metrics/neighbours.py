@@ -70,7 +70,8 @@ def copies(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
 
     train_distance_auc: the probability that a sample is farther from the training set than an unseen image is, 0.5 for
     a law that has not memorised (the rank test of Meehan et al. 2020); near_copies: the share of samples nearer to the
-    training set than all but the nearest 5 % of unseen images, 0.05 to be expected.
+    training set than all but the nearest 5 % of unseen images, 0.05 to be expected; train_distance, unseen_distance:
+    the medians of both sides.
     """
     from scipy.stats import mannwhitneyu
 
@@ -78,6 +79,8 @@ def copies(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
     return {
         "train_distance_auc": float(farther),
         "near_copies": float((samples < np.quantile(unseen, 0.05)).mean()),
+        "train_distance": float(np.median(samples)),
+        "unseen_distance": float(np.median(unseen)),
     }
 
 

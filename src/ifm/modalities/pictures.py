@@ -60,14 +60,15 @@ def shrink_png(png: bytes, factor: float) -> bytes:
         return _png(picture.convert("RGB").resize(size, Image.Resampling.BOX))
 
 
-def side_by_side_choice(samplers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The flow at its fewest evaluations, the teacher at its most and, where it has others, at its fewest.
+def side_by_side_choice(samplers: list[dict[str, Any]], *, best: int | None = None) -> list[dict[str, Any]]:
+    """The flow at its fewest evaluations, the teacher at `best` and, where it has others, at its fewest.
 
-    samplers: as `Sampler.describe` gives them ("name", "model", "sampler", "nfe").
+    samplers: as `Sampler.describe` gives them ("name", "model", "sampler", "nfe"); best: NFE, None: the teacher's most.
     """
     flows = sorted((s for s in samplers if s["model"] == "flow"), key=lambda s: s["nfe"])
-    teachers = sorted((s for s in samplers if s["model"] == "teacher"), key=lambda s: -s["nfe"])
-    return [*flows[:1], *teachers[:1], *teachers[1:][-1:]]
+    teachers = sorted((s for s in samplers if s["model"] == "teacher"), key=lambda s: s["nfe"])
+    shown = [s for s in teachers if s["nfe"] == best] or teachers[-1:]
+    return [*flows[:1], *shown[:1], *(s for s in teachers[:1] if s not in shown)]
 
 
 def _tiles(images: np.ndarray, *, columns: int, scale: int | None) -> Image.Image:

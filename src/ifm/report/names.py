@@ -34,6 +34,7 @@ SAMPLERS = {
     "anchor": "Flow, anchor refined",
     "renoise": "Flow, re-noised",
     "chain": "Flow, sub-intervals",
+    "selected": "Flow, selected",
 }
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
 COORDINATES = "coordinates"  # the extractor of points
@@ -56,6 +57,11 @@ def css_colour(dynamics: str) -> str:
     """`colour` as the figures paint it: where a page may set another shade, a CSS variable."""
     shade = colour(dynamics).lower()
     return PAINT.get(shade, shade)
+
+
+def sampler_title(sampler: str) -> str:
+    """A sampler in words, without whose it is: re-noised."""
+    return SAMPLERS.get(sampler, sampler).removeprefix("Flow, ").removeprefix("Teacher, ")
 
 
 def ordered(dynamics: Mapping[str, object] | Sequence[str]) -> list[str]:

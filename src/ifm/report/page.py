@@ -20,7 +20,8 @@ from ifm.report import names, plots
 from ifm.report.assets import asset
 from ifm.report.contents import Report
 from ifm.report.diagnostics import diagnostics
-from ifm.report.headlines import Estimate, decimals_of, headline_cells, headlines
+from ifm.report.headlines import Estimate, best_teachers, decimals_of, headline_cells, headlines, outdated
+from ifm.report.opening import opening
 from ifm.report.protocol import how, protocol, span
 from ifm.report.rounding import fixed, significant
 from ifm.report.samples import classes, memorisation, pictures, scatters
@@ -74,6 +75,7 @@ def render(report: Report) -> str:
         sort=asset("sort.js"),
         metric_captions={metric.key: metric.caption for metric in plots.drawn()},
         report=report,
+        opening=opening(report.summary, data=report.data),
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=names.unit(report.summary),
         dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
@@ -101,15 +103,16 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
     lines = headlines(summary)
     judge = catalogue.judge(names.kind(summary))
     floor = reference.get(FLOOR + judge.key) if reference.get("extractor", extractor) == extractor else None
-    nfes = {line.teacher_nfe for line in lines if line.teacher_nfe is not None}
+    cells = headline_cells(lines)
     seeds, sets = summary["seed"].nunique(), summary["seeds"].max()
     return {
         "data": data,
         "extractor": extractor,
         "quality": judge.title,
         "sample": names.unit(summary),
-        "lines": headline_cells(lines),
-        "nfe": nfes.pop() if len(nfes) == 1 else None,
+        "lines": cells,
+        "steps": sorted({nfe for line in cells for nfe in line["steps"]}),
+        "nearest": any(line["nearest"] for line in cells),
         "variants": any(line.variant for line in lines),
         "seeds": seeds if seeds > 1 else None,
         "sets": int(sets) if seeds == 1 and sets > 1 else None,
@@ -125,10 +128,11 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
 
 
 def _bias(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """FID at two numbers of samples and extrapolated, of the flow in one step and the teacher at its most."""
-    teacher = summary[summary["model"] == "teacher"]
-    best = teacher[teacher["nfe"] == teacher["nfe"].max()]
-    chosen = pd.concat([summary[summary["sampler"] == "one_step"], best])
+    """FID at two numbers of samples and extrapolated, of the flow in one step and the teacher at its best."""
+    judge = catalogue.judge(names.kind(summary))
+    of_teacher = names.judged(summary)[summary["model"] == "teacher"].groupby("dynamics", sort=False)
+    best = [best_teachers(rows, judge=judge) for _, rows in of_teacher]
+    chosen = pd.concat([summary[summary["sampler"] == "one_step"], *best])
     chosen = chosen[chosen["fid_extrapolated"].notna()]
     decimals = decimals_of([Estimate(float(v), None, 1) for v in chosen["fid"]])
     rows = []
@@ -169,9 +173,10 @@ def _batches(report: Report) -> list[dict[str, Any]]:
 def warnings_of(report: Report) -> list[str]:
     """What speaks against the figures of the page: of the reference, of each row, of the diagnostics."""
     of_rows = cautions.of_cells(report.summary["warnings"])
-    return cautions.together(
-        [cautions.told(report.reference), of_rows, *(cautions.told(found) for found in report.diagnostics.values())]
-    )
+    groups = report.summary.groupby(["data", "extractor"], sort=False)
+    old = [outdated(rows) for _, rows in groups]
+    of_paths = [cautions.told(found) for found in report.diagnostics.values()]
+    return cautions.together([cautions.told(report.reference), of_rows, *of_paths, *old])
 
 
 def short_commit(text: str) -> str:

@@ -11,6 +11,7 @@ from ifm.metrics import catalogue
 from ifm.metrics.metric import FLOOR
 from ifm.report import names
 from ifm.report.contents import Report
+from ifm.report.headlines import headlines, nfe_text
 from ifm.report.rounding import MISSING, significant
 
 PROTOCOL = {"resize": "Resize", "rounding": "Rounding", "probabilities": "Class probabilities"}
@@ -49,6 +50,7 @@ def protocol(report: Report) -> list[tuple[str, str]]:
             count = reference.get("n_test")
             tests = f"{int(count):,} {what}" if count is not None else f"real {what}"
             lines.append(("Floor", f"{metric.name} {significant(floor)}: test split ({tests}) against train split"))
+    best = _best_nfe(models)
     if summary["fid_extrapolated"].notna().any():
         lines.append(
             (
@@ -65,10 +67,18 @@ def protocol(report: Report) -> list[tuple[str, str]]:
                 "features; inception score on the extractor’s own classes, all of a seed’s samples at once",
             )
         )
+    lines += [("Teacher", f"at the NFE whose mean is best, of equal ones the smallest: {best}")] * bool(best)
     if summary["endpoint_rms"].notna().any():
         lines.append(("End-point RMS", "flow against the teacher at its largest NFE, from the same prior draw"))
     lines.append(("Seed of training", ", ".join(str(int(s)) for s in sorted(summary["seed"].dropna().unique()))))
     return lines
+
+
+def _best_nfe(models: pd.DataFrame) -> str:
+    """VE diffusion 17, ...: the NFE that the ratios are over; "" without a teacher."""
+    lines = [line for _, rows in models.groupby(["data", "extractor"], sort=False) for line in headlines(rows)]
+    said = {names.DYNAMICS.get(line.dynamics, line.dynamics): nfe_text(line.teacher_nfe) for line in lines}
+    return ", ".join(f"{name} {nfe}" for name, nfe in said.items() if nfe)
 
 
 def how(reference: Mapping[str, Any], summary: pd.DataFrame) -> str:

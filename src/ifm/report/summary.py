@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ifm.errors import UserError, in_a_line
 from ifm.metrics import catalogue
 
 IDENTITY = (  # what a row is
@@ -40,6 +42,21 @@ def summary_csv(summary: pd.DataFrame) -> str:
 def summary_json(summary: pd.DataFrame) -> str:
     """The summary as a JSON list of records; six significant digits, a missing or infinite value is null."""
     return json.dumps(_records(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_summary(file: Path) -> pd.DataFrame:
+    """A summary.csv of this version or an earlier one, whose missing columns are empty.
+
+    Raises UserError where it is not there or cannot be read.
+    """
+    try:
+        found = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({in_a_line(error)}); `dvc repro` makes it") from error
+    missing = [column for column in IDENTITY if column not in found]
+    if missing:
+        raise UserError(f"{file}: has no column {missing[0]}, so it is no summary; `dvc repro` makes it")
+    return found.reindex(columns=summary_columns())
 
 
 def check(summary: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ifm.errors import UserError
 from ifm.metrics import catalogue
+from ifm.metrics.teachers import AGAINST
 from ifm.tracking import store
 
 ALIAS = "best"
@@ -39,7 +40,8 @@ def promote(metric: str, *, dynamics: str | None = None, lower: bool | None = No
     """Moves the alias `best` of each flow's model to the version with the best figure.
 
     metric: e.g. `fid`, of one evaluation, or `fid/4nfe-renoise`. lower: whether less is better; None: as known.
-    Only versions on the newest version's data and by its protocol are compared: other figures mean something else.
+    Only versions on the newest version's data and by its protocol are compared: other figures mean something else. So
+    do ratios of earlier versions of this code, over the teacher at its most evaluations.
     Raises UserError where there is nothing to compare, or the direction is not known.
     """
     measure, _, sampler = metric.partition("/")
@@ -68,7 +70,10 @@ def _promote(client: Any, name: str, key: str, lower: bool) -> Promotion:
     if not versions:
         raise UserError(f"{name}: has no version; the stage `track` registers them")
     newest = versions[-1].tags
-    candidates = [_candidate(client, version, key, newest) for version in versions]
+    against = key.replace("ratio/", f"{AGAINST}/") if key.startswith("ratio/") else key  # what stands beside a ratio
+    if against not in client.get_run(versions[-1].run_id).data.metrics:
+        against = key
+    candidates = [_candidate(client, version, key, newest, beside=against) for version in versions]
     compared = [c for c in candidates if c.value is not None]
     if not compared:
         raise UserError(f"{name}: no version has the figure {key}; the runs' metrics name those there are")
@@ -80,13 +85,17 @@ def _promote(client: Any, name: str, key: str, lower: bool) -> Promotion:
     return Promotion(name, key, lower, about, compared + left, before, compared[0].version)
 
 
-def _candidate(client: Any, version: Any, key: str, newest: Mapping[str, str]) -> Candidate:
+def _candidate(client: Any, version: Any, key: str, newest: Mapping[str, str], *, beside: str) -> Candidate:
+    """beside: a figure that the run must have too, so that `key` means the same."""
     number, title = int(version.version), version.description or ""
     other = [k for k in ("data", "protocol") if version.tags.get(k) != newest.get(k)]
     if other:
         shown = ", ".join(f"{k} {version.tags.get(k, 'unknown')}" for k in other)
         return Candidate(number, None, title, f"not comparable: {shown}")
-    value = client.get_run(version.run_id).data.metrics.get(key)
+    figures = client.get_run(version.run_id).data.metrics
+    if key in figures and beside not in figures:
+        return Candidate(number, None, title, f"not comparable: has no {beside}")
+    value = figures.get(key)
     return Candidate(number, value, title, "" if value is not None else f"has no {key}")
 
 

@@ -11,7 +11,7 @@ from ifm import modalities, recorded
 from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 from ifm.files import read_json
-from ifm.metrics import catalogue, cautions
+from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.metric import SPREAD
 
 PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
@@ -115,6 +115,7 @@ def _figures(evaluation: Evaluation) -> str:
     counts = sorted({(row.get("n_samples"), row.get("seeds")) for row in rows.values() if row.get("nfe")}, key=str)
     text = [_table(table)]
     text += [f"Sets of {escape(n)} samples, {escape(seeds)} of them; mean ± standard deviation." for n, seeds in counts]
+    text += _against_the_teacher(rows)
     facts = {key: protocol[key] for key in PROTOCOL if protocol.get(key) is not None}
     if facts:
         text.append("Protocol: " + "; ".join(f"{escape(k)} {escape(v)}" for k, v in facts.items()) + ".")
@@ -123,6 +124,29 @@ def _figures(evaluation: Evaluation) -> str:
     if "fid" in shown and str(facts.get("extractor")) not in PUBLISHED:
         text.append("The FID is not on Inception's features: it does not compare with published ones.")
     return "\n\n".join(text)
+
+
+def _against_the_teacher(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The flow's one step over the teacher at its best evaluations, and whether it repeats training data: sentences."""
+    judge = catalogue.judge_of(key for row in rows.values() for key in row)
+    flow = next((row for row in rows.values() if row.get("sampler") == "one_step"), {})
+    of_teacher = [row for row in rows.values() if row.get("model") == "teacher" and _number(row.get("nfe"))]
+    best, ratio = teachers.best(of_teacher, judge), teachers.ratio_of(flow, of_teacher, judge)
+    found = []
+    if best is not None:
+        found.append(f"The teacher is best at {best['nfe']} evaluations.")
+    if best is not None and _number(ratio):
+        found[0] = (
+            f"In one evaluation the flow has {_figure(flow, 'ratio')} times the {judge.name} of its teacher at "
+            f"{best['nfe']} evaluations, where the teacher is best: the mean of the two figures' ratio over sets from "
+            "the same prior draws."
+        )
+    if _number(flow.get("train_distance")) and _number(flow.get("unseen_distance")):
+        found.append(
+            f"Median distance to the nearest training image, in feature space: {_figure(flow, 'train_distance')} of "
+            f"the flow's samples in one evaluation, {flow['unseen_distance']:.4g} of images that training has not seen."
+        )
+    return found
 
 
 def _number(value: Any) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MARKERS = {"heun": "o", "one_step": "o", "anchor": "s", "renoise": "^", "chain": "D"}
+MARKERS = {"heun": "o", "one_step": "o", "anchor": "s", "renoise": "^", "chain": "D", "selected": "P"}
 LINE, DASHED = 1.6, 1.3  # widths in units, of the narrowest curve about
 WIDE, SMALL, SIZE = (5.4, 3.7), (5.4, 2.6), 10.0  # inches (of 72 units), text height in units
 STYLE = {
@@ -100,7 +100,7 @@ def marker(sampler: str, shade: str, *, size: float = 1.0) -> dict:
             "ms": 5.5 * size,
         }
     size *= 8.0 if sampler == "one_step" else 6.5
-    return {"marker": MARKERS.get(sampler, "D"), "markeredgecolor": PAPER, "markeredgewidth": 0.8, "ms": size}
+    return {"marker": MARKERS.get(sampler, "X"), "markeredgecolor": PAPER, "markeredgewidth": 0.8, "ms": size}
 
 
 def swatch(dynamics: str, shown: Mapping[str, object] | Sequence[str]) -> "Line2D":

@@ -203,11 +203,16 @@ def _series(rows: pd.DataFrame, x: str, variants: Sequence[tuple[str, str]]) -> 
         flow = rows[(rows["dynamics"] == dynamics) & (rows["model"] == "flow")]
         for i, (objective, anchor) in enumerate(variants):
             of_variant = (flow["objective"].fillna("") == objective) & (flow["anchor"].fillna("") == anchor)
-            for sampler in ("anchor", "renoise", "chain", "one_step"):
+            for sampler in _drawn_in_order(flow["sampler"]):
                 wanted = flow[of_variant & flow["sampler"].isin(["one_step", sampler])]
                 if (wanted["sampler"] == sampler).any():
                     found.append(Series(dynamics, i, _over_seeds(wanted, x), sampler))
     return [series for series in found if len(series.line)]
+
+
+def _drawn_in_order(samplers: pd.Series) -> list[str]:
+    """Each sampler of the flow once: known ones in the legend's order, the one step last, on top."""
+    return sorted(set(samplers), key=lambda s: (s == "one_step", list(SAMPLERS).index(s) if s in SAMPLERS else 99, s))
 
 
 def _over_seeds(rows: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -273,8 +278,8 @@ def _quality_legend(
         left.append(entry("Pareto front", linewidth=7, alpha=0.22))
     dashes = {"heun": "--", "one_step": "none"}
     right = [
-        entry(title, linestyle=dashes.get(key, "-"), **marker(key, INK))
-        for key, title in SAMPLERS.items()
+        entry(SAMPLERS.get(key, f"Flow, {key}"), linestyle=dashes.get(key, "-"), **marker(key, INK))
+        for key in [*SAMPLERS, *sorted({series.sampler for series in lines} - set(SAMPLERS))]
         if any(series.sampler == key for series in lines)
     ]
     if len(variants) > 1:
