@@ -26,6 +26,7 @@ NEEDED = ("dvc.yaml", "src", "pipeline", "benchmarks")
 CHECKPOINTS = Path(".ifm/checkpoints")
 CALIBRATION = 0.015  # of the whole time, at least so long is a training timed
 TRAINED = ("teacher", "flow")
+SPARE = 2  # processes that are warmed up while others work; none where these few cores are theirs
 
 
 class Leg:
@@ -52,7 +53,8 @@ class Leg:
             stages={},
         )
         self.stages: dict[str, Any] = {}
-        self.workers = Workers(work, spare=2)
+        self.ready = self.began  # when there are data
+        self.workers = Workers(work, spare=SPARE if (os.cpu_count() or 1) >= 8 else 0)
 
     # --- params -------------------------------------------------------------------------------------------------------
 
@@ -94,7 +96,7 @@ class Leg:
 
     def end(self, stage: str) -> float:
         """When a stage has to be done, on the clock."""
-        return self.began + plan.ENDS[stage] * self.total
+        return self.ready + plan.ENDS[stage] * (self.began + self.total - self.ready)
 
     @property
     def left(self) -> float:
@@ -113,6 +115,7 @@ class Leg:
             self.begin_with_earlier()
             self.need(self.close(fetch, until=self.began + self.total))
             self.need(self.one("preprocess"))
+            self.ready = time.time()
             reference = self.workers.run("reference")
             self.need(self.train("teacher", beside=reference))
             self.results.model("teacher", self.work / paths.teacher(self.d))

@@ -48,7 +48,7 @@ class Workers:
     """Runs stages in `folder`, each by a process of its own that has been started before it is needed."""
 
     def __init__(self, folder: Path, *, spare: int) -> None:
-        self._folder, self._number = folder, 0
+        self._folder, self._spare, self._number = folder, spare, 0
         self._waiting = [self._start() for _ in range(spare)]
 
     def _start(self) -> subprocess.Popen:
@@ -63,8 +63,9 @@ class Workers:
 
     def run(self, stage: str, *words: str, start: Path | None = None, environment: dict[str, str] | None = None) -> Job:
         """Starts a stage, from the checkpoints or shards in a folder where one is given."""
-        process = self._waiting.pop(0)
-        self._waiting.append(self._start())
+        process = self._waiting.pop(0) if self._waiting else self._start()
+        if self._spare:
+            self._waiting.append(self._start())
         self._number += 1
         rows = self._folder / ".ifm" / f"rows-{self._number}.jsonl"
         order: dict[str, Any] = {"stage": stage, "words": words, "rows": str(rows), "environment": environment or {}}
