@@ -92,6 +92,10 @@ class Leg:
         self.written = params_file.rewritten(self.text, copy.deepcopy(self.values))
         write_text(self.work / "params.yaml", self.written)
 
+    def told(self) -> str:
+        """params.yaml without this machine's folders."""
+        return self.written.replace(self.values["data"]["path"], Path(self.values["data"]["path"]).name)
+
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def end(self, stage: str) -> float:
@@ -111,7 +115,7 @@ class Leg:
         """Everything; whether it came to the report."""
         try:
             fetch = self.workers.run("fetch")
-            self.results.put(params=self.written, machine=machine())
+            self.results.put(params=self.told(), machine=machine())
             self.begin_with_earlier()
             self.need(self.close(fetch, until=self.began + self.total))
             self.need(self.one("preprocess"))
@@ -129,7 +133,7 @@ class Leg:
             self.say(f"ends early: {error}")
             return False
         finally:
-            self.results.put(seconds=round(time.time() - self.began, 1), params=self.written)
+            self.results.put(seconds=round(time.time() - self.began, 1), params=self.told())
             self.workers.close()
 
     def need(self, done: bool) -> None:
