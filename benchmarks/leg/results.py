@@ -126,7 +126,7 @@ def first_checkpoint(kind: str, model: Path, into: Path) -> None:
 
     loaded = {"teacher": pretrained.load_teacher, "flow": pretrained.load_flow}[kind](model)
     weights = [p for p in loaded.parameters() if p.requires_grad]
-    tensors = pack(loaded, weights, torch.optim.AdamW(weights))
+    tensors = pack(loaded, [p.detach().clone() for p in weights], torch.optim.AdamW(weights))
     record = {"step": 0, "history": [], "seconds": 0.0, "scaler": None}
     Checkpoints(into).save(0, Snapshot(tensors, record))
 

@@ -53,8 +53,10 @@ class Leg:
             stages={},
         )
         self.stages: dict[str, Any] = {}
+        self.starts: dict[str, Path] = {}  # folders with a first checkpoint, from an earlier leg
         self.ready = self.began  # when there are data
-        self.workers = Workers(work, spare=SPARE if (os.cpu_count() or 1) >= 8 else 0)
+        self.many_cores = (os.cpu_count() or 1) >= 8
+        self.workers = Workers(work, spare=SPARE if self.many_cores else 0)
 
     # --- params -------------------------------------------------------------------------------------------------------
 
@@ -163,7 +165,6 @@ class Leg:
 
     def begin_with_earlier(self) -> None:
         """The models of the earlier leg, as checkpoints of step 0."""
-        self.starts: dict[str, Path] = {}
         for kind in TRAINED if self.earlier is not None else ():
             model, start = self.work / "earlier" / kind, self.work / "earlier" / f"{kind}-start"
             if results.restore(self.earlier, kind, model):
@@ -288,7 +289,7 @@ class Leg:
         steps = self.values["sample"]["flow_steps"]
         fits = {"flow_steps": steps, "batch": self.values["sample"]["batch_size"]}
         self.change(**named(plan.sampling(self.evaluations, seconds=seconds, **fits)))
-        beside = self.workers.run("diagnose", self.d)
+        beside = self.workers.run("diagnose", self.d) if self.many_cores else None
         if not self.one("sample", self.d, until=self.end("sample") + 0.02 * self.total):
             self.fixed -= {"sample.count", "evaluate.teacher_nfe"}
             self.change(**named({"sample.count": 1000, "sample.batch_size": 500, "evaluate.teacher_nfe": [9]}))
@@ -302,7 +303,10 @@ class Leg:
         )
         for name, row in figures.items():
             self.say(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float)))
-        self.close(beside, until=self.began + self.total)
+        if beside is None:
+            self.one("diagnose", self.d)
+        else:
+            self.close(beside, until=self.began + self.total)
 
     def report(self) -> bool:
         """The pipeline's page."""
