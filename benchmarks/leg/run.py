@@ -269,7 +269,7 @@ class Leg:
         count, shard = plan.path_count(rate, seconds=seconds, nfe=nfe)
         self.change(trajectories__count=count, trajectories__shard_size=shard)
         job = self.workers.run("trajectories", self.d)
-        done = self.close(job, until=self.end("trajectories"), paths=count)
+        done = self.close(job, until=self.end("trajectories"), paths=self.values["trajectories"]["count"])
         if not done:
             found = newest(self.work / CHECKPOINTS, f"{name}-*/shard-*.npy")
             kept = [] if found is None else sorted(found.parent.glob("shard-*.npy"))
