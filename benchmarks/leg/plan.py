@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 # When a stage has to be done, as a share of the time from when there are data. What one leaves over goes to the next.
-ENDS = {"teacher": 0.42, "trajectories": 0.51, "flow": 0.83, "sample": 0.92, "evaluate": 0.975, "report": 1.0}
+ENDS = {
+    "teacher": 0.42,
+    "trajectories": 0.51,
+    "flow": 0.81,
+    "select": 0.84,
+    "sample": 0.92,
+    "evaluate": 0.975,
+    "report": 1.0,
+}
 FINISHING = 0.012  # of the whole time: from Ctrl-C in a training to its saved model
 MANY_STEPS = 10**6  # until the rate is known
 LEAST_STEPS = 40
@@ -53,7 +61,14 @@ RECIPE: dict[str, Any] = {
     "diagnose.anchor_refinements": 3,
 }
 # Set where params.yaml has the key.
-IF_KNOWN: dict[str, Any] = {"trajectories.precision": "bf16"}
+IF_KNOWN: dict[str, Any] = {
+    "trajectories.precision": "bf16",
+    "sample.precision": "bf16",
+    "select.count": 2000,
+    "select.levels": 4,
+}
+# Set where a stage chooses an average and the samplers of several steps.
+IF_SELECTED: dict[str, Any] = {"flow.ema_decay": [0.995, 0.98, 0.998], "sample.flow_samplers": ["selected"]}
 # Network passes of a training sample besides forward and backward, which count three; an anchor of its own is one.
 FURTHER_PASSES = {"trajectory": 0, "data": 0, "consistency": 1}
 FORWARD_A_STEP = 1.5  # evaluations a path solver makes, at least, while training takes a sample's step

@@ -117,8 +117,11 @@ def restore(folder: Path, kind: str, into: Path) -> bool:
     return True
 
 
-def first_checkpoint(kind: str, model: Path, into: Path) -> None:
-    """A checkpoint at step 0 with a saved model's weights, from which a training starts."""
+def first_checkpoint(kind: str, model: Path, into: Path, *, averages: int = 1) -> None:
+    """A checkpoint at step 0 with a saved model's weights, from which a training starts.
+
+    averages: of the weights, which training keeps, as many as it has decays.
+    """
     import torch
 
     from ifm import pretrained
@@ -127,6 +130,8 @@ def first_checkpoint(kind: str, model: Path, into: Path) -> None:
     loaded = {"teacher": pretrained.load_teacher, "flow": pretrained.load_flow}[kind](model)
     weights = [p for p in loaded.parameters() if p.requires_grad]
     tensors = pack(loaded, [p.detach().clone() for p in weights], torch.optim.AdamW(weights))
+    for k in range(averages - 1):
+        tensors |= {f"average.{k}.{i}": p.detach().clone() for i, p in enumerate(weights)}
     record = {"step": 0, "history": [], "seconds": 0.0, "scaler": None}
     Checkpoints(into).save(0, Snapshot(tensors, record))
 

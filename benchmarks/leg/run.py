@@ -69,10 +69,11 @@ class Leg:
             found = read_mapping(preset.apply(arguments.preset, text, data=str(arguments.data)), source="params.yaml")
             for key, value in plan.RECIPE.items():
                 params_file.set_value(found, key, value)
-            for key, value in plan.IF_KNOWN.items():
-                section, _, name = key.partition(".")
-                if name in found[section]:
-                    params_file.set_value(found, key, value)
+            known = {
+                key: v for key, v in plan.IF_KNOWN.items() if key.split(".")[1] in found.get(key.split(".")[0], {})
+            }
+            for key, value in (known | (plan.IF_SELECTED if "select" in found else {})).items():
+                params_file.set_value(found, key, value)
         found["dynamics"] = [arguments.dynamics]
         found["data"]["path"] = str(arguments.data.resolve())
         if not list(arguments.data.glob("test*.parquet")):
@@ -128,6 +129,8 @@ class Leg:
             self.close(reference, until=self.end("teacher"))
             self.paths()
             self.need(self.train("flow"))
+            if "select" in self.values:
+                self.select()
             self.results.model("flow", self.work / paths.flow(self.d))
             self.judge()
             return self.report()
@@ -168,7 +171,8 @@ class Leg:
         for kind in TRAINED if self.earlier is not None else ():
             model, start = self.work / "earlier" / kind, self.work / "earlier" / f"{kind}-start"
             if results.restore(self.earlier, kind, model):
-                results.first_checkpoint(kind, model, start)
+                decays = self.values[kind]["ema_decay"]
+                results.first_checkpoint(kind, model, start, averages=len(decays) if isinstance(decays, list) else 1)
                 self.starts[kind] = start
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -282,6 +286,13 @@ class Leg:
         count = self.values["trajectories"]["count"]
         self.evaluations = count * nfe / max(self.stages[name]["seconds"], 1.0)
         self.note(name, paths=count, evaluations_per_second=round(self.evaluations))
+
+    def select(self) -> None:
+        """The best average and samplers; where there is no time for that, the flow as it was trained."""
+        self.results.model("flow", self.work / paths.trained(self.d))
+        if not self.one("select", self.d, until=self.end("select")):
+            self.change(select__count=0)
+            self.need(self.one("select", self.d))
 
     def judge(self) -> None:
         """Samples and figures, with as many images as there is time for; a second time with few where that fails."""
