@@ -186,7 +186,7 @@ class Leg:
         self.change(**{f"{kind}__steps": plan.MANY_STEPS})
         job = self.workers.run(kind, self.d, start=start)
         rate = self.calibrate(job, beside=beside, end=end)
-        if rate is None and job.runs and os.environ.get("IFM_COMPILE") != "off":
+        if rate is None and job.runs and os.environ.get("IFM_COMPILE", "off") != "off":
             self.say(f"{name}: no step yet: once more without compiling")
             job.process.kill()
             job.process.wait()
@@ -268,7 +268,8 @@ class Leg:
     def paths(self) -> None:
         """As many of the teacher's paths as there is time for; those that were solved, where it was too short."""
         name, nfe = f"trajectories-{self.d}", 2 * self.values["trajectories"]["solver_steps"] - 1
-        rate = plan.FORWARD_A_STEP * getattr(self, "rate", 1000.0)
+        precision = self.values["trajectories"].get("precision", "no")
+        rate = plan.FORWARD_A_STEP[precision] * getattr(self, "rate", 1000.0)
         seconds = self.end("trajectories") - time.time()
         count, shard = plan.path_count(rate, seconds=seconds, nfe=nfe)
         self.change(trajectories__count=count, trajectories__shard_size=shard)

@@ -55,7 +55,7 @@ class Workers:
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.leg.worker"],
             cwd=self._folder,
-            env=os.environ | {"DVC_ROOT": str(self._folder), "IFM_TRACKING": "off"},
+            env={"IFM_COMPILE": "off", **os.environ, "DVC_ROOT": str(self._folder), "IFM_TRACKING": "off"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
