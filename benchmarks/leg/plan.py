@@ -14,6 +14,7 @@ ENDS = {
     "evaluate": 0.975,
     "report": 1.0,
 }
+LEAST_SHARE = 0.05  # of the whole time, for a stage that begins late
 FINISHING = 0.012  # of the whole time: from Ctrl-C in a training to its saved model
 MANY_STEPS = 10**6  # until the rate is known
 LEAST_STEPS = 40

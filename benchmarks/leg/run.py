@@ -102,8 +102,9 @@ class Leg:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def end(self, stage: str) -> float:
-        """When a stage has to be done, on the clock."""
-        return self.ready + plan.ENDS[stage] * (self.began + self.total - self.ready)
+        """When a stage that begins now has to be done, on the clock: it has some time also where others were late."""
+        at = self.ready + plan.ENDS[stage] * (self.began + self.total - self.ready)
+        return max(at, time.time() + plan.LEAST_SHARE * self.total)
 
     @property
     def left(self) -> float:
@@ -126,7 +127,7 @@ class Leg:
             reference = self.workers.run("reference")
             self.need(self.train("teacher", beside=reference))
             self.results.model("teacher", self.work / paths.teacher(self.d))
-            self.close(reference, until=self.end("teacher"))
+            self.need(self.close(reference, until=self.end("flow")))
             self.paths()
             self.need(self.train("flow"))
             if "select" in self.values:
@@ -270,11 +271,12 @@ class Leg:
         name, nfe = f"trajectories-{self.d}", 2 * self.values["trajectories"]["solver_steps"] - 1
         precision = self.values["trajectories"].get("precision", "no")
         rate = plan.FORWARD_A_STEP[precision] * getattr(self, "rate", 1000.0)
-        seconds = self.end("trajectories") - time.time()
+        end = self.end("trajectories")
+        seconds = end - time.time()
         count, shard = plan.path_count(rate, seconds=seconds, nfe=nfe)
         self.change(trajectories__count=count, trajectories__shard_size=shard)
         job = self.workers.run("trajectories", self.d)
-        done = self.close(job, until=self.end("trajectories"), paths=self.values["trajectories"]["count"])
+        done = self.close(job, until=end, paths=self.values["trajectories"]["count"])
         if not done:
             found = newest(self.work / CHECKPOINTS, f"{name}-*/shard-*.npy")
             kept = [] if found is None else sorted(found.parent.glob("shard-*.npy"))
@@ -297,12 +299,13 @@ class Leg:
 
     def judge(self) -> None:
         """Samples and figures, with as many images as there is time for; a second time with few where that fails."""
-        seconds = self.end("sample") - time.time()
+        end = self.end("sample")
+        seconds = end - time.time()
         steps = self.values["sample"]["flow_steps"]
         fits = {"flow_steps": steps, "batch": self.values["sample"]["batch_size"]}
         self.change(**named(plan.sampling(self.evaluations, seconds=seconds, **fits)))
         beside = self.workers.run("diagnose", self.d) if self.many_cores else None
-        if not self.one("sample", self.d, until=self.end("sample") + 0.02 * self.total):
+        if not self.one("sample", self.d, until=end + 0.02 * self.total):
             self.fixed -= {"sample.count", "evaluate.teacher_nfe"}
             self.change(**named({"sample.count": 1000, "sample.batch_size": 500, "evaluate.teacher_nfe": [9]}))
             self.need(self.one("sample", self.d))
