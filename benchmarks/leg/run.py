@@ -127,7 +127,7 @@ class Leg:
             reference = self.workers.run("reference")
             self.need(self.train("teacher", beside=reference))
             self.results.model("teacher", self.work / paths.teacher(self.d))
-            self.need(self.close(reference, until=self.end("flow")))
+            self.close(reference, until=self.end("flow"))
             self.paths()
             self.need(self.train("flow"))
             if "select" in self.values:
