@@ -1,7 +1,6 @@
 """The leg itself: which stage when, for how long, and what is kept of it at once."""
 
 import argparse
-import copy
 import os
 import platform
 import sys
@@ -11,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.leg import __main__ as command
 from benchmarks.leg import plan, results
+from benchmarks.leg.params import ROOT, Params
 from benchmarks.leg.results import Results
 from benchmarks.leg.workers import Job, Workers, newest
-from ifm.config import params_text, parse, read_mapping
 from ifm.errors import UserError
-from ifm.files import read_json, write_text
+from ifm.files import read_json
 from pipeline.runner import paths
-from pipeline.tools import params_file, preset
 
-ROOT = Path(__file__).parents[2]
 NEEDED = ("dvc.yaml", "src", "pipeline", "benchmarks")
 CHECKPOINTS = Path(".ifm/checkpoints")
 CALIBRATION = 0.015  # of the whole time, at least so long is a training timed
@@ -29,20 +25,16 @@ TRAINED = ("teacher", "flow")
 SPARE = 2  # processes that are warmed up while others work; none where these few cores are theirs
 
 
-class Leg:
+class Leg(Params):
     """One run of the stages for one dynamics in a folder of its own."""
 
     def __init__(self, arguments: argparse.Namespace, work: Path) -> None:
         self.began, self.total = time.time(), 60 * arguments.minutes
-        self.d, self.work, self.earlier = arguments.dynamics, work, arguments.earlier
-        self.values = self._params(arguments)
-        parse(self.values, source="the leg's params.yaml")
-        work.mkdir(parents=True, exist_ok=True)
+        super().__init__(arguments, work)
+        self.d, self.earlier = arguments.dynamics, arguments.earlier
         for name in NEEDED:
             if not (work / name).exists():
                 (work / name).symlink_to(ROOT / name)
-        self.fixed = set(command.settings(arguments.set))  # never planned over
-        self._write_params()
         self.results = Results(
             arguments.out.resolve(),
             command="python -m benchmarks.leg",
@@ -58,57 +50,12 @@ class Leg:
         self.many_cores = (os.cpu_count() or 1) >= 8
         self.workers = Workers(work, spare=SPARE if self.many_cores else 0)
 
-    # --- params -------------------------------------------------------------------------------------------------------
-
-    def _params(self, arguments: argparse.Namespace) -> dict[str, Any]:
-        """The preset, the leg's recipe (or the earlier leg's params), and what --set says."""
-        text = params_text(ROOT / "params.yaml")
-        if arguments.earlier is not None:
-            found = read_mapping(results.read(arguments.earlier)["params"], source=f"--from {arguments.earlier}")
-        else:
-            found = read_mapping(preset.apply(arguments.preset, text, data=str(arguments.data)), source="params.yaml")
-            for key, value in plan.RECIPE.items():
-                params_file.set_value(found, key, value)
-            known = {
-                key: v for key, v in plan.IF_KNOWN.items() if key.split(".")[1] in found.get(key.split(".")[0], {})
-            }
-            for key, value in (known | (plan.IF_SELECTED if "select" in found else {})).items():
-                params_file.set_value(found, key, value)
-        found["dynamics"] = [arguments.dynamics]
-        found["data"]["path"] = str(arguments.data.resolve())
-        if not list(arguments.data.glob("test*.parquet")):
-            found["data"] |= {"test_split": None, "test_fraction": 0.1}
-        self.text = text
-        for key, value in command.settings(arguments.set).items():
-            params_file.set_value(found, key, value)
-        return found
-
-    def change(self, **changes: Any) -> None:
-        """Sets params by name (`flow__steps`), but none that --set has fixed."""
-        for key, value in changes.items():
-            dotted = key.replace("__", ".")
-            if dotted not in self.fixed:
-                params_file.set_value(self.values, dotted, value)
-        self._write_params()
-
-    def _write_params(self) -> None:
-        self.written = params_file.rewritten(self.text, copy.deepcopy(self.values))
-        write_text(self.work / "params.yaml", self.written)
-
-    def told(self) -> str:
-        """params.yaml without this machine's folders."""
-        return self.written.replace(self.values["data"]["path"], Path(self.values["data"]["path"]).name)
-
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def end(self, stage: str) -> float:
         """When a stage that begins now has to be done, on the clock: it has some time also where others were late."""
         at = self.ready + plan.ENDS[stage] * (self.began + self.total - self.ready)
         return max(at, time.time() + plan.LEAST_SHARE * self.total)
-
-    @property
-    def left(self) -> float:
-        return self.began + self.total - time.time()
 
     def say(self, text: str) -> None:
         print(f"leg {time.time() - self.began:5.0f} s: {text}", file=sys.stderr, flush=True)
