@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "results.json"
-SHARD_BYTES = 15_000_000
+SHARD_BYTES = 16_000_000  # below 16 MiB with its header
 CURVE_ROWS = 200  # at most, of each curve
 
 
