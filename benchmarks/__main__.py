@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 7
+GPU_ROUNDS = 3  # a GPU has nothing else to do: its times hardly spread
 GROWTH = "growth"  # the part that has a file and a page of its own
+# On a GPU a whole run measures these, the most important first: it may be lent for minutes. The rest is the host's.
+ON_GPU = (
+    *("step", "peers", "sampling", "trajectories", "classifier", "neighbours", "loop", "multistep", "solvers"),
+    *("draws", "waiting"),
+)
+GPU_MINUTES = 8.0
+SETS = {"short": ("step", "sampling", "trajectories", "classifier")}  # of --only, for four minutes on a GPU
 
 
 def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result | Growth]]]":
@@ -35,6 +44,7 @@ def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result | Growth]]]":
         "trajectories": trajectories.trajectories,
         "frechet": evaluation.frechet,
         "classifier": evaluation.classifier,
+        "neighbours": evaluation.neighbours,
         "shards": data.shards,
         "waiting": data.waiting,
         "many": data.many,
@@ -60,48 +70,73 @@ def main(words: list[str] | None = None) -> None:
 
     from benchmarks import growth_page, results, table
     from benchmarks.subjects import Options
+    from ifm.errors import in_a_line
     from ifm.files import write_json
 
     if arguments.threads:
         _limit_threads(arguments.threads)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     known = benchmarks()
-    if unknown := set(arguments.only) - set(known):
-        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    options = Options(device, rounds=2 if arguments.quick else ROUNDS, quick=arguments.quick, edm=arguments.edm)
-    hardware, parts = results.hardware(device), {"": [], f"{GROWTH}-": []}
-    for name, benchmark in known.items():
-        if arguments.only and name not in arguments.only:
-            continue
-        began = time.perf_counter()
-        for row in benchmark(options):
-            parts[f"{GROWTH}-" if name == GROWTH else ""].append(row)
-            print(row.line() if name == GROWTH else table.line(row), flush=True)
-        print(f"-- {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    parts = {prefix: rows for prefix, rows in parts.items() if rows}
-    for prefix, rows in parts.items():
-        whole = not arguments.quick and (prefix or not arguments.only)
-        out = arguments.out or (result_file(hardware["gpu"]) if whole else None)
-        if out is None:
+    asked = [one for name in arguments.only for one in SETS.get(name, (name,))]
+    if unknown := set(asked) - set(known):
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join([*known, *SETS])}")
+    on_gpu = device.type == "cuda"
+    rounds = 2 if arguments.quick else GPU_ROUNDS if on_gpu else ROUNDS
+    options = Options(device, rounds=rounds, quick=arguments.quick, edm=arguments.edm)
+    minutes = arguments.minutes or (GPU_MINUTES if on_gpu else float("inf"))
+    names = [name for name in (ON_GPU if on_gpu else known) if not asked or name in asked]
+    names += [name for name in asked if name not in names]  # of the host, asked for on a GPU
+    hardware, made = results.hardware(device), {"versions": results.versions(), "command": _command(words)}
+    parts: dict[str, list] = {"": [], f"{GROWTH}-": []}
+    started, failed = time.perf_counter(), []
+    for name in names:
+        began, rows = time.perf_counter(), parts[f"{GROWTH}-" if name == GROWTH else ""]
+        if began - started > 60 * minutes:
+            rows.append(results.Result.skipped(name, f"{minutes:g} minutes were over"))
+        else:
+            try:
+                for row in known[name](options):
+                    rows.append(row)
+                    print(row.line() if name == GROWTH else table.line(row), flush=True)
+            except Exception as error:  # the others go on
+                failed.append(name)
+                traceback.print_exc()
+                rows.append(results.Result.skipped(name, f"failed: {in_a_line(error)}"))
+            print(f"-- {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        for prefix, found in parts.items():  # at once: a machine may be taken away
+            out = _place(arguments, prefix, hardware["gpu"], several=all(parts.values()))
+            if out is not None and found:
+                write_json(out, results.document(found, hardware=hardware, **made))
+    for prefix, found in parts.items():
+        out = _place(arguments, prefix, hardware["gpu"], several=all(parts.values()))
+        if found and out is None:
             print("a part of a run or a quick one: nothing is written without --out", file=sys.stderr)
-            continue
-        if len(parts) > 1 or not arguments.out:
-            out = out.with_name(prefix + out.name)
-        made = {"hardware": hardware, "versions": results.versions(), "command": _command(words)}
-        write_json(out, results.document(rows, **made))
-        if out.parent == RESULTS:
+        elif found and out.parent == RESULTS:
             (growth_page if prefix else table).write()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _place(arguments: argparse.Namespace, prefix: str, gpu: str | None, *, several: bool) -> Path | None:
+    """The file of a part of the results; None: it is not written."""
+    whole = not arguments.quick and (prefix or not arguments.only)
+    out = arguments.out or (result_file(gpu) if whole else None)
+    if out is None:
+        return None
+    return out.with_name(prefix + out.name) if several or not arguments.out else out
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these alone, e.g. step frechet")
+    of_these = "of these alone, e.g. step frechet; short: what a GPU measures in 4 minutes"
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=of_these)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what there is")
     parser.add_argument("--threads", type=int, help="of torch and BLAS; 1 where other work keeps the cores busy")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default for a whole run: benchmarks/results/cpu.json, growth-cpu.json"
     )
+    parser.add_argument("--minutes", type=float, help="nothing starts after them; default on a GPU: 8, else no end")
     parser.add_argument("--quick", action="store_true", help="small sizes and two rounds, to see that it works")
     parser.add_argument("--edm", type=Path, metavar="PATH", help="a checkout of EDM, whose loss is timed beside ours")
     return parser.parse_args(words)

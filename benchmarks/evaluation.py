@@ -13,6 +13,7 @@ from ifm.metrics.classifier import Classifier
 from ifm.metrics.distances import Moments, fid, moments
 from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import ClassifierExtractor
+from ifm.metrics.neighbours import nearest, place_for
 from ifm.modalities.images import to_unit
 
 CPU = torch.device("cpu")  # distances are computed on the host
@@ -90,4 +91,27 @@ def classifier(options: Options) -> Iterator[Result]:
         peer="bare forward passes",
         peers=seconds["forward"],
         note="with class probabilities",
+    )
+
+
+def neighbours(options: Options) -> Iterator[Result]:
+    """Nearest neighbours in feature space, on the GPU where there is one, against scipy's distances on the host."""
+    from scipy.spatial.distance import cdist
+
+    rng, d = np.random.default_rng(0), 128
+    samples, train = (500, 2_000) if options.quick else (2_000, 10_000)
+    a, b = (rng.standard_normal((n, d)).astype(np.float32) for n in (samples, train))
+    contestants = {
+        "ours": timed(partial(nearest, a, b), device=options.device),
+        "scipy": timed(lambda: cdist(a, b).argmin(axis=1), device=CPU),
+    }
+    seconds = interleave(contestants, rounds=min(options.rounds, 3))
+    yield Result.rate(
+        f"nearest of {train:,} neighbours, {d} features",
+        "samples/s",
+        amount=samples,
+        seconds=seconds["ours"],
+        peer="scipy, one thread",
+        peers=seconds["scipy"],
+        note=f"float64, on {place_for(a, b).type}",
     )

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ifm.config import DataConfig, read_params
-from ifm.data import decoding, fetching, preprocessing, raw
+from ifm.data import ahead, decoding, fetching, preprocessing, raw
 from ifm.data.arrays import ImageSet, ProcessedMetadata, ShardedArray
 from ifm.data.decoding import decode, to_array
 from ifm.data.fetching import fetch
@@ -700,6 +700,14 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
     preprocess(chosen, tmp_path / "raw2", tmp_path / "out2")
     assert contents(tmp_path / "raw1") == contents(tmp_path / "raw2")
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+
+    monkeypatch.setattr(ahead, "MANY", 1)  # processes, with a few groups ahead
+    monkeypatch.setattr(ahead, "PROCESSES", 2)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 2**14)
+    monkeypatch.setattr(fetching, "_CHUNK_ROWS", 40)
+    fetch(chosen, tmp_path / "raw3")
+    preprocess(chosen, tmp_path / "raw3", tmp_path / "out3")
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out3")
 
     again = fetch(config(max_images=300, split_seed=1), tmp_path / "raw2")
     assert again.sha256 != json.loads((tmp_path / "raw1" / "metadata.json").read_text())["sha256"]

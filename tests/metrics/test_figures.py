@@ -190,6 +190,26 @@ def test_nearest_by_brute_force_and_of_copies():
     assert distances[5] < 1e-6
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_the_cpu_finds(monkeypatch):
+    """In float64 on both: moments, neighbours and balls, in several blocks."""
+    a, b = normal(700, 64, seed=1, shift=0.1), normal(900, 64, seed=2)
+
+    def found():
+        balls = precision_recall(Manifold.of(a, k=5), Manifold.of(b, k=5))
+        return moments(a), nearest(a, b), balls, fid(moments(a), moments(b))
+
+    monkeypatch.setattr("ifm.metrics.neighbours._GPU_BLOCK_BYTES", 2**20)
+    on_gpu = found()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = found()
+    np.testing.assert_allclose(on_gpu[0].covariance, on_cpu[0].covariance, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(on_gpu[1][0], on_cpu[1][0], atol=1e-9)
+    assert np.array_equal(on_gpu[1][1], on_cpu[1][1])
+    assert on_gpu[2] == pytest.approx(on_cpu[2], abs=1e-12)
+    assert on_gpu[3] == pytest.approx(on_cpu[3], abs=1e-9)
+
+
 def test_copies_are_found_and_fresh_samples_are_not():
     train, unseen, fresh = (normal(400, 10, seed=i) for i in range(3))
     from_unseen = nearest(unseen, train)[0]

@@ -146,6 +146,38 @@ def test_a_device_that_computes_wrongly_is_a_problem(monkeypatch):
     assert (level, text.endswith("on the CPU: no kernel image is available")) == (PROBLEM, True)
 
 
+def test_what_a_gpu_is_asked(checkout, monkeypatch):
+    """By stand-ins on the CPU: bfloat16, a small compiled block, and the rate of the configured network."""
+    import torch
+
+    assert not list(doctor.gpu_abilities()) or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda block: made.append(block) or (lambda x: block(x)))
+    asked = doctor.compiler
+    monkeypatch.setattr(doctor, "compiler", lambda device: asked("cpu"))
+    levels = [(finding.level, finding.text.split(",")[0]) for finding in doctor.gpu_abilities()]
+    assert levels == [(WARNING, "has no bfloat16"), (OK, "torch.compile works")]
+    assert len(made) == 1
+    monkeypatch.setattr(torch, "compile", lambda block: lambda x: block(x) + 1)
+    assert "computes wrongly, by 1" in asked("cpu").text
+
+    def fails(block):
+        raise RuntimeError("no C compiler\nsecond line")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert asked("cpu").text == "torch.compile fails: no C compiler"
+
+    monkeypatch.setattr(doctor, "training_rate", lambda config, device: 2.0 * config.flow.batch_size)
+    steps = doctor._config(checkout).flow.steps
+    assert of(doctor.speed(checkout))[0] == (
+        OK, f"about {2 * doctor._config(checkout).flow.batch_size:,} images/s in training on one a GPU, "
+        f"flow.steps in {steps / 120:,.1f} min",
+    )  # fmt: skip
+
+
 def test_the_disk_against_a_need_worked_out_by_hand(checkout, monkeypatch):
     edit(
         checkout / "params.yaml",

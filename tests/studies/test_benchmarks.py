@@ -322,6 +322,29 @@ def test_an_unknown_benchmark_is_named():
         program.main(["--only", "nothing", "--device", "cpu"])
 
 
+def test_a_run_keeps_what_it_has_and_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+    """The file is written after each benchmark; one that fails, or has no time left, is a row that says so."""
+    seen, out = [], tmp_path / "gpu.json"
+
+    def good(options):
+        yield Result.of("good", 1.0, "s")
+
+    def bad(options):
+        seen.append(json.loads(out.read_text())["results"][0]["name"])
+        raise RuntimeError("no room\nhere")
+        yield
+
+    monkeypatch.setattr(program, "benchmarks", lambda: {"step": good, "frechet": bad, "loop": good})
+    with pytest.raises(SystemExit, match="failed: frechet"):
+        program.main(["--device", "cpu", "--quick", "--out", str(out)])
+    rows = {row["name"]: row["note"] for row in json.loads(out.read_text())["results"]}
+    assert seen == ["good"]
+    assert rows["frechet"] == "skipped: failed: no room here"
+    monkeypatch.setattr(program, "SETS", {"short": ("step",)})
+    program.main(["--device", "cpu", "--only", "short", "--minutes", "1e-12", "--out", str(out)])
+    assert [row["note"] for row in json.loads(out.read_text())["results"]] == ["skipped: 1e-12 minutes were over"]
+
+
 @pytest.mark.slow
 def test_a_quick_run_measures_everything(tmp_path):
     out = tmp_path / "out.json"

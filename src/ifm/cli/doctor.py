@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ def examine(root: Path | None) -> Iterator[Finding]:
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("Python", python),
         ("torch", torch_devices),
+        ("GPU", gpu_abilities),
         ("cores", cores),
     ]
     if root is None:
@@ -76,6 +78,7 @@ def examine(root: Path | None) -> Iterator[Finding]:
         checks += [
             ("package", lambda: package(root)),
             ("params.yaml", lambda: params(root)),
+            ("speed", lambda: speed(root)),
             ("disk", lambda: disk(root)),
             ("DVC", lambda: dvc(root)),
             ("tracking", lambda: tracking(root)),
@@ -156,6 +159,40 @@ def works_on(device: str) -> bool:
     return torch.equal(x.grad.cpu(), 2 * column_sums.expand(4, 4))
 
 
+def gpu_abilities() -> Iterator[Finding]:
+    """What training makes use of on a GPU: bfloat16, and a compiler that works."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        yield Finding("GPU", OK, "computes in bfloat16")
+    else:
+        yield Finding("GPU", WARNING, "has no bfloat16", "teacher.precision, flow.precision: fp16, or no")
+    yield compiler("cuda")
+
+
+def compiler(device: str) -> Finding:
+    """Whether torch.compile makes a small block for the device, and how long that takes."""
+    import torch
+
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.GroupNorm(4, 8), torch.nn.SiLU())
+    block, x, began = block.to(device), torch.randn(2, 8, 8, 8, device=device), time.perf_counter()
+    try:
+        with torch.no_grad():
+            apart = float((torch.compile(block)(x) - block(x)).abs().max())
+    except Exception as error:  # whatever a compiler raises
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        mend = "IFM_COMPILE=off goes without; torch.compile needs Triton and a C compiler"
+        return Finding("GPU", WARNING, f"torch.compile fails: {reason}", mend)
+    if not apart < 0.01:  # TF32 on one side alone
+        return Finding("GPU", WARNING, f"torch.compile computes wrongly, by {apart:.2g}", "IFM_COMPILE=off")
+    return Finding("GPU", OK, f"torch.compile works, a block takes {time.perf_counter() - began:.1f} s")
+
+
 def cores() -> Iterator[Finding]:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -181,6 +218,59 @@ def params(root: Path) -> Iterator[Finding]:
             yield Finding("params.yaml", PROBLEM, line.removeprefix(f"{root}{os.sep}"), "mend it, or git checkout it")
     else:
         yield Finding("params.yaml", OK, f"{found.data.source}, {', '.join(found.dynamics)}, seed {found.seed}")
+
+
+def speed(root: Path) -> Iterator[Finding]:
+    """What a GPU trains of the configured network, in passes of a few seconds."""
+    config = _config(root)
+    if config is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    batch = config.flow.batch_size
+    try:
+        rate = training_rate(config, "cuda")
+    except RuntimeError as error:  # memory, most of all
+        mend = "flow.gradient_accumulation, flow.gradient_checkpointing: true, or a smaller flow.batch_size"
+        yield Finding("speed", WARNING, f"a batch of {batch}: {str(error).splitlines()[0][:120]}", mend)
+        return
+    steps = config.flow.steps / (rate / batch)
+    title = torch.cuda.get_device_name()
+    yield Finding(
+        "speed", OK, f"about {rate:,.0f} images/s in training on one {title}, flow.steps in {steps / 60:,.1f} min"
+    )
+
+
+def training_rate(config: Any, device: str, *, seconds: float = 3.0) -> float:
+    """Samples a second, forward and backward, of the configured network in flow.precision, not compiled."""
+    import torch
+
+    from ifm.hardware.devices import memory_format
+    from ifm.networks import build_network
+
+    at, shape, batch = torch.device(device), config.data.shape, config.flow.batch_size
+    network = build_network(shape=shape, takes_anchor=False, **config.network.model_dump())
+    network.to(at, memory_format=memory_format(at))
+    x, c_noise = torch.randn(batch, *shape, device=at), torch.zeros(batch, device=at)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.flow.precision)
+
+    def step() -> None:
+        with torch.autocast(at.type, dtype, enabled=dtype is not None):
+            loss = network(x, c_noise).float().square().mean()
+        loss.backward()
+        network.zero_grad()
+        if at.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(2):
+        step()
+    count, began = 0, time.perf_counter()
+    while not count or time.perf_counter() - began < seconds:
+        step()
+        count += 1
+    return count * batch / (time.perf_counter() - began)
 
 
 def disk(root: Path) -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ifm.config import DataConfig
+from ifm.data.ahead import Workers
 from ifm.data.arrays import METADATA
 from ifm.data.decoding import WORKERS
 from ifm.data.labels import resolve
@@ -112,14 +112,14 @@ def fetch_images(config: DataConfig, out: Path) -> FetchResult:
             raise FetchError(f"{origin}: the {name} split is empty")
     total = sum(len(r) for r in rows.values())
     with fresh_folder(out) as folder, closing(Writer(folder)) as writer:
-        with ThreadPoolExecutor(WORKERS) as pool, progress(total=total, label="fetch", unit="img") as bar:
+        with Workers(total, threads=WORKERS) as workers, progress(total=total, label="fetch", unit="img") as bar:
             for name, split in source.splits.items():
                 start = 0
-                for chunk in _chunks(split.images(rows[name])):
+                for chunk, found in workers.each(checked, _chunks(split.images(rows[name])), size=_bytes):
                     here = rows[name][start : start + len(chunk)]
                     start += len(chunk)
                     chosen = None if labels is None else labels[name][here]
-                    writer.write(name, here, chunk, chosen, list(pool.map(checked, chunk)))
+                    writer.write(name, here, chunk, chosen, found)
                     bar.update(len(chunk))
                 writer.close()
         warnings = source.warnings + _judge(writer, total, config, origin=origin)
@@ -192,6 +192,10 @@ def _chunks(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _bytes(chunk: list[Encoded]) -> int:
+    return sum(len(image.data or b"") for image in chunk)
 
 
 def _judge(writer: Writer, total: int, config: DataConfig, *, origin: str) -> list[str]:

@@ -3,8 +3,8 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ifm.config import DataConfig
 from ifm.data import raw as raw_form
+from ifm.data.ahead import Workers
 from ifm.data.arrays import (
     DataError,
     ProcessedMetadata,
@@ -85,17 +86,18 @@ def preprocess_images(
         }
         total = sum(source["splits"].values())
         with (
-            ThreadPoolExecutor(WORKERS) as pool,
+            Workers(total, threads=WORKERS) as workers,
             progress(total=total, label="preprocess", unit="img") as bar,
         ):
             for split, placement in placements.items():
                 start = 0
                 count, at_once = len(placement.position), max(WORKERS, _BLOCK_BYTES // int(np.prod(_row_shape(config))))
-                for part in raw_form.parts(raw, split, count, rows=at_once, classes=source["classes"]):
-                    rows = slice(start, start + len(part))
-                    start += len(part)
-                    _spread(part, placement.is_test[rows], placement.position[rows], writers, pool, config)
-                    bar.update(len(part))
+                parts = raw_form.parts(raw, split, count, rows=at_once, classes=source["classes"])
+                for images, labels in _decoded(parts, workers, config):
+                    rows = slice(start, start + len(images))
+                    start += len(images)
+                    _spread(images, labels, placement.is_test[rows], placement.position[rows], writers)
+                    bar.update(len(images))
         statistics = {name: writer.finish() for name, writer in writers.items()}
         train, test = (statistics[name].digests for name in ("train", "test"))
         if len(train) > 1 and (train == train[0]).all():
@@ -120,18 +122,35 @@ def preprocess_images(
     return metadata
 
 
+def _decoded(
+    parts: Iterable[pa.Table], workers: Workers, config: DataConfig
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Of each part of the raw rows its images, uint8 [m, C, S, S], and labels, int64 [m] or None."""
+    labels: deque[np.ndarray | None] = deque()  # of the parts that are being decoded
+
+    def cells() -> Iterator[list[dict[str, Any]]]:
+        for part in parts:
+            labels.append(part.column("label").to_numpy() if "label" in part.column_names else None)
+            yield part.column("image").to_pylist()
+
+    to_row = partial(_to_row, size=config.image_size, channels=config.channels, resample=config.resample)
+    row_bytes = int(np.prod(_row_shape(config)))
+
+    def size(group: list[dict[str, Any]]) -> int:
+        return sum(row_bytes + len((cell or {}).get("bytes") or b"") for cell in group)
+
+    for _, images in workers.each(to_row, cells(), size=size, gather=np.stack):
+        yield images, labels.popleft()
+
+
 def _spread(
-    part: pa.Table,
+    images: np.ndarray,
+    labels: np.ndarray | None,
     is_test: np.ndarray,
     position: np.ndarray,
     writers: dict[str, "_SplitWriter"],
-    pool: ThreadPoolExecutor,
-    config: DataConfig,
 ) -> None:
-    """Decodes raw rows for the writer of their split. is_test bool [m], position int64 [m]."""
-    to_row = partial(_to_row, size=config.image_size, channels=config.channels, resample=config.resample)
-    images = np.stack(list(pool.map(to_row, part.column("image").to_pylist())))  # [m, C, S, S]
-    labels = part.column("label").to_numpy() if "label" in part.column_names else None
+    """Gives rows to the writer of their split. is_test bool [m], position int64 [m]."""
     for name, writer in writers.items():
         here = is_test == (name == "test")
         writer.write(position[here], images[here], None if labels is None else labels[here])

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ifm.modalities.images import to_unit
+from ifm.hardware.devices import RowReader, memory_format, to_device
+from ifm.modalities import at_work
 from ifm.progress import progress
 from ifm.random import EndlessShuffle, Streams
 
@@ -63,18 +64,22 @@ def train_classifier(
 ) -> Classifier:
     """Cross-entropy on images shifted by up to an eighth of their side, cosine learning rate. Deterministic on CPU.
 
-    images: uint8 [n, C, H, W]; labels: int [n].
+    images: uint8 [n, C, H, W]; labels: int [n]. Both are held on the device, as far as they fit there, and the host
+    waits for it only where a row of the curve is due.
     """
     torch.manual_seed(settings.seed)
     size = images.shape[2]
-    model = Classifier(channels=images.shape[1], image_size=size, classes=classes, width=settings.width).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
+    model = Classifier(channels=images.shape[1], image_size=size, classes=classes, width=settings.width)
+    model.to(device, memory_format=memory_format(device))
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, fused=on_gpu or None)
+    read, targets = RowReader(images, device), torch.from_numpy(labels.astype(np.int64)).to(device)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps)
     order = EndlessShuffle(len(images), settings.batch_size, seed=settings.seed)
     for step in progress(range(settings.steps), label="classifier", unit="step"):
         rows = order.batch(step)
-        x = _shifted(to_unit(images[rows]).to(device), margin=max(1, size // 8), seed=settings.seed, step=step)
-        y = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
+        x = _shifted(at_work(read(rows)), margin=max(1, size // 8), seed=settings.seed, step=step)
+        y = targets[to_device(torch.from_numpy(rows), device)]
         loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -89,11 +94,11 @@ def _shifted(x: Tensor, *, margin: int, seed: int, step: int) -> Tensor:
     """Each image moved by up to `margin` pixels each way, edges repeated: [B, C, H, W]."""
     draws = Streams(seed, "choice", range(len(x)), step=step)
     span = 2 * margin + 1
-    top, left = (draws.uniform() * span).long(), (draws.uniform() * span).long()
+    top, left = (to_device((draws.uniform() * span).long(), x.device) for _ in range(2))
     padded = F.pad(x, (margin,) * 4, mode="replicate")
-    rows = top[:, None] + torch.arange(x.shape[2])  # [B, H]
-    columns = left[:, None] + torch.arange(x.shape[3])  # [B, W]
-    batch = torch.arange(len(x))[:, None, None]
+    rows = top[:, None] + torch.arange(x.shape[2], device=x.device)  # [B, H]
+    columns = left[:, None] + torch.arange(x.shape[3], device=x.device)  # [B, W]
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -107,10 +112,13 @@ def accuracy(model: Classifier, images: np.ndarray, labels: np.ndarray, *, batch
 def classify(model: Classifier, images: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
     """The most likely class of each image (uint8 [n, C, H, W]): int64 [n]."""
     device = next(model.parameters()).device
-    parts = [
-        model(to_unit(images[i : i + batch_size]).to(device)).argmax(1).cpu() for i in range(0, len(images), batch_size)
-    ]
-    return torch.cat(parts).numpy()
+    parts = [model(unit_on(device, images[i : i + batch_size])).argmax(1) for i in range(0, len(images), batch_size)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def unit_on(device: torch.device, images: np.ndarray) -> Tensor:
+    """uint8 [n, C, H, W] -> float32 in [-1, 1] on the device, where it goes as bytes."""
+    return at_work(to_device(torch.from_numpy(np.require(images, requirements=["C", "W"])), device))
 
 
 def load_classifier(file: Path, *, channels: int, image_size: int, classes: int, width: int) -> Classifier:

@@ -22,13 +22,28 @@ def moments(features: np.ndarray) -> Moments:
     """The moments of features [n, d], in float64, a block of rows at a time. Raises ValueError for fewer than two."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must have shape [n >= 2, d], got {features.shape}")
-    n, d = features.shape
+    n = len(features)
     mean = features.sum(axis=0, dtype=np.float64) / n
+    return Moments(mean=mean, covariance=_scatter(features, mean) / (n - 1))
+
+
+def _scatter(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Sum of (x - mean)(x - mean)^T over rows: float64 [d, d], on a GPU where there is one."""
+    d, on_gpu = features.shape[1], torch.cuda.is_available()
+    if on_gpu:
+        device = torch.device("cuda", torch.cuda.current_device())
+        middle = torch.from_numpy(mean).to(device)
+        total = torch.zeros(d, d, dtype=torch.float64, device=device)
     scatter = np.zeros((d, d))
-    for start in range(0, n, _BLOCK):
-        centred = features[start : start + _BLOCK].astype(np.float64) - mean
-        scatter += centred.T @ centred
-    return Moments(mean=mean, covariance=scatter / (n - 1))
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK]
+        if on_gpu:
+            centred = torch.from_numpy(np.array(block)).to(device).double() - middle
+            total.addmm_(centred.T, centred)
+        else:
+            centred = block.astype(np.float64) - mean
+            scatter += centred.T @ centred
+    return total.cpu().numpy() if on_gpu else scatter
 
 
 def fid(a: Moments, b: Moments) -> float:

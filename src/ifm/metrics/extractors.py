@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ifm.errors import UserError
 from ifm.files import read_json
-from ifm.metrics.classifier import Classifier
+from ifm.metrics.classifier import Classifier, unit_on
 from ifm.metrics.weights import (
     DINOV2_CONFIG,
     DINOV2_SHA256,
@@ -87,14 +87,14 @@ class ClassifierExtractor(Extractor):
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.model.features(to_unit(images).to(self.device)).cpu().numpy()
+        return self.model.features(unit_on(self.device, images)).cpu().numpy()
 
     def class_probabilities(self, images: np.ndarray) -> np.ndarray:
         return self.features_and_probabilities(images)[1]
 
     @torch.inference_mode()
     def features_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features = self.model.features(to_unit(images).to(self.device))  # [n, width]
+        features = self.model.features(unit_on(self.device, images))  # [n, width]
         return features.cpu().numpy(), self.model.head(features).softmax(dim=1).cpu().numpy()
 
 

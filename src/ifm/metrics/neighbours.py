@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64  # rows of the distance matrix held at a time: blocks that fit in the cache are twice as fast as large ones
+_GPU_BLOCK_BYTES = 2**29  # of the distance matrix, on a GPU
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Manifold:
         """Raises ValueError where there are not more than k points."""
         if len(features) <= k:
             raise ValueError(f"{len(features)} samples have no {k} nearest others each; use at least {k + 1}")
-        wide = _float64(features)
-        radii = torch.empty(len(wide), dtype=torch.float64)
+        wide = _float64(features, device=place_for(features))
+        radii = torch.empty(len(wide), dtype=torch.float64, device=wide.device)
         for rows, distances in _distances(wide, wide):
             radii[rows] = distances.kthvalue(k + 1, dim=1).values  # itself is at distance 0
         return cls(wide, radii, k)
@@ -36,20 +37,22 @@ def precision_recall(fake: Manifold, real: Manifold) -> dict[str, float]:
     precision: the share of fakes inside a real ball; recall: of real ones inside a fake ball; density: real balls
     around a fake, over k; coverage: the share of real balls that hold a fake.
     """
-    precise, balls = 0, 0
-    recalled = torch.zeros(len(real.radii), dtype=torch.bool)
-    nearest = torch.full((len(real.radii),), torch.inf, dtype=torch.float64)
-    for rows, distances in _distances(fake.features, real.features):
+    device = real.features.device
+    precise, balls = torch.zeros(2, dtype=torch.int64, device=device)
+    recalled = torch.zeros(len(real.radii), dtype=torch.bool, device=device)
+    nearest = torch.full((len(real.radii),), torch.inf, dtype=torch.float64, device=device)
+    fakes, of_fakes = fake.features.to(device), fake.radii.to(device)
+    for rows, distances in _distances(fakes, real.features):
         inside = distances <= real.radii
-        precise += int(inside.any(dim=1).sum())
-        balls += int(inside.sum())
-        recalled |= (distances <= fake.radii[rows, None]).any(dim=0)
+        precise += inside.any(dim=1).sum()
+        balls += inside.sum()
+        recalled |= (distances <= of_fakes[rows, None]).any(dim=0)
         torch.minimum(nearest, distances.amin(dim=0), out=nearest)
     n = len(fake.radii)
     return {
-        "precision": precise / n,
+        "precision": int(precise) / n,
         "recall": float(recalled.double().mean()),
-        "density": balls / (real.k * n),
+        "density": int(balls) / (real.k * n),
         "coverage": float((nearest <= real.radii).double().mean()),
     }
 
@@ -59,10 +62,12 @@ def nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A distance is exact to about 1e-8 of the rows' norms: equal rows are that far apart at most.
     """
-    least, which = torch.empty(len(a), dtype=torch.float64), torch.empty(len(a), dtype=torch.int64)
-    for rows, distances in _distances(_float64(a), _float64(b)):
+    device = place_for(a, b)
+    least = torch.empty(len(a), dtype=torch.float64, device=device)
+    which = torch.empty(len(a), dtype=torch.int64, device=device)
+    for rows, distances in _distances(_float64(a, device=device), _float64(b, device=device)):
         least[rows], which[rows] = distances.min(dim=1)
-    return least.numpy(), which.numpy()
+    return least.cpu().numpy(), which.cpu().numpy()
 
 
 def copies(samples: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
@@ -92,8 +97,16 @@ def chosen(features: np.ndarray, *, most: int) -> np.ndarray:
     return np.asarray(features[np.sort(rows)])
 
 
-def _float64(features: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(features, np.float64))
+def place_for(*features: np.ndarray) -> torch.device:
+    """This process's GPU where there is one with room for these in float64 several times over, else the CPU."""
+    needed = 2 * sum(8 * x.size for x in features) + 4 * _GPU_BLOCK_BYTES
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _float64(features: np.ndarray, *, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(features)).to(device).double()
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -103,8 +116,9 @@ def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     leave in the heap, and the next block does not fit.
     """
     squares = b.square().sum(dim=1)
-    for start in range(0, len(a), _BLOCK):
-        block = a[start : start + _BLOCK]
+    size = _BLOCK if a.device.type == "cpu" else max(_BLOCK, _GPU_BLOCK_BYTES // (8 * len(b)))
+    for start in range(0, len(a), size):
+        block = a[start : start + size]
         squared = block.square().sum(dim=1, keepdim=True) + squares
         squared.sub_(block @ b.T, alpha=2)
-        yield slice(start, start + _BLOCK), squared.clamp_min_(0).sqrt_()
+        yield slice(start, start + size), squared.clamp_min_(0).sqrt_()

@@ -118,11 +118,12 @@ def differentiable_forward(model: nn.Module) -> Iterator[None]:
     """A network's evaluations as forward-mode differentiation takes them: in float32, by attention's plain formula.
 
     The derivative has no rules for autocast's casts of weights on CPUs and for the fast attention kernels. That of
-    GroupNorm wants a contiguous tangent up to torch 2.11; a convolution's can be channels_last.
+    GroupNorm wants a contiguous tangent up to torch 2.11, and diffusers' attention takes a view of what it is given; a
+    convolution's tangent can be channels_last, on some processors also where the value is not.
     """
     device = next(model.parameters()).device.type
-    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-    hooks = [module.register_forward_pre_hook(_contiguous) for module in norms]
+    viewing = [module for module in model.modules() if isinstance(module, nn.GroupNorm) or _is_attention(module)]
+    hooks = [module.register_forward_pre_hook(_contiguous) for module in viewing]
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
             yield
@@ -131,9 +132,15 @@ def differentiable_forward(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Value and tangent contiguous: `contiguous` itself looks at the value alone."""
-    return (inputs[0].clone(memory_format=torch.contiguous_format),)
+def _is_attention(module: nn.Module) -> bool:
+    """diffusers' block, known by its name: networks without images need no diffusers."""
+    return type(module).__name__ == "Attention"
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The first input's value and tangent contiguous: `contiguous` itself looks at the value alone."""
+    first, *others = inputs
+    return first.clone(memory_format=torch.contiguous_format), *others
 
 
 def phase(given: Ingredients) -> Phase:
