@@ -139,7 +139,9 @@ class Training:
 
     def autocast(self) -> AbstractContextManager:
         on = self.bf16 and self.how.weights == "float32"
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=not self.how.graph) if on else nullcontext()
+        return (
+            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=not self.how.graph) if on else nullcontext()
+        )
 
     def loss(self) -> Tensor:
         with self.autocast():
@@ -148,7 +150,7 @@ class Training:
 
     def update(self) -> None:
         if self.low[0] is not self.parameters[0]:
-            for p, q in zip(self.parameters, self.low, strict=True):
+            for p in self.parameters:
                 p.grad = torch.empty_like(p) if p.grad is None else p.grad
             torch._foreach_copy_([p.grad for p in self.parameters], [q.grad for q in self.low])
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
