@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -387,7 +386,8 @@ def paths(bench: Bench) -> None:
     times = teacher.dynamics.solver_times(2)
     x = 80 * torch.randn(bench.batch(4000), *subject.shape, device=bench.device)
     for precision, how, sizes in [("bf16", "fused", (1000, 4000, 200)), ("no", "plain", (1000, 200)),
-                                  ("fp16", "fused", (1000,)), ("bf16", "plain", (1000, 4000)), ("no", "fused", (1000,))]:  # fmt: skip
+                                  ("fp16", "fused", (1000,)), ("bf16", "plain", (1000, 4000)), 
+                                  ("no", "fused", (1000,))]:  # fmt: skip
         model = network_at(bench, teacher, precision, how)
         for n in sizes:
             n = bench.batch(n)
@@ -504,21 +504,26 @@ def parent(arguments: argparse.Namespace) -> None:
     beside = [threading.Thread(target=turn, args=(name,)) for name in chosen if GROUPS[name][1]]
     for thread in beside:
         thread.start()
-    for name in chosen:
-        if not GROUPS[name][1] and left() > 3:
-            cold = name.replace("warm", "cold")
-            if name.startswith("warm") and cold in running:
-                try:  # what is being compiled is worth waiting for, but not for long
-                    running[cold].wait(timeout=max(0.1, min(left() - 12, 15)))
-                except subprocess.TimeoutExpired:
-                    continue
-            turn(name)
+    waiting = [name for name in chosen if not GROUPS[name][1]]
+    while waiting and left() > 5:
+        ready = [name for name in waiting if not still_cold(running, name)]
+        if ready:  # what compiles beside the others keeps its turn for later
+            waiting.remove(ready[0])
+            turn(ready[0])
+        else:
+            time.sleep(0.2)
+    for thread in beside:
+        thread.join()
     for process in running.values():
         if process.poll() is None:
             process.kill()
-    for thread in beside:
-        thread.join()
     summary(arguments.out)
+
+
+def still_cold(running: dict[str, subprocess.Popen], name: str) -> bool:
+    """Whether the process that compiles what this group measures is still at it."""
+    cold = running.get(name.replace("warm", "cold")) if name.startswith("warm") else None
+    return cold is not None and cold.poll() is None
 
 
 def summary(out: Path) -> None:
