@@ -10,6 +10,7 @@ from ifm import modalities, pretrained
 from ifm.files import fresh_folder, write_json
 from ifm.hardware.devices import Compiled, compiles
 from ifm.hardware.memory import peak_memory
+from ifm.hardware.precision import lower
 from ifm.hardware.processes import make_accelerator
 from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
 from ifm.progress import progress
@@ -28,8 +29,10 @@ def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], 
     """The teacher's samplers by NFE, then the flow's by steps; and what they all share."""
     config, d = stage.config, stage.dynamics
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=accelerator.device)
-    for model in (teacher, flow) if compiles() else ():
+    for model in (teacher, flow):
         if model is not None:
+            lower(model, config.sample.precision)
+        if model is not None and compiles():
             model.forward = Compiled(model.forward, cuda_graphs=True)
     samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe) if teacher]
     for steps in sorted(config.sample.flow_steps):

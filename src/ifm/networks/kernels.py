@@ -205,9 +205,7 @@ class _NormSiLU(torch.autograd.Function):
         return dx, d_shift, d_weight, d_bias, None, None, None
 
 
-def group_norm_silu(
-    x: Tensor, norm: torch.nn.GroupNorm, *, silu: bool = True, shift: Tensor | None = None
-) -> Tensor:
+def group_norm_silu(x: Tensor, norm: torch.nn.GroupNorm, *, silu: bool = True, shift: Tensor | None = None) -> Tensor:
     """silu(norm(x + shift)): [N, C, ...] in x's dtype, channels last. shift: [N, C] or None.
 
     Sums are in float32. silu=False: the norm alone.
