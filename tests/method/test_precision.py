@@ -40,7 +40,8 @@ def test_half_precision_moves_the_network_by_some_roundings(case: str):
     want = model(**at)
     assert lower(model, "bf16") is model
     got = model(**at)
-    assert got.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert got.dtype == torch.float32
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     scale = model.dynamics.flow_preconditioning(network["t"], scheme="edm").c_out.abs()
     moved = (got - want).flatten(1).square().mean(1).sqrt() / scale  # of F_x, whose scale is 1
     assert 0 < float(moved.max()) < 8 * BF16
@@ -74,7 +75,8 @@ def test_fp16_on_a_cpu_stays_in_float32_with_a_notice(capsys):
 
 def test_what_has_no_network_stays():
     model = nn.Linear(2, 2)
-    assert lower(model, "bf16") is model and model.weight.dtype == torch.float32
+    assert lower(model, "bf16") is model
+    assert model.weight.dtype == torch.float32
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = 4096  # of a tile
+SIZES = ("HW", "S", "ROWS")  # arguments that kernels are not compiled for one by one
 PROGRAMS = 1056  # at least so many, eight for each multiprocessor of an H100
 
 
@@ -21,7 +22,7 @@ def _channels(D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, DP: tl.constex
     return g * D + d, (g < G) & (d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _sums(x_ptr, shift_ptr, part_ptr, HW, S, ROWS, G: tl.constexpr, D: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr,
           BLOCK: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
     """Of each channel the sum and the sum of squares over some of a sample's rows: part [N, S, 2, C]."""
@@ -46,7 +47,7 @@ def _sums(x_ptr, shift_ptr, part_ptr, HW, S, ROWS, G: tl.constexpr, D: tl.conste
     tl.store(part_ptr + (n * S + s) * 2 * C + C + c, square, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _apply(x_ptr, shift_ptr, part_ptr, weight_ptr, bias_ptr, y_ptr, stat_ptr, HW, S, ROWS, eps, G: tl.constexpr,
            D: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr,
            SILU: tl.constexpr):  # fmt: skip
@@ -91,7 +92,7 @@ def _slope(x, dy, mean, rstd, weight, bias, SILU: tl.constexpr):
     return normed, dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gradient_sums(x_ptr, shift_ptr, dy_ptr, weight_ptr, bias_ptr, stat_ptr, part_ptr, HW, S, ROWS, G: tl.constexpr,
                    D: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, SHIFT: tl.constexpr,
                    SILU: tl.constexpr):  # fmt: skip
@@ -122,7 +123,7 @@ def _gradient_sums(x_ptr, shift_ptr, dy_ptr, weight_ptr, bias_ptr, stat_ptr, par
     tl.store(part_ptr + (n * S + s) * 2 * C + C + c, second, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gradient(x_ptr, shift_ptr, dy_ptr, weight_ptr, bias_ptr, stat_ptr, part_ptr, dx_ptr, dshift_ptr, HW, S, ROWS,
               G: tl.constexpr, D: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
               SHIFT: tl.constexpr, SILU: tl.constexpr):  # fmt: skip
