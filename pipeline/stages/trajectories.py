@@ -7,8 +7,8 @@ import torch
 from ifm import objectives, pretrained
 from ifm.data.trajectories import TrajectoryMetadata, digest
 from ifm.files import fresh_folder
-from ifm.hardware.precision import lower
 from ifm.hardware.processes import make_accelerator
+from ifm.networks.asking import prepare
 from ifm.solver import solver_nfe
 from ifm.trajectories import (
     generate,
@@ -35,7 +35,7 @@ def work(stage: Stage) -> None:
     accelerator = make_accelerator("no", seed=config.seed)
     teacher, description = pretrained.load_teacher(paths.teacher(d)), pretrained.describe(paths.teacher(d))
     teacher = teacher.to(accelerator.device, memory_format=torch.channels_last)
-    lower(teacher, config.trajectories.precision)
+    prepare(teacher, config.trajectories.precision)
     folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
     settings = config.trajectories.model_dump()
     precision = settings.pop("precision")

@@ -28,7 +28,7 @@ from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError
 from ifm.files import atomic_path, warn_of_space
 from ifm.hardware.devices import RowReader, Rows, to_device
-from ifm.hardware.precision import lower
+from ifm.networks.asking import prepare
 from ifm.progress import progress
 from ifm.random import Streams
 from ifm.solver import Denoiser, solve_trajectory, stored_indices
@@ -273,7 +273,7 @@ def open_trajectories(
         return StoredTrajectories(states, dynamics, times=times, conditions=stored, **common)
     grid = {"solver_steps": metadata.solver_steps, "stored_times": len(metadata.times), "rho": metadata.rho}
     return SolvedTrajectories(
-        lower(load_teacher(), metadata.precision), dynamics, count=metadata.count, kind=kind, **grid, **common
+        prepare(load_teacher(), metadata.precision), dynamics, count=metadata.count, kind=kind, **grid, **common
     )
 
 

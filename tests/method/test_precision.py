@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ifm import dynamics
-from ifm.hardware.precision import lower
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_network
+from ifm.networks.asking import lower
 from ifm.networks.mlp import MLP
 from ifm.solver import solve_ode
 

@@ -1,0 +1,168 @@
+"""CUDA graphs: the kernels of a call, recorded once and replayed by one call of the driver.
+
+An eager step hands out thousands of kernels one by one, which takes the host 20 to 100 ms: longer than a small network
+needs on the device, and as long as a large one's. `Graphed` replays a model's forward pass, and its backward pass,
+`Replayed` any work on tensors that stay where they are. Both compute what they replace, from the same random numbers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from ifm.hardware.devices import switched_on
+
+WARM_UPS = 3  # plain calls of a kind before it is recorded: cuDNN chooses its algorithms in them
+MOST_KINDS = 4  # of calls that are recorded; each keeps its activations
+ASKED_NUMBERS = 2**20  # of inputs: larger calls without gradient keep the device busy as they are
+
+
+def graphs() -> bool:
+    """Whether to record CUDA graphs: where there is a GPU, unless IFM_GRAPHS=off."""
+    return torch.cuda.is_available() and switched_on("IFM_GRAPHS", default=True)
+
+
+class _Shell(nn.Module):
+    """A model's forward pass with tensors alone as arguments."""
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Tensor], leaves: list[Any], spec: Any) -> None:
+        super().__init__()
+        self.model, self._forward, self._leaves, self._spec = model, forward, leaves, spec
+        self.training = model.training
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        return self._forward(*args, **kwargs)
+
+
+class Graphed:
+    """A model's forward pass, and the backward pass of its result, from CUDA graphs once a kind of call has come often.
+
+    A kind is what a recording depends on: shapes, dtypes and layouts of all arguments, gradient, autocast, mode. Other
+    kinds than the first few, and calls within forward-mode differentiation, are plain. So is everything after a
+    recording has failed, with a notice. The result is a copy: the next replay writes over the recording's own.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self._model, self._plain = model, forward
+        self._seen: dict[Any, int] = {}
+        self._recorded: dict[Any, Callable[..., Tensor]] = {}
+        self._works = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not self._works or not self._suits(tensors):
+            return self._plain(*args, **kwargs)
+        kind = _kind_of(leaves, spec, self._model.training)
+        if kind not in self._recorded:
+            self._seen[kind] = self._seen.get(kind, 0) + 1
+            if self._seen[kind] <= WARM_UPS or len(self._recorded) == MOST_KINDS:
+                return self._plain(*args, **kwargs)
+            random = torch.cuda.get_rng_state()
+            try:
+                self._recorded[kind] = self._record(leaves, spec, tensors)
+                torch.cuda.set_rng_state(random)  # this call drops out what it would have dropped out without
+            except Exception as error:  # whatever cannot be recorded
+                reason = " ".join(str(error).split())[:200]
+                print(f"CUDA graph failed ({type(error).__name__}: {reason}): goes on without", flush=True)
+                self._works = False
+                return self._plain(*args, **kwargs)
+        return self._recorded[kind](*tensors).clone()
+
+    def _suits(self, tensors: list[Tensor]) -> bool:
+        differentiated = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+        if differentiated or torch.cuda.is_current_stream_capturing():
+            return False
+        if any(x.device.type != "cuda" or x.requires_grad for x in tensors):
+            return False
+        return torch.is_grad_enabled() or sum(x.numel() for x in tensors) <= ASKED_NUMBERS
+
+    def _record(self, leaves: list[Any], spec: Any, tensors: list[Tensor]) -> Callable[..., Tensor]:
+        own = [x.clone() for x in tensors]
+        shell = _Shell(self._model, self._plain, leaves, spec)
+        torch.cuda.empty_cache()  # what plain calls took goes to the recording
+        with _autocast_without_cache():
+            if torch.is_grad_enabled():
+                return torch.cuda.make_graphed_callables(shell, tuple(own), allow_unused_input=True)
+            replay, result = _recorded(lambda: shell(*own))
+
+        def call(*given: Tensor) -> Tensor:
+            torch._foreach_copy_(own, list(given))
+            replay()
+            return result
+
+        return call
+
+
+class Replayed:
+    """Work on tensors that stay where they are, recorded at its first call after some plain ones."""
+
+    def __init__(self, work: Callable[[], Any], *, warm_ups: int = WARM_UPS) -> None:
+        self._work, self._warm_ups, self._calls = work, warm_ups, 0
+        self._replay: Callable[[], None] | None = None
+        self._result: Any = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call is, or makes, a recording."""
+        return self._calls >= self._warm_ups
+
+    def __call__(self) -> Any:
+        if not self.recorded:
+            self._calls += 1
+            return self._work()
+        if self._replay is None:
+            self._replay, self._result = _recorded(self._work)
+        self._replay()
+        return self._result
+
+
+def _recorded(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """How to replay some work, and where its results come to lie. Recording does not do it."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        result = work()
+    return graph.replay, result
+
+
+def _kind_of(leaves: list[Any], spec: Any, training: bool) -> Any:
+    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    told = tuple((x.shape, x.dtype, x.stride()) if isinstance(x, Tensor) else x for x in leaves)
+    return told, str(spec), autocast, training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+@contextmanager
+def _autocast_without_cache() -> Iterator[None]:
+    """The autocast that is on, but weights are cast where they are used: a recording must hold their casts."""
+    on = torch.is_autocast_enabled("cuda")
+    own = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), cache_enabled=False) if on else nullcontext()
+    with own:
+        yield
+
+
+@contextmanager
+def replaying(*models: nn.Module | None) -> Iterator[None]:
+    """Within, calls of the models are `Graphed`: of their classes' forward passes, under the autocast that is on.
+
+    What stood in a model's place of `forward` (accelerate's wrapper, whose autocast keeps casts that a recording must
+    make) stands there again afterwards.
+    """
+    stood = [(model, vars(model).get("forward")) for model in models if model is not None]
+    for model, _ in stood:
+        model.forward = Graphed(model, type(model).forward.__get__(model))
+    try:
+        yield
+    finally:
+        for model, forward in stood:
+            if forward is None:
+                del model.forward
+            else:
+                model.forward = forward
