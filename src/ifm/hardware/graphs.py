@@ -46,13 +46,15 @@ class Graphed:
 
     A kind is what a recording depends on: shapes, dtypes and layouts of all arguments, gradient, autocast, mode. Other
     kinds than the first few, and calls within forward-mode differentiation, are plain. So is everything after a
-    recording has failed, with a notice. The result is a copy: the next replay writes over the recording's own.
+    recording has failed, with a notice, and a second call before the first one's backward pass: a recording keeps one
+    call's activations. The result is a copy: the next replay writes over the recording's own.
     """
 
     def __init__(self, model: nn.Module, forward: Callable[..., Tensor]) -> None:
         self._model, self._plain = model, forward
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, Callable[..., Tensor]] = {}
+        self._open: set[Any] = set()  # kinds whose last call still waits for its backward pass
         self._works = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -74,7 +76,13 @@ class Graphed:
                 print(f"CUDA graph failed ({type(error).__name__}: {reason}): goes on without", flush=True)
                 self._works = False
                 return self._plain(*args, **kwargs)
-        return self._recorded[kind](*tensors).clone()
+        if kind in self._open:
+            return self._plain(*args, **kwargs)
+        result = self._recorded[kind](*tensors).clone()
+        if result.requires_grad:
+            self._open.add(kind)
+            result.register_hook(lambda _: self._open.discard(kind))
+        return result
 
     def _suits(self, tensors: list[Tensor]) -> bool:
         differentiated = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

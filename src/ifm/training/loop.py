@@ -140,7 +140,9 @@ def fit(
         else:
             _share(average, own, ema)
     called = Compiled(trained) if compiles() and not splits else trained
-    records = not (compiles() or settings.gradient_checkpointing) and recordable(accelerator)
+    records = recordable(accelerator)
+    # A recorded backward pass writes where the last one left the gradients: parts of a batch would not add up.
+    replays = records and not (compiles() or settings.gradient_checkpointing or settings.gradient_accumulation > 1)
     named = {"parameters": parameters, "average": ema, "clip": settings.clip_grad_norm}
     update = (RecordedUpdate if records else Update)(accelerator, optimizer, prepared, **named)
 
@@ -162,7 +164,7 @@ def fit(
     clock = _Clock(result.seconds)
     bar = progress(range(first, settings.steps), label=label, unit="step", initial=first, total=settings.steps)
     stop = stopping.Note(when=checkpoints is not None and accelerator.num_processes == 1)
-    with faster(own, average, kernels=not (splits or compiles()), records=records):
+    with faster(own, average, kernels=not (splits or compiles()), replays=replays):
         for step in stop.during(bar):
             if drops:
                 torch.manual_seed(
@@ -227,12 +229,12 @@ def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
 
 
 @contextmanager
-def faster(*models: nn.Module | None, kernels: bool, records: bool) -> Iterator[None]:
+def faster(*models: nn.Module | None, kernels: bool, replays: bool) -> Iterator[None]:
     """Within, networks use our kernels (`fuse`) and their calls are recorded (`replaying`), where that is asked."""
     networks = [getattr(model, "network", model) for model in models if model is not None]
     fused = [network for network in networks if kernels and fuse(network, next(network.parameters()).device)]
     try:
-        with replaying(*models) if records else nullcontext():
+        with replaying(*models) if replays else nullcontext():
             yield
     finally:
         for network in fused:
