@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm.errors import UserError
+from ifm.hardware import graphs as recordings
 from ifm.hardware.devices import switched_on
-from ifm.hardware.graphs import replaying
+from ifm.hardware.graphs import Graphed, replaying
 from ifm.losses import denoising
 from ifm.networks import build_network
 from ifm.networks.fused import fuse, release
 from ifm.training.loop import TrainSettings, ema_decay, fit, learning_rate
+from ifm.training.update import RecordedUpdate, Update
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -102,6 +106,154 @@ def test_switches_say_what_they_allow(monkeypatch):
         monkeypatch.setenv(name, "fast")
         with pytest.raises(UserError, match=f"{name} = 'fast' is not allowed; allowed: on, off"):
             switched_on(name, default=True)
+
+
+# --- what is recorded, with a recorder that does the work again ----------------------------------------------------
+
+
+def again(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """In place of a CUDA graph: does the work at each replay, on the tensors of the recording, and not before."""
+    update = getattr(work, "__self__", None)
+    if update is None:  # a model's call, which changes nothing
+        result = work().clone()
+        return lambda: result.copy_(work()), result
+    gradients, result = [p.grad for p in update._parameters], torch.zeros(())
+
+    def replay() -> None:
+        for p, gradient in zip(update._parameters, gradients, strict=True):
+            p.grad = gradient
+        result.copy_(work())
+
+    return replay, result
+
+
+@pytest.fixture
+def recorder(monkeypatch) -> list[str]:
+    """Recordings without a GPU, and the kinds of what was recorded."""
+    made: list[str] = []
+
+    def backward_too(shell: nn.Module, given: tuple[Tensor, ...], **_: Any) -> nn.Module:
+        made.append("backward")
+        return shell
+
+    def forward(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        made.append("forward")
+        return again(work)
+
+    monkeypatch.setattr(recordings, "_recorded", forward)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", backward_too)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(recordings, "DEVICE", "cpu")
+    return made
+
+
+class Told(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, t: Tensor, *, x_anchor: Tensor | None = None, twice: bool = False) -> Tensor:
+        y = self.linear(x) * t[:, None]
+        y = y if x_anchor is None else y + x_anchor
+        return 2 * y if twice else y
+
+
+def test_recorded_calls_give_what_plain_ones_give(recorder):
+    model = Told()
+    faster = Graphed(model, model.forward)
+    for trial in range(12):
+        n = 4 if trial % 2 else 3
+        x, t, x_anchor = torch.randn(n, 3), torch.rand(n), torch.randn(n, 3)
+        for told in ({}, {"x_anchor": x_anchor, "twice": True}):
+            got, want = faster(x, t, **told), model(x, t, **told)
+            assert torch.equal(got, want)
+            found = [torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (got, want)]
+            assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert recorder == ["backward"] * 4
+    with torch.no_grad():
+        for _ in range(6):
+            assert torch.equal(faster(x, t), model(x, t))  # the fifth kind stays plain
+    assert recorder == ["backward"] * 4
+
+
+def test_calls_without_gradient_are_recorded_by_themselves(recorder):
+    model = Told()
+    faster = Graphed(model, model.forward)
+    with torch.no_grad():
+        first = [faster(*given) for given in ((torch.full((2, 3), float(i)), torch.ones(2)) for i in range(8))]
+        assert recorder == ["forward"]
+        for i, y in enumerate(first):  # copies: no replay wrote over an earlier result
+            assert torch.equal(y, model(torch.full((2, 3), float(i)), torch.ones(2)))
+
+
+def test_a_second_call_before_the_first_ones_backward_pass_is_plain(recorder, monkeypatch):
+    model, calls = Told(), []
+    faster = Graphed(model, lambda *args: calls.append(args) or model(*args))
+    x, t = torch.randn(2, 3), torch.ones(2)
+    for _ in range(4):
+        faster(x, t).sum().backward()
+    monkeypatch.setattr(faster, "_recorded", {kind: (lambda *_: model(x, t)) for kind in faster._recorded})
+    calls.clear()
+    one, two = faster(x, t), faster(x, t)
+    assert len(calls) == 1
+    (one.sum() + two.sum()).backward()
+    faster(x, t)
+    assert len(calls) == 1
+
+
+def test_forward_mode_is_never_recorded(recorder):
+    model = Told()
+    faster = Graphed(model, model.forward)
+    x, t = torch.randn(2, 3), torch.ones(2)
+    for _ in range(6):
+        got = torch.func.jvp(lambda x: faster(x, t), (x,), (torch.ones_like(x),))
+        want = torch.func.jvp(lambda x: model(x, t), (x,), (torch.ones_like(x),))
+        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    assert recorder == []
+
+
+def test_what_cannot_be_recorded_goes_on_with_a_notice(recorder, monkeypatch, capsys):
+    def broken(*_: Any, **__: Any) -> nn.Module:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", broken)
+    model = Told()
+    faster = Graphed(model, model.forward)
+    x, t = torch.randn(2, 3), torch.ones(2)
+    assert all(torch.equal(faster(x, t), model(x, t)) for _ in range(8))
+    assert capsys.readouterr().out.count("CUDA graph failed (RuntimeError: operation not permitted when") == 1
+
+
+def test_a_recorded_update_is_the_plain_one(recorder):
+    """To rounding, with gradients at new addresses in every step, and weights that have none for a while."""
+    torch.manual_seed(0)
+    models = [Toy(), Toy()]
+    models[1].load_state_dict(models[0].state_dict())
+    updates = []
+    for model, kind in zip(models, (Update, RecordedUpdate), strict=True):
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=torch.tensor(1e-2), weight_decay=0.0, fused=True)
+        average = [p.detach().clone() for p in parameters]
+        named = {"parameters": parameters, "average": average, "clip": 0.5}
+        updates.append((kind(Accelerator(cpu=True), optimizer, None, **named), average))
+    kept = []
+    for step in range(12):
+        norms = []
+        for model, (update, _) in zip(models, updates, strict=True):
+            loss_of(model, step).backward()
+            kept.append([p.grad for p in model.parameters()])  # their memory is not used again
+            if step in (6, 7, 10):
+                model.first.bias.grad = None
+            norms.append(float(update(lr=1e-2 / (1 + step), decay=0.5 + step / 30)))
+            assert all(p.grad is None for p in model.parameters())
+        assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for one, other in zip(updates[0][1], updates[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert recorder == ["forward"] * 5  # at first, and where other weights have gradients: steps 6, 8, 10, 11
 
 
 KERNELS = """

@@ -18,6 +18,7 @@ from ifm.hardware.devices import switched_on
 
 WARM_UPS = 3  # plain calls of a kind before it is recorded: cuDNN chooses its algorithms in them
 MOST_KINDS = 4  # of calls that are recorded; each keeps its activations
+DEVICE = "cuda"
 ASKED_NUMBERS = 2**20  # of inputs: larger calls without gradient keep the device busy as they are
 
 
@@ -88,7 +89,7 @@ class Graphed:
         differentiated = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
         if differentiated or torch.cuda.is_current_stream_capturing():
             return False
-        if any(x.device.type != "cuda" or x.requires_grad for x in tensors):
+        if any(x.device.type != DEVICE or x.requires_grad for x in tensors):
             return False
         return torch.is_grad_enabled() or sum(x.numel() for x in tensors) <= ASKED_NUMBERS
 
