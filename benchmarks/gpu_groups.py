@@ -12,20 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.subjects import ROOT, Options, Subject
-from benchmarks.timing import StepClock, wait
+from benchmarks.timing import wait
 from benchmarks.training import flow_training, teacher_training
 from ifm import random
 from ifm.config import parse
 from ifm.hardware.devices import to_device
 from ifm.networks.asking import prepare
 from ifm.solver import at_time, solve_ode
+from ifm.training.loop import ema_decay
 from pipeline.tools.preset import apply, parse_yaml
 
 SWITCHES = ("IFM_GRAPHS", "IFM_KERNELS", "IFM_COMPILE")
@@ -129,9 +131,9 @@ def training(bench: Bench, name: str, kind: str, batch: int, how: tuple[str, ...
 
     def work() -> dict[str, Any]:
         make = {"teacher": teacher_training, "flow": flow_training}[kind]
-        model, train = make(subject, Options(bench.device, rounds=1, quick=bench.tiny))
+        _, train = make(subject, Options(bench.device, rounds=1, quick=bench.tiny))
         first, warm = time.perf_counter(), 2 if bench.tiny else 8
-        with switches(how), _Steps(model, warm, subject.steps, bench.device) as clock:
+        with switches(how), _Steps(warm, subject.steps, bench.device) as clock:
             train(warm + subject.steps + 1)
         seconds = clock.seconds
         rest = {"images_s": subject.batch_size / seconds, "ms": 1e3 * seconds, "host_ms": 1e3 * clock.host}
@@ -140,22 +142,34 @@ def training(bench: Bench, name: str, kind: str, batch: int, how: tuple[str, ...
     bench.attempt(f"train {kind} {name}: {NAMES[how]}", work)
 
 
-class _Steps(StepClock):
-    """A StepClock that leaves out the first steps; host: seconds of a step until it is handed out."""
+class _Steps:
+    """Seconds of a step, over `steps` of them after `warm` others; host: until all of them are handed out.
 
-    def __init__(self, model: torch.nn.Module, warm: int, steps: int, device: torch.device) -> None:
-        super().__init__(model, steps=steps, device=device)
-        self._warm, self.began, self.host, self._last = warm, 0.0, 0.0, 0.0
+    It counts where the loop asks for the average's decay, once in a step: a replayed step calls no hook of a module.
+    """
 
-    def _tick(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled() and self._warm:
-            self._warm -= 1
-            return
-        if torch.is_grad_enabled() and self._passes == self._steps:
+    def __init__(self, warm: int, steps: int, device: torch.device) -> None:
+        self._warm, self._steps, self._device, self._count = warm, steps, device, 0
+        self.began = self.seconds = self.host = 0.0
+
+    def __enter__(self) -> Self:
+        self._patch = mock.patch("ifm.training.loop.ema_decay", self._tick)
+        self._patch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.stop()
+
+    def _tick(self, step: int, settings: Any) -> float:
+        last = self._count == self._warm + self._steps
+        if last:
             self.host = (time.perf_counter() - self.began) / self._steps
-        super()._tick(module, inputs)
-        if self._passes == 1 and not self.began:
-            self.began = self._clock()
+        if last or self._count == self._warm:
+            wait(self._device)
+            now = time.perf_counter()
+            self.began, self.seconds = (self.began, (now - self.began) / self._steps) if last else (now, 0.0)
+        self._count += 1
+        return ema_decay(step, settings)
 
 
 def kernels(bench: Bench, name: str, batch: int, how: tuple[str, ...]) -> None:

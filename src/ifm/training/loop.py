@@ -128,7 +128,8 @@ def fit(
     if settings.gradient_checkpointing:
         recompute_activations(own)
     to_train = [p for p in own.parameters() if p.requires_grad]
-    optimizer = make_optimizer(to_train, lr=settings.lr, device=device)
+    records = recordable(accelerator) and not splits
+    optimizer = make_optimizer(to_train, lr=settings.lr, recorded=records)
     trained, prepared = accelerator.prepare(own, optimizer)
     optimizer = prepared.optimizer  # accelerate's around it looks for a package at every step, and is for its scaler
     parameters = [p for p in own.parameters() if p.requires_grad]
@@ -140,7 +141,6 @@ def fit(
         else:
             _share(average, own, ema)
     called = Compiled(trained) if compiles() and not splits else trained
-    records = recordable(accelerator)
     # A recorded backward pass writes where the last one left the gradients: parts of a batch would not add up.
     replays = records and not (compiles() or settings.gradient_checkpointing or settings.gradient_accumulation > 1)
     named = {"parameters": parameters, "average": ema, "clip": settings.clip_grad_norm}

@@ -11,10 +11,11 @@ from ifm.hardware import sharded
 from ifm.hardware.graphs import Replayed, graphs
 
 
-def make_optimizer(parameters: list[nn.Parameter], *, lr: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW in fused kernels. On a GPU its learning rate lies on the device, where a recorded step reads it."""
-    on_device = device.type == "cuda" and graphs()
-    rate = {"lr": torch.tensor(lr, device=device), "capturable": True} if on_device else {"lr": lr}
+def make_optimizer(parameters: list[nn.Parameter], *, lr: float, recorded: bool) -> torch.optim.AdamW:
+    """AdamW in fused kernels. For a recorded step its learning rate lies on the device."""
+    rate: dict[str, Any] = {"lr": lr}
+    if recorded:
+        rate = {"lr": torch.tensor(lr, device=parameters[0].device), "capturable": True}
     return torch.optim.AdamW(parameters, weight_decay=0.0, fused=True, **rate)
 
 
