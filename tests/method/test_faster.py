@@ -1,5 +1,6 @@
 """Kernels, recordings and the step's update: they compute what they replace. The GPU's part needs one."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -160,7 +161,8 @@ class Told(nn.Module):
         return 2 * y if twice else y
 
 
-def test_recorded_calls_give_what_plain_ones_give(recorder):
+def test_recorded_calls_give_what_plain_ones_give(recorder, monkeypatch):
+    monkeypatch.setattr(recordings, "MOST_KINDS", 4)
     model = Told()
     faster = Graphed(model, model.forward)
     for trial in range(12):
@@ -224,6 +226,26 @@ def test_what_cannot_be_recorded_goes_on_with_a_notice(recorder, monkeypatch, ca
     x, t = torch.randn(2, 3), torch.ones(2)
     assert all(torch.equal(faster(x, t), model(x, t)) for _ in range(8))
     assert capsys.readouterr().out.count("CUDA graph failed (RuntimeError: operation not permitted when") == 1
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_recording_that_is_wrong_is_given_up_with_a_notice(gradient, recorder, monkeypatch, capsys):
+    """Its weights are those of the time when it was made: no call is answered by it."""
+    model = Told()
+    stale = copy.deepcopy(model)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *_, **__: lambda x, t: stale(x, t))
+    monkeypatch.setattr(recordings, "_recorded", lambda work: (lambda: None, stale(x, t)))
+    faster = Graphed(model, model.forward)
+    x, t = torch.randn(2, 3), torch.ones(2)
+    for _ in range(6):
+        with torch.set_grad_enabled(gradient):
+            y = faster(x, t)
+        if gradient:
+            y.sum().backward()
+        assert torch.equal(y, model(x, t))
+        with torch.no_grad():
+            model.linear.weight.add_(0.3)
+    assert capsys.readouterr().out.count("CUDA graph failed (a replay is ") == 1
 
 
 def test_a_recorded_update_is_the_plain_one(recorder):

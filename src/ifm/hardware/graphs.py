@@ -7,6 +7,7 @@ needs on the device, and as long as a large one's. `Graphed` replays a model's f
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch.utils import _pytree as pytree
 from ifm.hardware.devices import switched_on
 
 WARM_UPS = 3  # plain calls of a kind before it is recorded: cuDNN chooses its algorithms in them
-MOST_KINDS = 4  # of calls that are recorded; each keeps its activations
+MOST_KINDS = 8  # of calls that are recorded; each keeps its activations
+CLOSE, CLOSE_WITH_DROPOUT = 0.05, 0.3  # relative, of a replay to a plain call, in bf16 too
 DEVICE = "cuda"
 ASKED_NUMBERS = 2**20  # of inputs: larger calls without gradient keep the device busy as they are
 
@@ -53,7 +55,7 @@ class Graphed:
 
     def __init__(self, model: nn.Module, forward: Callable[..., Tensor]) -> None:
         self._model, self._plain = model, forward
-        self._seen: dict[Any, int] = {}
+        self._seen: dict[Any, int] = {}  # calls of each kind
         self._recorded: dict[Any, Callable[..., Tensor]] = {}
         self._open: set[Any] = set()  # kinds whose last call still waits for its backward pass
         self._works = True
@@ -64,19 +66,24 @@ class Graphed:
         if not self._works or not self._suits(tensors):
             return self._plain(*args, **kwargs)
         kind = _kind_of(leaves, spec, self._model.training)
+        self._seen[kind] = self._seen.get(kind, 0) + 1
         if kind not in self._recorded:
-            self._seen[kind] = self._seen.get(kind, 0) + 1
             if self._seen[kind] <= WARM_UPS or len(self._recorded) == MOST_KINDS:
                 return self._plain(*args, **kwargs)
             random = torch.cuda.get_rng_state()
             try:
-                self._recorded[kind] = self._record(leaves, spec, tensors)
+                recorded = self._record(leaves, spec, tensors)
                 torch.cuda.set_rng_state(random)  # this call drops out what it would have dropped out without
+                wrong = self._wrong(recorded, tensors, args, kwargs)
+                torch.cuda.set_rng_state(random)
             except Exception as error:  # whatever cannot be recorded
-                reason = " ".join(str(error).split())[:200]
-                print(f"CUDA graph failed ({type(error).__name__}: {reason}): goes on without", flush=True)
+                wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if wrong:
+                print(f"CUDA graph failed ({wrong}): goes on without", flush=True)
                 self._works = False
+                self._recorded.clear()
                 return self._plain(*args, **kwargs)
+            self._recorded[kind] = recorded
         if kind in self._open:
             return self._plain(*args, **kwargs)
         result = self._recorded[kind](*tensors).clone()
@@ -84,6 +91,35 @@ class Graphed:
             self._open.add(kind)
             result.register_hook(lambda _: self._open.discard(kind))
         return result
+
+    def _wrong(self, recorded: Callable[..., Tensor], tensors: list[Tensor], args: Any, kwargs: Any) -> str:
+        """How a replay differs from a plain call: "" where it does not. With other weights than it was recorded with:
+        a recording that holds copies of weights would be right until they move.
+        """
+        random, found = torch.cuda.get_rng_state(), []
+        weights = list(self._model.parameters())
+        kept = [p.detach().clone() for p in weights]
+        try:
+            with torch.no_grad():
+                torch._foreach_mul_(weights, 2.0)
+            for call in (partial(self._plain, *args, **kwargs), partial(recorded, *tensors)):
+                torch.cuda.set_rng_state(random)
+                with _autocast_without_cache():
+                    y = call().clone()
+                found.append((y.detach().float(), _slope(y, weights)))
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, kept)
+        (want, slope), (got, its_slope) = found
+        errors = float((got - want).norm() / want.norm()), abs(float(its_slope) - float(slope))
+        if not errors[0] < self._close or not errors[1] <= self._close * float(slope):
+            return f"a replay is {errors[0]:.2g} from a plain call, its gradient's norm {errors[1]:.2g} of {slope:.2g}"
+        return ""
+
+    @property
+    def _close(self) -> float:
+        drops = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in self._model.modules())
+        return CLOSE_WITH_DROPOUT if drops else CLOSE
 
     def _suits(self, tensors: list[Tensor]) -> bool:
         differentiated = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
@@ -140,6 +176,16 @@ def _recorded(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     with torch.cuda.graph(graph):
         result = work()
     return graph.replay, result
+
+
+def _slope(y: Tensor, weights: list[nn.Parameter]) -> Tensor:
+    """The norm of the gradient of y's sum; 0 where there is none."""
+    learned = [p for p in weights if p.requires_grad]
+    if not y.requires_grad or not learned:
+        return y.new_zeros(())
+    found = torch.autograd.grad(y, learned, torch.ones_like(y), allow_unused=True)
+    there = [x for x in found if x is not None]
+    return torch.stack(torch._foreach_norm(there)).norm() if there else y.new_zeros(())
 
 
 def _kind_of(leaves: list[Any], spec: Any, training: bool) -> Any:
