@@ -228,6 +228,19 @@ def test_what_cannot_be_recorded_goes_on_with_a_notice(recorder, monkeypatch, ca
     assert capsys.readouterr().out.count("CUDA graph failed (RuntimeError: operation not permitted when") == 1
 
 
+def test_an_update_that_cannot_be_recorded_stays_plain(monkeypatch, capsys):
+    def broken(work: Callable[[], Tensor]) -> None:
+        raise RuntimeError("not permitted")
+
+    monkeypatch.setattr(recordings, "_recorded", broken)
+    done: list[int] = []
+    replayed = recordings.Replayed(lambda: done.append(len(done)))
+    for _ in range(7):
+        replayed()
+    assert done == list(range(7))
+    assert capsys.readouterr().out == "CUDA graph failed (RuntimeError: not permitted): goes on without\n"
+
+
 @pytest.mark.parametrize("gradient", [True, False])
 def test_a_recording_that_is_wrong_is_given_up_with_a_notice(gradient, recorder, monkeypatch, capsys):
     """Its weights are those of the time when it was made: no call is answered by it."""

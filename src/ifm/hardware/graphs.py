@@ -77,9 +77,9 @@ class Graphed:
                 wrong = self._wrong(recorded, tensors, args, kwargs)
                 torch.cuda.set_rng_state(random)
             except Exception as error:  # whatever cannot be recorded
-                wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                wrong = error
             if wrong:
-                print(f"CUDA graph failed ({wrong}): goes on without", flush=True)
+                _tell(wrong)
                 self._works = False
                 self._recorded.clear()
                 return self._plain(*args, **kwargs)
@@ -147,12 +147,16 @@ class Graphed:
 
 
 class Replayed:
-    """Work on tensors that stay where they are, recorded at its first call after some plain ones."""
+    """Work on tensors that stay where they are, recorded at its first call after some plain ones.
+
+    If it cannot be recorded it stays plain, with a notice.
+    """
 
     def __init__(self, work: Callable[[], Any], *, warm_ups: int = WARM_UPS) -> None:
         self._work, self._warm_ups, self._calls = work, warm_ups, 0
         self._replay: Callable[[], None] | None = None
         self._result: Any = None
+        self._works = True
 
     @property
     def recorded(self) -> bool:
@@ -160,11 +164,16 @@ class Replayed:
         return self._calls >= self._warm_ups
 
     def __call__(self) -> Any:
-        if not self.recorded:
+        if not self.recorded or not self._works:
             self._calls += 1
             return self._work()
         if self._replay is None:
-            self._replay, self._result = _recorded(self._work)
+            try:
+                self._replay, self._result = _recorded(self._work)
+            except Exception as error:  # whatever cannot be recorded; nothing of it was done
+                self._works = False
+                _tell(error)
+                return self._work()
         self._replay()
         return self._result
 
@@ -176,6 +185,12 @@ def _recorded(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     with torch.cuda.graph(graph):
         result = work()
     return graph.replay, result
+
+
+def _tell(wrong: str | Exception) -> None:
+    """One line on why a recording is not used."""
+    text = wrong if isinstance(wrong, str) else f"{type(wrong).__name__}: {' '.join(str(wrong).split())[:200]}"
+    print(f"CUDA graph failed ({text}): goes on without", flush=True)
 
 
 def _slope(y: Tensor, weights: list[nn.Parameter]) -> Tensor:
