@@ -136,7 +136,7 @@ def _rate_and_share(kind: str, subject: Subject, options: Options) -> Iterator[R
     model, train = TRAINED[kind](subject, options)
     flops = flops_of_step(train)
     contestants = {name: make(options) for name, make in PEAKS.items()}
-    contestants["step"] = clocked(model.network, train, steps=subject.steps, device=options.device)
+    contestants["step"] = clocked(model, train, steps=subject.steps, device=options.device)
     seconds = interleave(contestants, rounds=options.rounds)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     yield Result.rate(
@@ -195,8 +195,8 @@ def overhead(options: Options) -> Iterator[Result]:
                 train(steps)
 
         contestants = {
-            "fit": clocked(teacher.network, train, **kwargs),
-            "bare": clocked(other.network, bare, **kwargs),
+            "fit": clocked(teacher, train, **kwargs),
+            "bare": clocked(other, bare, **kwargs),
         }
         seconds = interleave(contestants, rounds=CLOSE * options.rounds)
         yield Result.rate(
@@ -227,7 +227,7 @@ NOT_SLOWER = Target("ratio", ">=", 1.0)
 def _against(peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Result:
     name = f"training step against {peer}: {subject.name}"
     teacher, train = teacher_training(subject, options)
-    ours = clocked(teacher.network, train, steps=subject.steps, device=options.device)
+    ours = clocked(teacher, train, steps=subject.steps, device=options.device)
     try:
         with Apart(partial(_peer, make_loss, subject, options)) as theirs:
             seconds = interleave({"ours": ours, "peer": theirs}, rounds=CLOSE * options.rounds)

@@ -172,6 +172,7 @@ def main(
         with at_work(name), _tracked(stage, params(stage), tracked=tracked):
             gc.freeze()
             gc.enable()  # pipeline.stages disables it during imports
+            keep_compiled(tracking.project_root() / ".ifm" / "compiled")
             work(stage)
         stage.finish()
     except KeyboardInterrupt:
@@ -182,6 +183,12 @@ def main(
         if os.environ.get("IFM_DEBUG"):
             raise
         sys.exit(f"{name}: {error}")
+
+
+def keep_compiled(folder: Path) -> None:
+    """Has torch.compile and Triton keep what they compile in a folder of the checkout, unless told otherwise."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 def terminate(number: int, frame: FrameType | None) -> None:

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 
 from ifm import modalities, pretrained
 from ifm.files import fresh_folder, write_json
-from ifm.hardware.devices import Compiled, compiles
 from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
 from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
+from ifm.networks.asking import prepare
 from ifm.progress import progress
 from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
 from pipeline.runner import paths
@@ -28,9 +28,9 @@ def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], 
     """The teacher's samplers by NFE, then the flow's by steps; and what they all share."""
     config, d = stage.config, stage.dynamics
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=accelerator.device)
-    for model in (teacher, flow) if compiles() else ():
+    for model in (teacher, flow):
         if model is not None:
-            model.forward = Compiled(model.forward, cuda_graphs=True)
+            prepare(model, config.sample.precision, recorded=True)
     samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe) if teacher]
     for steps in sorted(config.sample.flow_steps):
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers

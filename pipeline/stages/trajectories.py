@@ -8,6 +8,7 @@ from ifm import objectives, pretrained
 from ifm.data.trajectories import TrajectoryMetadata, digest
 from ifm.files import fresh_folder
 from ifm.hardware.processes import make_accelerator
+from ifm.networks.asking import prepare
 from ifm.solver import solver_nfe
 from ifm.trajectories import (
     generate,
@@ -34,8 +35,10 @@ def work(stage: Stage) -> None:
     accelerator = make_accelerator("no", seed=config.seed)
     teacher, description = pretrained.load_teacher(paths.teacher(d)), pretrained.describe(paths.teacher(d))
     teacher = teacher.to(accelerator.device, memory_format=torch.channels_last)
+    prepare(teacher, config.trajectories.precision)
     folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
     settings = config.trajectories.model_dump()
+    precision = settings.pop("precision")
     if (store := settings.pop("store")) == "disk":
         shape = tuple(description["image_shape"])
         if kept := len(list(folder.glob("shard-*.npy"))):
@@ -59,6 +62,7 @@ def work(stage: Stage) -> None:
         shards=[shard.name for shard in shards],
         image_shape=description["image_shape"],
         sha256=digest(shards),
+        precision=precision,
         condition=None if teacher.condition_kind is None else teacher.condition_kind.describe(),
     )
     with fresh_folder(paths.trajectories(d)) as out:

@@ -18,8 +18,8 @@ digits preset; `make preset NAME=...` edits it ([presets](../pipeline/presets)).
 of range stops every stage before it works, with one line that names it. A stage re-runs if one of its own keys changed;
 [dvc.yaml](../dvc.yaml) lists them.
 
-Hardware is not a parameter. `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_COMPILE=on` (torch.compile,
-for long trainings and sampling; if the compiler fails, work goes on without it) change only floating-point order.
+Hardware is not a parameter. `IFM_LAUNCH` (processes, [multi-gpu.md](multi-gpu.md)) and `IFM_GRAPHS`, `IFM_KERNELS`,
+`IFM_COMPILE` (how a GPU is used, [gpu.md](gpu.md)) change only floating-point order.
 Tracking is not a parameter either: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.
 """
 

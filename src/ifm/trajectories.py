@@ -28,6 +28,7 @@ from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError
 from ifm.files import atomic_path, warn_of_space
 from ifm.hardware.devices import RowReader, Rows, to_device
+from ifm.networks.asking import prepare
 from ifm.progress import progress
 from ifm.random import Streams
 from ifm.solver import Denoiser, solve_trajectory, stored_indices
@@ -271,7 +272,9 @@ def open_trajectories(
         times = torch.tensor(metadata.times, dtype=torch.float64)
         return StoredTrajectories(states, dynamics, times=times, conditions=stored, **common)
     grid = {"solver_steps": metadata.solver_steps, "stored_times": len(metadata.times), "rho": metadata.rho}
-    return SolvedTrajectories(load_teacher(), dynamics, count=metadata.count, kind=kind, **grid, **common)
+    return SolvedTrajectories(
+        prepare(load_teacher(), metadata.precision), dynamics, count=metadata.count, kind=kind, **grid, **common
+    )
 
 
 def save_first(trajectories: StoredTrajectories | SolvedTrajectories, folder: Path) -> None:

@@ -177,6 +177,7 @@ class TrajectoriesConfig(Section):
     batch_size: Count
     shard_size: Count
     store: Literal["disk", "none"]
+    precision: Precision
 
     @model_validator(mode="after")
     def _times_exist(self) -> Self:
@@ -256,6 +257,7 @@ class SampleConfig(Section):
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
     flow_samplers: Annotated[list[Literal["selected", "anchor", "renoise", "chain"]], Distinct]
     grid_images: Count
+    precision: Precision
 
 
 class ClassifierConfig(Section):

@@ -28,6 +28,7 @@ class TrajectoryMetadata:
     shards: list[str]  # none where nothing is stored
     image_shape: list[int]  # [C, H, W], or [d] for points
     sha256: str  # see `digest`
+    precision: str = "no"  # of the teacher's network
     condition: dict[str, Any] | None = None  # the kind of the paths' conditions, see `ifm.conditions.build`
 
     def write(self, folder: Path) -> None:

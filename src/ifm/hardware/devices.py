@@ -129,10 +129,15 @@ def compiles() -> bool:
     A matter of hardware, like the number of processes: the order of floating-point sums changes, nothing else. It
     pays in long runs; compiling takes a minute or more. Raises UserError at a word other than on and off.
     """
-    asked = os.environ.get("IFM_COMPILE", "").strip().lower() or "off"
-    if asked not in ("on", "off"):
-        raise UserError(f"IFM_COMPILE = {asked!r} is not allowed; allowed: on, off")
-    return asked == "on"
+    return switched_on("IFM_COMPILE", default=False)
+
+
+def switched_on(name: str, *, default: bool) -> bool:
+    """What an environment variable says, on or off. Raises UserError at another word."""
+    asked = os.environ.get(name, "").strip().lower()
+    if asked not in ("on", "off", ""):
+        raise UserError(f"{name} = {asked!r} is not allowed; allowed: on, off")
+    return asked == "on" if asked else default
 
 
 def is_sharded(model: object) -> bool:

@@ -27,6 +27,7 @@ class Network(nn.Module, ABC):
     first_layer: ClassVar[str]  # the weight [C_out, C_in, ...] that grows where an anchor's inputs are added
     two_times: bool
     condition_kind: ConditionKind | None
+    computes_in: torch.dtype | None = None  # see `compute_in`; None: its inputs' dtype, or autocast's
 
     @classmethod
     @abstractmethod
@@ -58,6 +59,16 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def load(cls, folder: Path) -> Self:
         """Reads what `save` wrote. Raises FileNotFoundError or ValueError that names the folder."""
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Takes parameters and inputs to a dtype, in place, for evaluation alone; times and fixed features stay."""
+        for p in self.parameters():
+            p.data = p.data.to(dtype)
+        self.computes_in = dtype
+
+    def cast(self, x: Tensor) -> Tensor:
+        """An input as the network computes with it."""
+        return x if self.computes_in is None else x.to(self.computes_in)
 
     def check(self, *, c_end: Tensor | None, condition: Condition | None) -> None:
         """Raises ValueError where a second time or a condition is missing or not wanted."""

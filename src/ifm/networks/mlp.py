@@ -101,10 +101,12 @@ class MLP(Network):
     ) -> Tensor:
         self.check(c_end=c_end, condition=condition)
         phases = [c.to(self.omega.dtype)[:, None] * self.omega for c in (c_noise, c_end) if c is not None]
-        e = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1).to(inputs.dtype)
+        e = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1)
+        features = self.cast(fourier_features(inputs, self.options["input_frequencies"]))
+        e = e.to(features.dtype)
         if condition is not None:
             e = e + self.condition(condition).to(e.dtype)
-        h = self.inputs(fourier_features(inputs, self.options["input_frequencies"]))  # [B, width]
+        h = self.inputs(features)  # [B, width]
         for time, first, second in zip(self.times, self.first, self.second, strict=True):
             if self._recomputes and torch.is_grad_enabled():
                 h = checkpoint(_block, h, e, time, first, second, use_reentrant=False)

@@ -86,7 +86,7 @@ class UNet(Network):
     def forward(
         self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None, *, condition: Condition | None = None
     ) -> Tensor:
-        return self.model(inputs, return_dict=False, **self._embedded(c_noise, c_end, condition))[0]
+        return self.model(self.cast(inputs), return_dict=False, **self._embedded(c_noise, c_end, condition))[0]
 
     def _embedded(self, c_noise: Tensor, c_end: Tensor | None, condition: Condition | None) -> dict[str, Tensor]:
         """Time, and the sum of what is embedded here, as diffusers' U-Nets take them."""
@@ -256,7 +256,8 @@ class CrossAttentionUNet(UNet):
         condition: Condition | None = None,
     ) -> Tensor:
         embedded = self._embedded(c_noise, c_end, condition)
-        return self.model(inputs, encoder_hidden_states=anchor_tokens(x_anchor), return_dict=False, **embedded)[0]
+        tokens = self.cast(anchor_tokens(x_anchor))
+        return self.model(self.cast(inputs), encoder_hidden_states=tokens, return_dict=False, **embedded)[0]
 
 
 def anchor_patch(image_size: int) -> int:

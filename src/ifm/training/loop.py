@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,10 +17,13 @@ from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.hardware import sharded
 from ifm.hardware.devices import Compiled, compiles, memory_format
+from ifm.hardware.graphs import replaying
+from ifm.networks.fused import fuse, release
 from ifm.progress import progress
 from ifm.random import stream
 from ifm.training import averages, stopping
 from ifm.training.checkpoint import Checkpoints, Snapshot, pack, unpack
+from ifm.training.update import RecordedUpdate, Update, make_optimizer, recordable
 
 # (model, step) -> the parts of this process's mean loss (scalars), as many as settings.gradient_accumulation. Each is
 # asked for when the last one's backward pass is done, and once more after the last part.
@@ -121,7 +124,8 @@ def fit(
     if settings.gradient_checkpointing:
         recompute_activations(own)
     to_train = [p for p in own.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(to_train, lr=settings.lr, weight_decay=0.0, fused=True)
+    records = recordable(accelerator) and not splits
+    optimizer = make_optimizer(to_train, lr=settings.lr, recorded=records)
     trained, prepared = accelerator.prepare(own, optimizer)
     optimizer = prepared.optimizer  # accelerate's around it looks for a package at every step, and is for its scaler
     parameters = [p for p in own.parameters() if p.requires_grad]
@@ -134,6 +138,10 @@ def fit(
             _share(average, own, ema)
     further = averages.FurtherAverages(settings.further_decays, ema)
     called = Compiled(trained) if compiles() and not splits else trained
+    # A recorded backward pass writes where the last one left the gradients: parts of a batch would not add up.
+    replays = records and not (compiles() or settings.gradient_checkpointing or settings.gradient_accumulation > 1)
+    named = {"parameters": parameters, "average": ema, "clip": settings.clip_grad_norm}
+    update = (RecordedUpdate if records else Update)(accelerator, optimizer, prepared, **named)
 
     result, first, seen = FitResult(), 0, _Window(settings.log_every, device)
     saved = checkpoints.load() if checkpoints else None
@@ -154,47 +162,39 @@ def fit(
     clock = _Clock(result.seconds)
     bar = progress(range(first, settings.steps), label=label, unit="step", initial=first, total=settings.steps)
     stop = stopping.Note(when=checkpoints is not None and accelerator.num_processes == 1)
-    for step in stop.during(bar):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        if drops:
-            torch.manual_seed(int(stream(seed, "dropout", step=step, index=accelerator.process_index).integers(2**63)))
-        value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
-        clip = accelerator.clip_grad_norm_ if splits or accelerator.scaler else nn.utils.clip_grad_norm_
-        norm = sharded.whole(clip(parameters, settings.clip_grad_norm))
-        seen.add(value, norm)
-        if accelerator.scaler is None:
-            # The fused kernel reads this flag on the device, where the host need not wait for it.
-            optimizer.found_inf = (~torch.isfinite(norm)).float()
-            optimizer.step()
-        else:
-            prepared.step()
-        optimizer.zero_grad()
-        averages.update(ema, parameters, step=step, decay=settings.ema_decay)
-        further.update(parameters, step=step)
+    with faster(own, average, kernels=not (splits or compiles()), replays=replays):
+        for step in stop.during(bar):
+            if drops:
+                torch.manual_seed(
+                    int(stream(seed, "dropout", step=step, index=accelerator.process_index).integers(2**63))
+                )
+            value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
+            norm = update(lr=learning_rate(step, settings), decay=averages.ema_decay(step, settings.ema_decay))
+            further.update(parameters, step=step)
+            seen.add(value, norm)
 
-        done = step + 1
-        if done % settings.log_every == 0 or done == settings.steps:
-            row = {"step": done, "lr": learning_rate(step, settings), **seen.close(accelerator)}
-            row["ema_distance"] = _distance(ema, parameters)
-            searching = accelerator.scaler is not None and seen.skipped == done
-            longest = LONGEST_STREAK + (SCALE_SEARCH if searching else 0)
-            if seen.streak >= longest:
-                raise Diverged(_advice(label, row, longest, checkpoints))
-            result.history.append(row)
-            bar.set_postfix(loss=f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "steps skipped")
-            if on_log:
-                on_log(row)
-        stopped = stop.asked
-        if checkpoints and (stopped or (done % settings.checkpoint_every == 0 and done < settings.steps)):
-            kept = seen.state() | (memory.state() if memory else {})  # by all processes
-            packed = sharded.collect(pack(own, ema, optimizer) | further.state(), keep=accelerator.is_main_process)
-            if accelerator.is_main_process:
-                record = _record(accelerator, done, result.history, clock.seconds())
-                checkpoints.save(done, Snapshot(packed | kept, record))
-            accelerator.wait_for_everyone()
-        if stopped:
-            raise KeyboardInterrupt
+            done = step + 1
+            if done % settings.log_every == 0 or done == settings.steps:
+                row = {"step": done, "lr": learning_rate(step, settings), **seen.close(accelerator)}
+                row["ema_distance"] = _distance(ema, parameters)
+                searching = accelerator.scaler is not None and seen.skipped == done
+                longest = LONGEST_STREAK + (SCALE_SEARCH if searching else 0)
+                if seen.streak >= longest:
+                    raise Diverged(_advice(label, row, longest, checkpoints))
+                result.history.append(row)
+                bar.set_postfix(loss=f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "steps skipped")
+                if on_log:
+                    on_log(row)
+            stopped = stop.asked
+            if checkpoints and (stopped or (done % settings.checkpoint_every == 0 and done < settings.steps)):
+                kept = seen.state() | (memory.state() if memory else {})  # by all processes
+                packed = sharded.collect(pack(own, ema, optimizer) | further.state(), keep=accelerator.is_main_process)
+                if accelerator.is_main_process:
+                    record = _record(accelerator, done, result.history, clock.seconds())
+                    checkpoints.save(done, Snapshot(packed | kept, record))
+                accelerator.wait_for_everyone()
+            if stopped:
+                raise KeyboardInterrupt
 
     result.seconds = clock.seconds()
 
@@ -233,6 +233,19 @@ def _share(average: nn.Module, model: nn.Module, shadow: list[Tensor]) -> None:
     own = [p for p, is_trained in zip(average.parameters(), trained, strict=True) if is_trained]
     for p, mean in zip(own, shadow, strict=True):
         p.data = mean
+
+
+@contextmanager
+def faster(*models: nn.Module | None, kernels: bool, replays: bool) -> Iterator[None]:
+    """Within, networks use our kernels (`fuse`) and their calls are recorded (`replaying`), where that is asked."""
+    networks = [getattr(model, "network", model) for model in models if model is not None]
+    fused = [network for network in networks if kernels and fuse(network, next(network.parameters()).device)]
+    try:
+        with replaying(*models) if replays else nullcontext():
+            yield
+    finally:
+        for network in fused:
+            release(network)
 
 
 def recompute_activations(model: nn.Module) -> None:
