@@ -35,18 +35,19 @@ def repro(targets: Sequence[str], *, jobs: int | None, screen: show.Show) -> int
     plan = dvc_process.plan(targets)
     seconds = _seconds(plan.graph)
     jobs = jobs or default_jobs(len(plan.graph.branches()))
-    if plan.always:  # what they find decides what else is to do
-        runner = Runner(_only(plan, plan.always), jobs, screen, seconds)
+    always = plan.always
+    if always:  # what they find decides what else is to do
+        runner = Runner(_only(plan, always), jobs, screen, seconds)
         if status := _run(runner):
             return status
-        plan = dvc_process.plan(targets, done=sorted(plan.always))
+        plan = dvc_process.plan(targets, done=sorted(always))
     rest = [name for name in plan.graph.order if name not in plan.unchanged]
     if rest:
         screen.line(_beginning(plan, rest, jobs))
         runner = Runner(plan, jobs, screen, seconds, unchanged=plan.unchanged)
         if status := _run(runner):
             return status
-        if runner.ran and (again := _checked(plan, runner)):
+        if runner.ran and (again := _checked(plan, runner, without=always)):
             screen.line(f"ran once more, because what they read had changed meanwhile: {', '.join(again)}")
     else:
         screen.line(f"nothing changed: all {len(plan.graph.order)} stages are up to date")
@@ -80,9 +81,9 @@ def _run(runner: Runner) -> int:
     return 1
 
 
-def _checked(plan: Plan, runner: Runner) -> list[str]:
+def _checked(plan: Plan, runner: Runner, *, without: frozenset[str]) -> list[str]:
     """Lets DVC go through all stages, as a plain `dvc repro` after this would: what it ran, which should be nothing."""
-    names = [name for name in plan.graph.order if name not in plan.always]
+    names = [name for name in plan.graph.order if name not in without]
     process = dvc_process.check(names, log_file("check"), runner.order)
     with asked_to_stop(runner):
         while process.poll() is None and not runner.stopped:

@@ -5,6 +5,7 @@ needs goes first, so that there are figures early; then the one with the longest
 no branch is left for the end alone. A branch is what DVC calls an item of a matrix: `flow@ve` is of branch `ve`.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,7 +18,9 @@ class Graph:
     needs: Mapping[str, frozenset[str]]  # the stages whose outputs it reads
 
     def branches(self) -> list[str]:
-        return list(dict.fromkeys(branch_of(name) for name in self.order if branch_of(name)))
+        """The items that several stages have."""
+        counts = Counter(branch_of(name) for name in self.order)
+        return [branch for branch, count in counts.items() if branch and count > 1]
 
     def above(self, name: str) -> frozenset[str]:
         """All that a stage needs, directly or not."""
