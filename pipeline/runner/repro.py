@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ifm import checkout
+from ifm.cli.options import at_least
 from ifm.errors import UserError
 from ifm.files import FileError, write_json
 from ifm.progress import in_words
@@ -147,16 +148,19 @@ def _check_params() -> None:
     load(paths.PARAMS)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of `ifm repro`."""
+    made = argparse.ArgumentParser(prog="ifm repro", description=checkout.COMMANDS["repro"], allow_abbrev=False)
+    made.add_argument("targets", nargs="*", metavar="TARGET", help="stages, e.g. evaluate@ve; none: the whole graph")
+    made.add_argument("--jobs", type=at_least(1), metavar="N", help="stages at a time; docs/running.md has the default")
+    return made
+
+
 def main(check: Callable[[], None] = _check_params) -> None:
     """Runs from the command line and exits with its status. check: raises UserError where the run cannot begin."""
-    parser = argparse.ArgumentParser(prog="ifm repro", description=checkout.COMMANDS["repro"], allow_abbrev=False)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, e.g. evaluate@ve; none: the whole graph")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="stages at a time (default: a branch for each core or GPU)"
-    )
-    given = parser.parse_args()
-    if given.jobs is not None and given.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {given.jobs}")
+    given = parser().parse_args()
+    # Stages call `python`: this one, in an environment that is not activated too.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     screen = show.Show()
     try:
         check()
