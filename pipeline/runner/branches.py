@@ -1,5 +1,6 @@
 """The branches of the graph side by side: stages start, end, fail, wait for another DVC, and are stopped together."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ifm.progress import BESIDE, in_words
+from ifm.tracking.delivery import AFTER
 from pipeline.runner import dvc_process, lockfile, show
 from pipeline.runner.dvc_process import Plan, Process
 from pipeline.runner.schedule import Schedule
@@ -18,6 +20,7 @@ POLL = 0.1  # seconds
 REDRAWN = 0.5
 PATIENCE = 25.0  # seconds that stages have to end after Ctrl-C or SIGTERM
 AGAIN = 2.0  # seconds until a stage is tried again that another DVC kept from starting, ...
+TRACKED_AFTER = os.environ.get(AFTER, "60")  # MLflow is imported once, by `track`, and not by every short stage
 LONGEST_WAIT = 60.0  # ... for so long
 
 
@@ -92,7 +95,7 @@ class Runner:
                     return
                 what = show.phrase(self.plan.commands[name])
                 self.screen.line(f"{name}: {what}" if what else name)
-            beside = {BESIDE: str(now_file(name).absolute())}
+            beside = {BESIDE: str(now_file(name).absolute()), AFTER: TRACKED_AFTER}
             self._running[slot] = dvc_process.repro(name, log_file(name), environment | beside, self.order)
 
     def _take_in(self) -> None:

@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from ifm import checkout
 from ifm.cli.options import at_least
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 from ifm.files import FileError, write_json
 from ifm.progress import in_words
+from ifm.tracking import locallog, store
 from pipeline.runner import dvc_process, paths, records, show
 from pipeline.runner.branches import FOLDER, POLL, Runner, asked_to_stop, log_file, read
 from pipeline.runner.dvc_process import Plan
@@ -73,6 +75,8 @@ def _run(runner: Runner) -> int:
                 write_json(SECONDS, _kept(SECONDS) | {name: runner.seconds[name] for name in runner.ran})
     if runner.stopped:
         return 128 + runner.stopped
+    if runner.ran or runner.reasons:
+        _deliver_logs(screen)
     if not runner.reasons:
         return 0
     if skipped := runner.schedule.skipped():
@@ -121,6 +125,16 @@ def _kept(path: Path) -> dict[str, float]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
     return {}
+
+
+def _deliver_logs(screen: show.Show) -> None:
+    """What `track` did not bring to MLflow, because it did not run: after a failure, or for targets before it."""
+    if store.unavailable() or not locallog.all_logs():
+        return
+    words = [sys.executable, "-m", "ifm", "track", "--sync"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        screen.once(f"tracking: {in_a_line((done.stderr or done.stdout).strip())}")
 
 
 @contextmanager
