@@ -84,12 +84,13 @@ class Schedule:
     def left(self, elapsed: Mapping[str, float], *, jobs: int) -> float | None:
         """About how many seconds the rest takes, if stages take as long as before; None where that is not known.
 
-        elapsed: how long each running stage has run.
+        elapsed: how long each running stage has run. A single stage that was never timed, such as `track`, counts as 0.
         """
         rest = [name for name in self.graph.order if name not in self.done | self.failed]
-        took = {name: self.estimate(name) for name in rest}
-        if any(time is None for time in took.values()):
+        known = {name: self.estimate(name) for name in rest}
+        if not any(known.values()) or any(time is None and branch_of(name) for name, time in known.items()):
             return None
+        took = {name: time or 0.0 for name, time in known.items()}
         trial = Schedule(self.graph, self.seconds, set(self.done), set(self.failed), set(self.running))
         ends = {name: max(took[name] - elapsed.get(name, 0.0), 0.0) for name in self.running}
         now = 0.0

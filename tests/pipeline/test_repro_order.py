@@ -86,6 +86,10 @@ def test_the_time_left_of_what_runs_and_of_branches_never_seen():
     assert schedule.next() == "flow@ve"
     assert schedule.left({"flow@ve": 8.0}, jobs=3) == pytest.approx(20 + 5 + 2)
     assert Schedule(graph(), {"fetch": 1.0}).left({}, jobs=1) is None
+    del times["report"]
+    assert Schedule(graph(), times).left({}, jobs=3) == pytest.approx(1 + 10 + 20 + 5)
+    only_report = Schedule(graph(), times, done=set(graph().order) - {"report"})
+    assert only_report.left({}, jobs=1) is None
 
 
 # --- dvc.lock ---------------------------------------------------------------------------------------------------------
