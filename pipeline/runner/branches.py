@@ -16,6 +16,7 @@ from pipeline.runner.schedule import Schedule
 from pipeline.runner.slots import slots
 
 FOLDER = Path(".ifm/repro")
+ORDER = FOLDER / "order.json"  # of dvc.lock before the first of several runs that did not come to their end
 POLL = 0.1  # seconds
 REDRAWN = 0.5
 PATIENCE = 25.0  # seconds that stages have to end after Ctrl-C or SIGTERM
@@ -43,8 +44,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.slots = slots(self.jobs)
         self.schedule = Schedule(self.plan.graph, self.seconds, done=set(self.unchanged))
-        known = lockfile.names(lockfile.read())
-        self.order = [*known, *(name for name in self.plan.graph.order if name not in known)]
+        self.order = lockfile.final_order(self.plan.graph.order, note=ORDER)
 
     def run(self) -> None:
         """Until all that can be done is done, or `stopped` is set. Ends what it started in any case."""

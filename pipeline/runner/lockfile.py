@@ -5,13 +5,14 @@ end. Side by side they end in any order; the file is put in order without anothe
 """
 
 import fcntl
+import json
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ifm.files import write_text
+from ifm.files import write_json, write_text
 
 LOCK = Path("dvc.lock")
 REPOSITORY = Path(".dvc/tmp/lock")  # what DVC holds while it writes
@@ -59,6 +60,18 @@ def ordered(text: str, order: Sequence[str]) -> str:
     rank = {name: i for i, name in enumerate(order)}
     entries.sort(key=lambda entry: rank.get(entry.partition(":\n")[0].strip("'\""), len(rank)))
     return head + "".join(f"  {entry}" for entry in entries) + tail
+
+
+def final_order(order: Sequence[str], *, note: Path) -> list[str]:
+    """The order that plain `dvc repro` leaves: what there is keeps its place, what is new comes in the graph's order.
+
+    note: keeps what there was at first; it stays after a run that was killed, and belongs to the next one as well.
+    """
+    there = names(read())
+    with suppress(OSError, ValueError, TypeError):
+        there = [name for name in json.loads(note.read_text(encoding="utf-8")) if name in there]
+    write_json(note, there)
+    return [*there, *(name for name in order if name not in there)]
 
 
 def put_in_order(order: Sequence[str], path: Path = LOCK) -> None:

@@ -23,7 +23,7 @@ from ifm.files import FileError, write_json
 from ifm.progress import in_words
 from ifm.tracking import locallog, store
 from pipeline.runner import dvc_process, paths, records, show
-from pipeline.runner.branches import FOLDER, POLL, Runner, asked_to_stop, log_file, read
+from pipeline.runner.branches import FOLDER, ORDER, POLL, Runner, asked_to_stop, log_file, read
 from pipeline.runner.dvc_process import Plan
 from pipeline.runner.schedule import Graph
 from pipeline.runner.slots import default_jobs
@@ -52,14 +52,14 @@ def repro(targets: Sequence[str], *, jobs: int | None, screen: show.Show) -> int
             return status
         if runner.ran and (again := _checked(plan, runner, without=always)):
             screen.line(f"ran once more, because what they read had changed meanwhile: {', '.join(again)}")
+        screen.line(f"{len(rest)} stages in {in_words(time.monotonic() - began)}")
     else:
         screen.line(f"nothing changed: all {len(plan.graph.order)} stages are up to date")
+    ORDER.unlink(missing_ok=True)
     for line in show.table(show.headlines(plan.graph.branches())):
         screen.line(line)
     if (page := paths.REPORTS / "index.html").is_file():
         screen.line(f"report: {page.absolute()}")
-    if rest:
-        screen.line(f"{len(rest)} stages in {in_words(time.monotonic() - began)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -254,6 +255,40 @@ def test_no_stage_outlives_the_runner(made, number):
     ran(made)
     repro(made)
     assert ran(made) == sorted(set(ALL) - {"fetch"})
+
+
+@pytest.mark.slow
+def test_a_dozen_kills_end_with_the_same_lock(tmp_path):
+    """At random moments, of the runner or of a stage; every time the same command again, and nothing else."""
+    plain, killed = project(tmp_path / "plain"), project(tmp_path / "killed")
+    plain.run("dvc", "repro")
+    draw, hit = random.Random(0), 0
+    for kind in ("train", "judge"):
+        for d in ("ve", "rf", "pfgmpp"):
+            waits(killed, f"{kind}@{d}", "go")
+    for i in range(12):
+        name = draw.choice(["train@ve", "train@rf", "judge@ve", "judge@rf"])
+        (killed.folder / f"at-{name}").unlink(missing_ok=True)
+        running = start(killed, "--jobs", "2")
+        deadline = time.monotonic() + draw.uniform(3, 12)
+        while running.poll() is None and time.monotonic() < deadline and not (killed.folder / f"at-{name}").exists():
+            time.sleep(0.05)
+        if i % 3 == 2:  # the next time round stages that waited end
+            (killed.folder / f"wait-{name}").unlink(missing_ok=True)
+        below = psutil.Process(running.pid).children(recursive=True) if running.poll() is None else []
+        stages = [one for one in below if "work.py" in " ".join(one.cmdline())]
+        victim = draw.choice([running, *stages])
+        hit += running.poll() is None
+        victim.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+        (killed.folder / "go").touch()  # what is left of a runner whose stage was hit comes to its end
+        running.communicate(timeout=120)
+        (killed.folder / "go").unlink()
+        assert [one for one in psutil.wait_procs(below, 20)[1] if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert hit >= 10
+    (killed.folder / "go").touch()
+    repro(killed)
+    assert (killed.folder / "dvc.lock").read_bytes() == (plain.folder / "dvc.lock").read_bytes()
+    assert "up to date" in killed.run("dvc", "repro")
 
 
 def start(made: Project, *words: str) -> subprocess.Popen:

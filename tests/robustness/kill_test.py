@@ -338,8 +338,9 @@ def attempt(project: Project, log: Path, todo: list[Kill], usual: dict[str, floa
             if kill is None or late:
                 continue
             if name not in {n for n, _ in running}:
-                late = Killed(kill, alive=False)
-            elif kill.due(time.time() - at, _number(project.saved(f"{name}-rf")[0]), usual[name]):
+                if project.mode != BESIDE:  # there another branch comes to the stage
+                    late = Killed(kill, alive=False)
+            elif kill.due(time.time() - at, _number(project.saved(name)[0]), usual[name]):
                 return _kill(project, process, running, kill, at)
         time.sleep(POLL)
     for name in begun:
@@ -351,7 +352,7 @@ def _kill(
     project: Project, dvc: subprocess.Popen, running: list[tuple[str, psutil.Process]], kill: Kill, begun: float
 ) -> tuple[int | None, Killed]:
     number = getattr(signal, kill.signal)
-    saved, when = project.saved(f"{kill.stage}-rf")
+    saved, when = project.saved(kill.stage)
     now = time.time()
     killed = Killed(kill, alive=True, after_seconds=now - begun, saved=saved, lost_seconds=now - max(begun, when))
     if kill.victim == "all":
