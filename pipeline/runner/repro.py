@@ -29,6 +29,7 @@ from pipeline.runner.schedule import Graph
 from pipeline.runner.slots import default_jobs
 
 SECONDS = FOLDER / "seconds.json"  # how long each stage took the last time
+ENDING = 3.0  # seconds for the processes of a runner that was killed to end, too: they hold its lock
 
 
 def repro(targets: Sequence[str], *, jobs: int | None, screen: show.Show) -> int:
@@ -142,13 +143,19 @@ def _alone() -> Iterator[None]:
     """One `ifm repro` at a time in a checkout. Raises UserError where another runs."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"another `ifm repro` runs in this folder (process {file.read().strip()})") from None
-        except OSError:  # a file system without locks
-            pass
+        deadline = time.monotonic() + ENDING
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(POLL)
+                    continue
+                file.seek(0)
+                raise UserError(f"another `ifm repro` runs in this folder (process {file.read().strip()})") from None
+            except OSError:  # a file system without locks
+                break
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
