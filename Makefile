@@ -9,7 +9,10 @@ STAMP := $(VENV)/.installed
 # An environment cannot be moved: its programs and its link to src/ stay those of the old folder. It is made anew.
 MOVED := $(shell [ -L $(VENV) ] || [ ! -s $(STAMP) ] || [ "$$(cat $(STAMP))" = "$$(pwd -P)" ] || echo moved)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
+UV := $(if $(shell command -v uv),uv,$(BIN)/python -m uv) pip install --quiet --python $(BIN)/python
+# TORCH=cpu: PyTorch without CUDA, a sixth of the size, from PyTorch's own index, which uv alone asks for torch only.
+$(if $(filter-out cpu,$(TORCH)),$(error TORCH is cpu or left out, not "$(TORCH)"))
+NO_TORCH = TORCH=cpu: uv cannot be had or https://download.pytorch.org/whl/cpu cannot be reached; leave TORCH out
 # Tests run in two processes of one thread each: two threads of one would wait for each other beside any other work.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations 15
 STUDY = $(if $(PRESETS),--presets $(PRESETS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
@@ -25,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## make .venv and install the pinned dependencies
+setup: $(STAMP) ## make .venv and install the pinned dependencies: TORCH=cpu for PyTorch without CUDA
 
 ifdef MOVED
 .PHONY: $(STAMP)
@@ -36,19 +39,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import os, sys; bad = sorted(set("$$:") & set(os.getcwd())); sys.exit(f"the path of this folder has {bad[0]} in it, with which Python environments do not work; rename the folder" if bad else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@# uv installs in a sixth of pip's time; where it cannot be had, or fails (a mirror that pip alone knows), pip does.
-	$(PIP) uv -c constraints.txt 2>/dev/null && $(UV) -e '.[test]' -c constraints.txt || $(PIP) -e '.[test]' -c constraints.txt
+	@command -v uv >/dev/null || $(PIP) uv -c constraints.txt 2>/dev/null || echo "uv cannot be had: pip installs, which takes minutes more"
+	$(if $(TORCH),@$(UV) --torch-backend $(TORCH) -e '.[test]' -c constraints.txt 2>/dev/null || { echo "$(NO_TORCH)"; exit 1; })
+	$(if $(TORCH),,$(UV) -e '.[test]' -c constraints.txt || $(PIP) -e '.[test]' -c constraints.txt)
 	@pwd -P > $@
 
 doctor: setup ## what of this machine and this folder stands in the way of a run
 	$(BIN)/python -m ifm doctor
 
-repro: setup ## run the pipeline (dvc repro) and say where the report is
+repro: setup ## run the pipeline, its branches side by side, and say where the report is: JOBS=2 at a time
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not a Git checkout; clone the repository"; exit 1; }
-	@$(BIN)/python -m pipeline.tools.params_file
-	$(BIN)/python -m dvc repro
+	@$(BIN)/python -m pipeline.runner.repro $(if $(JOBS),--jobs $(JOBS))
 	@# On a clone with pulled results nothing runs: the empty MLflow store gets its rows all the same.
 	@[ -n "$$MLFLOW_TRACKING_URI" ] || [ -f mlflow.db ] || [ "$$IFM_TRACKING" = off ] || $(BIN)/python -m dvc repro --quiet --force --single-item track
-	@echo; echo "report: $$PWD/reports/index.html"
 
 track: setup ## make this state's rows in MLflow again (after a pull, or for another store)
 	$(BIN)/python -m dvc repro --force --single-item track

@@ -40,6 +40,8 @@ WITHOUT_EFFECT = frozenset(
         "pipeline/__init__.py",
         "pipeline/runner/__init__.py",
         "pipeline/runner/launch.py",
+        "pipeline/runner/lockfile.py",
+        "pipeline/runner/parent.py",
         "pipeline/runner/paths.py",
         "pipeline/runner/records.py",
         "pipeline/runner/stage.py",

@@ -20,7 +20,7 @@ LONGEST = (
     "test_pipeline", "test_sharing", "test_report", "test_combinations", "test_training", "test_judging",
     "test_tracking_server", "test_trained", "test_sharded", "test_use", "test_together", "test_hosts", "test_hub",
     "test_parallel", "test_cli_evaluate", "test_inputs", "test_points", "test_hostile", "test_reproducibility",
-    "test_doctor", "test_places", "test_serving",
+    "test_doctor", "test_places", "test_serving", "test_repro_dvc",
 )  # fmt: skip
 
 

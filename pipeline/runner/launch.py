@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ifm.errors import UserError
 from ifm.tracking import project_root
 from pipeline.runner import unfinished
+from pipeline.runner.parent import end_with_parent
 
 if TYPE_CHECKING:
     import psutil
@@ -75,7 +76,7 @@ def relaunch(module: str, arguments: list[str], *, name: str = "stage") -> int |
             [*words, "-m", module, *arguments],
             env=os.environ | {"IFM_LAUNCH": "none", LAUNCHED: "1"},
             process_group=0,  # on Ctrl-C launchers print pages of tracebacks
-            preexec_fn=unfinished.end_with_parent,  # the launcher ends with this process too
+            preexec_fn=end_with_parent,  # the launcher ends with this process too
         )
     except UserError as error:
         print(error, file=sys.stderr)

@@ -22,7 +22,7 @@ from ifm.errors import UserError
 from ifm.files import located, read_json, readable
 from ifm.progress import at_work, tell
 from ifm.tracking import StageRun
-from pipeline.runner import launch, paths, unfinished
+from pipeline.runner import launch, lockfile, paths, unfinished
 
 if TYPE_CHECKING:
     import torch
@@ -157,8 +157,6 @@ def main(
     dynamics = getattr(arguments, "dynamics", None)
     name = f"{module}-{dynamics}" if dynamics else module
     stage = Stage(name, module, config, values, dynamics)
-    if os.environ.get("DVC_STAGE"):
-        unfinished.end_with_parent()
     if "RANK" not in os.environ:
         unfinished.remove_temporaries(stage.outs())
     if parallel:
@@ -223,9 +221,8 @@ def data_name(config: Config) -> str:
 
 def locked_outputs(lock: Path = Path("dvc.lock")) -> dict[str, str]:
     """md5 of each output of the stages that have run, by path."""
-    if not lock.is_file():
-        return {}
-    made = outputs(of_dvc(lock.read_text(encoding="utf-8")).get("stages") or {})
+    text = lockfile.read(lock)
+    made = outputs(of_dvc(text).get("stages") or {}) if text else {}
     return {path: md5 for path, md5 in made.items() if md5}
 
 

@@ -6,12 +6,10 @@ process that works there locks the folder. If another process already does the s
 share), the next one takes <stage>-<hash>-2. made-of.json in the folder lists what the hash covers.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -25,9 +23,7 @@ from ifm.files import read_json, write_json
 from ifm.tracking import digest, flatten
 
 MADE_OF = "made-of.json"
-PR_SET_PDEATHSIG = 1
 PATIENCE = 2.0  # seconds to wait for an ending process to release its folder
-_LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None  # loaded here: not between fork and exec
 
 
 @dataclass
@@ -186,12 +182,3 @@ def remove_temporaries(outs: list[Path]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def end_with_parent() -> None:
-    """Makes Linux send this process a SIGTERM when its parent ends, in any way.
-
-    Otherwise a stage whose `dvc repro` was killed would go on, and might overwrite the outputs of the next run.
-    """
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

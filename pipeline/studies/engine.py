@@ -21,10 +21,11 @@ from ifm.config import Config, ConfigError
 from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.tracking import digest, flatten
+from pipeline.runner.slots import slots
 from pipeline.runner.stage import terminate
 from pipeline.studies import shared
 from pipeline.studies.shared import Node
-from pipeline.studies.workers import Experiments, Job, Pool, slots
+from pipeline.studies.workers import Experiments, Job, Pool
 
 LOGS = Path(".ifm")  # LOGS/{study}: the experiments' logs, what failed, the lock
 NOT_FINISHED = "not finished"

@@ -5,7 +5,6 @@ environment. Here no two run at once that would make the same stage, and each wo
 other: DVC keeps what it is about to start in one place.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,29 +47,6 @@ class Experiments(Protocol):
     def metrics(self, name: str, files: Sequence[str]) -> dict[str, Any]: ...  # by file; raises UserError
     def records(self, name: str) -> dict[str, Any]: ...  # {"flow-ve": run.json, ...} of what DVC's cache holds
     def forget(self, names: Iterable[str]) -> None: ...
-
-
-def slots(jobs: int | None) -> list[dict[str, str]]:
-    """The environment of each worker. jobs: how many; None: one for each GPU, one without."""
-    gpus = [] if jobs == 1 else visible_gpus()
-    count = jobs or len(gpus) or 1
-    if count == 1:
-        return [{}]  # everything there is
-    if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], "IFM_LAUNCH": "none"} for i in range(count)]
-    if "OMP_NUM_THREADS" in os.environ:
-        return [{}] * count
-    return [{"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}] * count
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name of this machine's GPUs."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is not None:
-        return [name.strip() for name in asked.split(",") if name.strip() not in ("", "-1")]
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 @dataclass

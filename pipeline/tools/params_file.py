@@ -8,15 +8,13 @@ import copy
 import functools
 import json
 import re
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ifm.config import ConfigError, load, read_mapping, read_yaml, yaml_node
+from ifm.config import ConfigError, read_mapping, read_yaml, yaml_node
 from ifm.errors import UserError
-from pipeline.runner import paths
 
 Path = tuple[str, ...]  # of a value: the keys that lead to it
 INDENT = "  "
@@ -73,14 +71,6 @@ def _spelling(text: str, node: Any) -> dict[Path, str]:
 
 def _plain_lines(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def main() -> None:
-    """Says what is wrong with params.yaml before DVC reads it, which names no key."""
-    try:
-        load(paths.PARAMS)
-    except ConfigError as error:
-        sys.exit(str(error))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -276,7 +266,3 @@ def _written(values: Mapping[str, Any], words: Mapping[Path, str], remarks: _Rem
 
     put(values, ())
     return "\n".join([*lines, *remarks.last, ""])
-
-
-if __name__ == "__main__":
-    main()

@@ -9,8 +9,11 @@ from typing import NoReturn
 
 from ifm.errors import UserError
 
-COMMANDS = {"sweep": "params.yaml over a grid or a search, ranked; in a checkout."}
-MODULES = {"sweep": "pipeline.studies.sweep"}
+COMMANDS = {
+    "repro": "The pipeline, its branches side by side; in a checkout.",
+    "sweep": "params.yaml over a grid or a search, ranked; in a checkout.",
+}
+MODULES = {"repro": "pipeline.runner.repro", "sweep": "pipeline.studies.sweep"}
 
 
 def find(start: Path | None = None) -> Path | None:

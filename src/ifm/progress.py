@@ -1,6 +1,7 @@
 """Progress: a bar with rate and time left in a terminal; elsewhere (nohup, Slurm, CI) a plain line now and then.
 
-Only the main process shows it, on stderr. No output depends on it.
+Only the main process shows it, on stderr. No output depends on it. Where several stages run side by side, each also
+keeps its newest line in a file, IFM_PROGRESS, from which `ifm repro` shows all of them.
 """
 
 import os
@@ -10,11 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Self
 
 EVERY = 30.0  # seconds between lines at first, ...
 SHARE = 0.02  # ... then this part of the time that has passed: a day's work has some hundred lines, ...
 RAREST = 600.0  # ... and never longer than this
+BESIDE = "IFM_PROGRESS"  # the file of the newest line, ...
+NEWEST = 1.0  # ... seconds old at most while there are steps
 # What `is_line` knows one by.
 LINE = re.compile(r": \w+ \d+( of \d+)?(, .*)?, ([\d.,]+ \w+/s|[\d.]+ (s|min|h) each)(, |$)|: at work for ")
 
@@ -55,7 +59,9 @@ class Lines:
         self._n = self._initial = initial
         self._postfix = ""
         self._every, self._clock, self._say = every, clock, say or tell
-        self._began = self._said = clock()
+        self._began = self._said = self._noted = clock()
+        beside = os.environ.get(BESIDE)
+        self._beside = Path(beside) if beside and _is_main() else None
 
     def __iter__(self) -> Iterator:
         for item in self._iterable:
@@ -94,6 +100,10 @@ class Lines:
         if now - self._said >= gap(now - self._began, every=self._every):
             self._said = now
             self._say(self._line(now - self._began))
+        if self._beside and now - self._noted >= NEWEST:
+            self._noted = now
+            with suppress(OSError):
+                self._beside.write_text(self._line(now - self._began), encoding="utf-8")
 
     def _line(self, seconds: float) -> str:
         done = self._n - self._initial

@@ -3,6 +3,7 @@
 In temporary copies of this checkout with a tiny params.yaml: an undisturbed `dvc repro` for each number of processes,
 then pipelines whose stages are killed (`plan` says which, when and how), each time followed by the same command again.
 At the end models, data and metrics have to be the same bytes, and MLflow's store one parent and no open run.
+With --side-by-side the pipelines run by `ifm repro`, two branches at a time, and are compared to plain `dvc repro`.
 `make kill-test N=30` writes docs/reliability.json and the figures of docs/reliability.md.
 """
 
@@ -26,9 +27,10 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from ifm.config import params_text
+from ifm.config import params_text, read_params
 from ifm.errors import UserError
 from ifm.files import file_sha256, write_json, write_text
+from pipeline.runner.stage import of_dvc
 from pipeline.tools import params_file
 
 TINY = {
@@ -54,6 +56,8 @@ SIGNALS = ("SIGKILL", "SIGTERM")
 VICTIMS = ("stage", "stage", "all", "dvc")  # the stage's process, DVC and all below it, DVC alone
 MODES = ("workspace", "experiment", "two processes")
 SHARES = (0.5, 0.3, 0.2)  # of the kills, by mode
+BESIDE = "side by side"  # the mode of `ifm repro`, by --side-by-side alone
+BRANCHES = ["rf", "ve"]  # of it; kills are timed by the first
 COMPARED = (
     "models",
     "data",
@@ -98,11 +102,12 @@ class Kill:
         return saved > 0 and saved >= (self.moment - STARTING) / (1 - STARTING) * STEPS[self.stage]
 
 
-def plan(count: int, *, seed: int) -> list[Kill]:
+def plan(count: int, *, seed: int, beside: bool = False) -> list[Kill]:
     """`count` kills: modes by their shares, stages in turn, signals and victims in turn, moments at random."""
     draw = random.Random(seed)
     kills = []
-    for m, (mode, number) in enumerate(zip(MODES, shared_out(count, SHARES), strict=True)):
+    shares = [(BESIDE, count)] if beside else zip(MODES, shared_out(count, SHARES), strict=True)
+    for m, (mode, number) in enumerate(shares):
         stages = PARALLEL if mode == "two processes" else STAGES
         for i in range(number):
             at = len(kills)
@@ -193,10 +198,17 @@ def store_faults(folder: Path) -> list[str]:
     for parent in parents:
         children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         names = sorted(r.data.tags["ifm.stage"] for r in children)
-        if len(names) != len(set(names)) or len(names) != len(STAGES) - 1:
+        if len(names) != len(set(names)) or len(names) != _expected(folder):
             faults.append(f"the stages of the row are {names}")
         faults += [f"{r.info.run_name} is {r.info.status}" for r in children if r.info.status != "FINISHED"]
     return faults
+
+
+def _expected(folder: Path) -> int:
+    """How many stages the row of a state has: all but `track`, those of a branch once for each."""
+    graph = of_dvc((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    branches = len(read_params(folder / "params.yaml")["dynamics"])
+    return sum(branches if "matrix" in graph[stage] else 1 for stage in STAGES if stage != "track")
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -228,6 +240,8 @@ class Project:
         dvc = [sys.executable, "-m", "dvc"]
         if self.mode == "experiment":
             return [*dvc, "exp", "run", "--temp", "--force", "--name", EXPERIMENT]
+        if self.mode == BESIDE:
+            return [sys.executable, "-m", "pipeline.runner.repro", "--jobs", str(len(BRANCHES))]
         return [*dvc, "repro"]
 
     def run(self, *words: str) -> str:
@@ -260,7 +274,7 @@ class Project:
         return "", 0.0
 
 
-def make_project(source: Path, folder: Path, mode: str) -> Project:
+def make_project(source: Path, folder: Path, mode: str, branches: Sequence[str] = ("rf",)) -> Project:
     """Copies what Git knows, without results, sets tiny params, and commits."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=source, capture_output=True, text=True, check=False
@@ -272,7 +286,7 @@ def make_project(source: Path, folder: Path, mode: str) -> Project:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / name, folder / name)
     params = folder / "params.yaml"
-    write_text(params, params_file.edited(params_text(params), TINY))
+    write_text(params, params_file.edited(params_text(params), TINY | {"dynamics": list(branches)}))
     project = Project(folder, mode)
     project.run("git", "init", "-q")
     for key, value in (("user.name", "kill test"), ("user.email", "kill-test@example.org")):
@@ -324,8 +338,9 @@ def attempt(project: Project, log: Path, todo: list[Kill], usual: dict[str, floa
             if kill is None or late:
                 continue
             if name not in {n for n, _ in running}:
-                late = Killed(kill, alive=False)
-            elif kill.due(time.time() - at, _number(project.saved(f"{name}-rf")[0]), usual[name]):
+                if project.mode != BESIDE:  # there another branch comes to the stage
+                    late = Killed(kill, alive=False)
+            elif kill.due(time.time() - at, _number(project.saved(name)[0]), usual[name]):
                 return _kill(project, process, running, kill, at)
         time.sleep(POLL)
     for name in begun:
@@ -337,7 +352,7 @@ def _kill(
     project: Project, dvc: subprocess.Popen, running: list[tuple[str, psutil.Process]], kill: Kill, begun: float
 ) -> tuple[int | None, Killed]:
     number = getattr(signal, kill.signal)
-    saved, when = project.saved(f"{kill.stage}-rf")
+    saved, when = project.saved(kill.stage)
     now = time.time()
     killed = Killed(kill, alive=True, after_seconds=now - begun, saved=saved, lost_seconds=now - max(begun, when))
     if kill.victim == "all":
@@ -374,9 +389,10 @@ def run_round(
     *,
     usual: dict[str, float],
     reference: dict[str, str] | None,
+    branches: Sequence[str] = ("rf",),
 ) -> tuple[Round, dict[str, str]]:
     """A pipeline from nothing, killed by `todo`, until it has ended by itself; (what was seen, its digests)."""
-    project, done, todo = make_project(source, folder, mode), Round(mode), list(todo)
+    project, done, todo = make_project(source, folder, mode, branches), Round(mode), list(todo)
     log, started = folder.with_suffix(".log"), time.monotonic()
     while True:
         before = log.stat().st_size if log.exists() else 0
@@ -409,7 +425,7 @@ def _note_resumed(kills: list[Killed], said: str) -> None:
         return
     stage = kills[-1].plan.stage
     for line in said.splitlines():
-        if line.startswith((f"{stage} rf: goes on", f"{stage}-rf: goes on")):
+        if line.strip().startswith((f"{stage} rf: goes on", f"{stage}-rf: goes on")):
             kills[-1].resumed = line.partition(": ")[2].strip()
 
 
@@ -424,12 +440,13 @@ def _line(killed: Killed) -> str:
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
-def run(source: Path, work: Path, *, kills: int, seed: int) -> Iterator[dict[str, Any]]:
+def run(source: Path, work: Path, *, kills: int, seed: int, beside: bool = False) -> Iterator[dict[str, Any]]:
     """All rounds; after each the record that goes to docs/reliability.json."""
     rounds, undisturbed = [], []
-    planned = plan(kills, seed=seed)
+    planned = plan(kills, seed=seed, beside=beside)
+    branches = BRANCHES if beside else ["rf"]
     references: dict[bool, tuple[dict[str, str], dict[str, float]]] = {}
-    for mode in MODES:
+    for mode in [BESIDE] if beside else MODES:
         todo = [kill for kill in planned if kill.mode == mode]
         two = mode == "two processes"
         if not todo:
@@ -439,12 +456,26 @@ def run(source: Path, work: Path, *, kills: int, seed: int) -> Iterator[dict[str
             print(f"{name}: undisturbed ...", flush=True)
             usual: dict[str, float] = {}
             done, made = run_round(
-                source, work / f"undisturbed-{len(references)}", name, [], usual=usual, reference=None
+                source,
+                work / f"undisturbed-{len(references)}",
+                name,
+                [],
+                usual=usual,
+                reference=None,
+                branches=branches,
             )
             references[two] = (made, usual)
             undisturbed.append(done)
         reference, usual = references[two]
-        done, _ = run_round(source, work / mode.replace(" ", "-"), mode, todo, usual=dict(usual), reference=reference)
+        done, _ = run_round(
+            source,
+            work / mode.replace(" ", "-"),
+            mode,
+            todo,
+            usual=dict(usual),
+            reference=reference,
+            branches=branches,
+        )
         rounds.append(done)
         print(f"{mode}: {_verdict(done)}", flush=True)
         yield record(rounds, undisturbed, seed=seed, outputs=len(next(iter(references.values()))[0]))
@@ -526,16 +557,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/reliability.json"))
     parser.add_argument("--page", type=Path, help="gets the table, between its marks (default: docs/reliability.md "
                         "with the default --out)")  # fmt: skip
+    parser.add_argument("--side-by-side", action="store_true", help="by `ifm repro`; needs --out")
     parser.add_argument("--keep", action="store_true", help="keep the temporary copies, to look into them")
     arguments = parser.parse_args()
     if arguments.kills < 1:
         parser.error(f"--kills must be at least 1, got {arguments.kills}")
+    if arguments.side_by_side and arguments.out == parser.get_default("out"):
+        parser.error("--side-by-side needs --out")
     page = arguments.page
     if page is None and arguments.out == parser.get_default("out"):
         page = Path("docs/reliability.md")
     work = Path(tempfile.mkdtemp(prefix="ifm-kill-test-"))
     try:
-        for made in run(Path.cwd(), work, kills=arguments.kills, seed=arguments.seed):
+        for made in run(Path.cwd(), work, kills=arguments.kills, seed=arguments.seed, beside=arguments.side_by_side):
             write_json(arguments.out, made)
             if page:
                 write_text(page, with_table(page.read_text(encoding="utf-8"), made))

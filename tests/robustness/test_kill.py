@@ -47,6 +47,12 @@ def test_a_plan_meets_every_stage_signal_and_victim():
     assert all(0 <= k.moment <= 0.9 for k in kills)
 
 
+def test_side_by_side_is_a_plan_of_its_own():
+    kills = plan(11, seed=0, beside=True)
+    assert {k.mode for k in kills} == {"side by side"}
+    assert {k.stage for k in kills} == set(STAGES)
+
+
 def test_a_plan_depends_on_its_seed_alone():
     assert plan(30, seed=1) == plan(30, seed=1)
     moments = [[k.moment for k in plan(30, seed=seed)] for seed in (0, 1)]

@@ -178,7 +178,7 @@ def test_temporaries_of_a_killed_process_go(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a process of its parent's end")
 def test_no_process_outlives_its_parent(tmp_path):
     child = (
-        "import os, sys, time; from pipeline.runner import unfinished; unfinished.end_with_parent(); "
+        "import os, sys, time; from pipeline.runner import parent; parent.end_with_parent(); "
         "print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(

@@ -14,6 +14,7 @@ import pytest
 
 from ifm.config import ConfigError, read_params
 from ifm.errors import UserError
+from pipeline.runner.slots import slots
 from pipeline.studies import shared, sweep, workers
 from pipeline.studies.axes import Range, column, corners, grid, read_axes, slug
 from pipeline.studies.experiments import last_lines
@@ -294,7 +295,7 @@ ERROR: failed to reproduce 'flow@rf': failed to run: python -m pipeline.stages.f
 def test_a_worker_for_each_gpu(visible, jobs, found, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    made = workers.slots(jobs)
+    made = slots(jobs)
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in made] == found
     cores = len(os.sched_getaffinity(0))
     threads = [slot.get("OMP_NUM_THREADS") for slot in made]

@@ -446,6 +446,33 @@ def state(records: list[dict[str, Any]], key: str = "s1", **changes: Any) -> Pip
     return empty_state(**(values | changes))
 
 
+def test_a_short_stage_leaves_its_run_to_the_next_track(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """IFM_TRACKING_AFTER: no store is opened; `track` brings the run with its times, below the state's row."""
+    monkeypatch.setenv("IFM_TRACKING_AFTER", "600")
+    monkeypatch.setattr(stores, "connect", None)
+    before = time.time()
+    record = stage_record("teacher-ve", tmp_path)
+    assert record["run_id"] is None
+    assert len(all_logs()) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("DVC_ROOT", str(store))
+    made = track_state(state([record]))
+    assert all_logs() == []
+    run = only_run("tags.`ifm.kind` = 'stage'")
+    assert run.info.run_id == made["children"]["teacher-ve"]
+    assert run.info.status == "FINISHED"
+    assert before - 1 <= run.info.start_time / 1000 <= run.info.end_time / 1000 <= time.time()
+
+
+def test_a_long_stage_is_in_the_store_while_it_runs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IFM_TRACKING_AFTER", "0.2")
+    monkeypatch.setattr(delivery, "SAMPLE_SECONDS", 0.05)
+    with stage_run("teacher-ve", params={}, record=None):
+        wait_until(lambda: runs())
+    assert only_run().info.status == "FINISHED"
+    assert all_logs() == []
+
+
 def test_the_parent_holds_all_params_and_metrics_and_its_children(store: Path, tmp_path: Path):
     records = [stage_record("fetch", tmp_path), stage_record("teacher-ve", tmp_path)]
     (tmp_path / "summary.csv").write_text("a,b\n")

@@ -1,4 +1,4 @@
-"""From the local log to the store: at once in a separate thread, or later by `ifm track --sync`.
+"""From the local log to the store: at once in a separate thread, or later by `ifm track --sync` and the stage `track`.
 
 An entry may be delivered twice but counts once. Runs, models and versions are looked up by their log's name (tag
 `ifm.log`) before they are made. Metrics carry the time at which they were logged, and MLflow keeps equal rows once.
@@ -7,6 +7,7 @@ Params, tags, data sets, artifacts and ends can be written twice without effect.
 
 import itertools
 import json
+import os
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ from ifm.tracking.locallog import Entry, LocalLog
 
 RETRY_SECONDS = 30.0  # between attempts, while a store is away
 SAMPLE_SECONDS = 10.0  # between system metrics, as MLflow has it
+AFTER = "IFM_TRACKING_AFTER"  # seconds before the first delivery: opening a store takes longer than many a stage's work
 CLOSING_SECONDS = 300.0  # the longest wait for a slow store at a run's end
 _PARAMS, _METRICS = 100, 1000  # the most that MLflow takes at a time
 
@@ -205,8 +207,9 @@ class Courier:
         """Writes the first entries and tries to deliver them at once. Returns the run's id, or None without a store."""
         for entry in entries:
             self.put(entry)
-        self._deliver()
         self._began = time.monotonic()
+        self._retry_at = self._began + float(os.environ.get(AFTER) or 0)
+        self._deliver()
         self._sample_at = self._began + SAMPLE_SECONDS
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
