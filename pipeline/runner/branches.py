@@ -87,6 +87,7 @@ class Runner:
             name = next((one for one, due in self._waiting.items() if due <= now), None)
             if name:
                 del self._waiting[name]
+                lockfile.mend()
             elif len(self._running) + len(self._waiting) >= len(self.slots):
                 return
             else:
@@ -142,7 +143,7 @@ class Runner:
             return ""
         elapsed = {process.name: time.monotonic() - process.began for process in self._running.values()}
         left = self.schedule.left(elapsed, jobs=self.jobs)
-        return f"; {done} of {len(graph.order)} done" + (f", about {in_words(left)} left" if left is not None else "")
+        return f"; {done} of {len(graph.order)} done" + (f", about {in_words(left)} left" if left else "")
 
     def _row(self, process: Process) -> str:
         said = read(now_file(process.name)).partition(": ")[2]

@@ -82,6 +82,19 @@ def put_in_order(order: Sequence[str], path: Path = LOCK) -> None:
             write_text(path, wanted)
 
 
+def mend(folder: Path = REPOSITORY.parent) -> None:
+    """Removes DVC's list of files in use where a kill has left half of it: no DVC would start any more."""
+    guard, file = folder / "rwlock.lock", folder / "rwlock"
+    if not (guard.is_file() and file.is_file()):
+        return
+    with open(guard, "rb") as held_by_dvc, suppress(OSError):
+        fcntl.flock(held_by_dvc, fcntl.LOCK_EX)  # while DVC writes the list
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            file.unlink()
+
+
 def _split(text: str) -> tuple[str, list[str], str]:
     """What is before the stages, each stage without its indent, and what is after."""
     head, found, rest = text.partition(STAGES)

@@ -22,7 +22,7 @@ from ifm.errors import UserError, in_a_line
 from ifm.files import FileError, write_json
 from ifm.progress import in_words
 from ifm.tracking import locallog, store
-from pipeline.runner import dvc_process, paths, records, show
+from pipeline.runner import dvc_process, lockfile, paths, records, show
 from pipeline.runner.branches import FOLDER, ORDER, POLL, Runner, asked_to_stop, log_file, read
 from pipeline.runner.dvc_process import Plan
 from pipeline.runner.schedule import Graph
@@ -36,6 +36,7 @@ def repro(targets: Sequence[str], *, jobs: int | None, screen: show.Show) -> int
     """The exit status: 0, 1 where a stage failed, 128 + n after signal n."""
     began = time.monotonic()
     dvc_process.load()
+    lockfile.mend()
     plan = dvc_process.plan(targets)
     seconds = _seconds(plan.graph)
     jobs = jobs or default_jobs(len(plan.graph.branches()))

@@ -12,7 +12,7 @@ from typing import Any
 from ifm.progress import is_line
 from pipeline.runner import paths
 
-BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+BUSY = ("Unable to acquire lock", "is busy, it is being blocked by", "Unable to read RWLock-file")
 SAID_BY_DVC = re.compile(
     r"ERROR: |> |Running stage |Stage '|Data and pipelines |(Generating|Updating) lock file |Use `dvc"
 )

@@ -121,6 +121,18 @@ def test_what_is_not_named_comes_last_and_what_is_no_lock_stays():
         assert lockfile.ordered(text, ["report"]) == text
 
 
+def test_half_a_list_of_files_in_use_goes_and_a_whole_one_stays(tmp_path):
+    file = tmp_path / "rwlock"
+    file.write_text('{"write": {}}')
+    (tmp_path / "rwlock.lock").touch()
+    lockfile.mend(tmp_path)
+    assert file.exists()
+    file.write_text("")
+    lockfile.mend(tmp_path)
+    assert not file.exists()
+    lockfile.mend(tmp_path)
+
+
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 GOOD = """\
