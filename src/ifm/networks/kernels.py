@@ -82,6 +82,21 @@ def _apply(x_ptr, shift_ptr, part_ptr, weight_ptr, bias_ptr, y_ptr, stat_ptr, HW
 
 
 @triton.jit
+def _of_forward(stat_ptr, shift_ptr, weight_ptr, bias_ptr, n, G: tl.constexpr, D: tl.constexpr, GP: tl.constexpr,
+                DP: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
+    """Mean (less the shift) and 1 / deviation of a sample's groups, weight and bias: [groups, channels of a group]."""
+    c, there = _channels(D, G, GP, DP)
+    g = tl.arange(0, GP)
+    mean = tl.load(stat_ptr + n * 2 * G + g, mask=g < G, other=0.0)[:, None] + tl.zeros([GP, DP], tl.float32)
+    rstd = tl.load(stat_ptr + n * 2 * G + G + g, mask=g < G, other=0.0)[:, None]
+    if SHIFT:
+        mean -= tl.load(shift_ptr + n * G * D + c, mask=there, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + c, mask=there, other=0.0).to(tl.float32)
+    return mean, rstd, weight, bias
+
+
+@triton.jit
 def _slope(x, dy, mean, rstd, weight, bias, SILU: tl.constexpr):
     """x normed, and the loss's gradient before SiLU."""
     normed = (x - mean) * rstd
@@ -100,13 +115,7 @@ def _gradient_sums(x_ptr, shift_ptr, dy_ptr, weight_ptr, bias_ptr, stat_ptr, par
     n, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     C: tl.constexpr = G * D
     c, there = _channels(D, G, GP, DP)
-    g = tl.arange(0, GP)
-    mean = tl.load(stat_ptr + n * 2 * G + g, mask=g < G, other=0.0)[:, None] + tl.zeros([GP, DP], tl.float32)
-    rstd = tl.load(stat_ptr + n * 2 * G + G + g, mask=g < G, other=0.0)[:, None]
-    weight = tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + c, mask=there, other=0.0).to(tl.float32)
-    if SHIFT:
-        mean -= tl.load(shift_ptr + n * C + c, mask=there, other=0.0).to(tl.float32)
+    mean, rstd, weight, bias = _of_forward(stat_ptr, shift_ptr, weight_ptr, bias_ptr, n, G, D, GP, DP, SHIFT)
     first = tl.zeros([GP, DP], tl.float32)
     second = tl.zeros([GP, DP], tl.float32)
     stop = tl.minimum((s + 1) * ROWS, HW)
@@ -131,13 +140,7 @@ def _gradient(x_ptr, shift_ptr, dy_ptr, weight_ptr, bias_ptr, stat_ptr, part_ptr
     n, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     C: tl.constexpr = G * D
     c, there = _channels(D, G, GP, DP)
-    g = tl.arange(0, GP)
-    mean = tl.load(stat_ptr + n * 2 * G + g, mask=g < G, other=0.0)[:, None] + tl.zeros([GP, DP], tl.float32)
-    rstd = tl.load(stat_ptr + n * 2 * G + G + g, mask=g < G, other=0.0)[:, None]
-    weight = tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + c, mask=there, other=0.0).to(tl.float32)
-    if SHIFT:
-        mean -= tl.load(shift_ptr + n * C + c, mask=there, other=0.0).to(tl.float32)
+    mean, rstd, weight, bias = _of_forward(stat_ptr, shift_ptr, weight_ptr, bias_ptr, n, G, D, GP, DP, SHIFT)
     first = tl.zeros([GP], tl.float32)
     second = tl.zeros([GP], tl.float32)
     for i in range(S):
