@@ -78,7 +78,7 @@ while (until := Path(f"wait-{name}")).exists() and not Path(until.read_text()).e
     time.sleep(0.02)
 if Path(f"fail-{name}").exists():
     sys.exit(f"{kind}-{d}: the loss is not finite; lower rate")
-reads = {"fetch": ["params.yaml"], "train": ["data"], "judge": [f"models/{d}"], "report": ["figures"]}
+reads = {"fetch": [], "train": ["data"], "judge": [f"models/{d}"], "report": ["figures"]}
 writes = {"fetch": "data", "train": f"models/{d}", "judge": f"figures/{d}.json", "report": "page.html"}
 if kind != "source":
     out = Path(writes[kind])
