@@ -103,7 +103,7 @@ def _check(device: torch.device) -> str:
             grads = torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], upstream.to(y.dtype))
             found.append([y.float(), *(grad.float() for grad in grads)])
     for want, got in zip(*found, strict=True):
-        error = float((got - want).norm() / want.norm())
+        error = float((got - want).detach().norm() / want.detach().norm())
         if not error < CLOSE:
             return f"relative error {error:.2g}"
     return ""
