@@ -66,7 +66,7 @@ def test_summary_is_in_long_form(project):
     }  # fmt: skip
     flow = table[table.model == "flow"].set_index(["sampler", "nfe"])
     assert set(flow.index) == {("one_step", 1), ("selected", 2)}
-    assert set(flow.objective) == {"trajectory"}
+    assert set(flow.objective) == {"trajectory+consistency"}
     assert set(flow.anchor) == {"self"}
     assert (flow.train_images == 320).all()
     metrics = project.json("reports/metrics/rf.json")

@@ -35,7 +35,7 @@ from pipeline.tools import params_file
 
 TINY = {
     "dynamics": ["rf"],
-    "network.channels": [16, 16],
+    "network.channels": [16, 16], "network.attention": [False, False],
     "teacher.steps": 300, "teacher.batch_size": 16, "teacher.warmup_steps": 2, "teacher.log_every": 25,
     "teacher.checkpoint_every": 25,
     "trajectories.count": 256, "trajectories.shard_size": 16, "trajectories.batch_size": 16,

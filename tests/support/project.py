@@ -14,7 +14,7 @@ from pipeline.tools import params_file
 ROOT = Path(__file__).parents[2]
 TINY = {
     "dynamics": ["rf"],
-    "network.channels": [16, 16],
+    "network.channels": [16, 16], "network.attention": [False, False],
     "teacher.steps": 20, "teacher.batch_size": 16, "teacher.warmup_steps": 2, "teacher.log_every": 5,
     "teacher.checkpoint_every": 10,
     "trajectories.count": 64, "trajectories.shard_size": 32, "trajectories.batch_size": 16,
