@@ -63,7 +63,7 @@ def train_flow_on(chosen, denoiser, d, *, work):
     accelerator = make_accelerator("no", seed=chosen.seed)
     if isinstance(denoiser, Teacher):
         denoiser.to(accelerator.device)
-    solve = chosen.trajectories.model_dump(exclude={"store"})
+    solve = chosen.trajectories.model_dump(exclude={"store", "precision"})
     shards = generate(accelerator, denoiser, d, shape=SHAPE, seed=chosen.seed, work=work, **solve)
     states = np.concatenate([np.load(shard) for shard in shards])  # float16 [n, K - 1, 2]
     start = {"shape": SHAPE, "seed": chosen.seed, "device": accelerator.device}

@@ -51,6 +51,7 @@ from pipeline.stages import (
     reference,
     report,
     sample,
+    select,
     teacher,
     track,
     trajectories,
@@ -643,7 +644,7 @@ TINY = {
     "trajectories__count": 16, "trajectories__shard_size": 16, "trajectories__batch_size": 16,
     "trajectories__solver_steps": 3, "trajectories__stored_times": 3,
     "flow__steps": 4, "flow__batch_size": 8, "flow__log_every": 2, "flow__checkpoint_every": 4,
-    "sample__seeds": 2, "sample__count": 12, "sample__batch_size": 12, "sample__flow_steps": [1],
+    "select__count": 12, "sample__seeds": 2, "sample__count": 12, "sample__batch_size": 12, "sample__flow_steps": [1],
     "evaluate__teacher_nfe": [1, 3], "evaluate__kid_subsets": 2,
     "evaluate__classifier": {"width": 8, "steps": 10, "batch_size": 8, "lr": 1e-2, "seed": 0},
     "diagnose__paths": 4, "diagnose__solver_steps": 3, "diagnose__jacobian_paths": 1, "diagnose__jacobian_times": 2,
@@ -697,7 +698,7 @@ def test_every_stage_on_data_that_hardly_judge(case, tmp_path, monkeypatch, caps
         files = {f"{'abc'[i % 3]}/{i}-{k}.png": encoded(x) for i, x in enumerate(few) for k in range(3)}
         said = "test images are training images too"
     values, tags = tiny_project(tmp_path, monkeypatch, files, **changes), {}
-    branch = [teacher, trajectories, flow, sample, evaluate, diagnose]
+    branch = [teacher, trajectories, flow, select, sample, evaluate, diagnose]
     for stage in (fetch, preprocess_stage, reference, *branch, report):
         run_stage(stage, values, "rf" if stage in branch else None, tags)
     assert ("repeat another of their split" in capsys.readouterr().out) == (case != "one test image")

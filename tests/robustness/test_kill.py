@@ -48,7 +48,7 @@ def test_a_plan_meets_every_stage_signal_and_victim():
 
 
 def test_side_by_side_is_a_plan_of_its_own():
-    kills = plan(11, seed=0, beside=True)
+    kills = plan(len(STAGES), seed=0, beside=True)
     assert {k.mode for k in kills} == {"side by side"}
     assert {k.stage for k in kills} == set(STAGES)
 
