@@ -254,8 +254,11 @@ def test_ctrl_c_while_modules_are_imported(ignored, tmp_path):
     """At once, whatever the module being imported does with a KeyboardInterrupt; not in the background."""
     package = tmp_path / "pipeline" / "stages"
     package.mkdir(parents=True)
-    for name in ("pipeline/__init__.py", "pipeline/stages/__init__.py"):
-        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "pipeline" / "runner").mkdir()
+    for name in ("__init__.py", "stages/__init__.py", "runner/__init__.py", "runner/parent.py"):
+        (tmp_path / "pipeline" / name).write_text(
+            (ROOT / "pipeline" / name).read_text(encoding="utf-8"), encoding="utf-8"
+        )
     (package / "slow.py").write_text(
         "import time\nprint('ready', flush=True)\n"
         "for _ in range(20):\n    try:\n        time.sleep(0.1)\n    except BaseException:\n        pass\n"
