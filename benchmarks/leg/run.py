@@ -227,7 +227,7 @@ class Leg(Params):
         if not done:
             found = newest(self.work / CHECKPOINTS, f"{name}-*/shard-*.npy")
             kept = [] if found is None else sorted(found.parent.glob("shard-*.npy"))
-            count = sum(len(np.load(file, mmap_mode="r")) for file in kept)
+            count = sum(len(np.load(file, mmap_mode="r", allow_pickle=False)) for file in kept)
             if not count:
                 raise UserError(f"{name} has solved no shard")
             self.fixed -= {"trajectories.count", "trajectories.shard_size"}
