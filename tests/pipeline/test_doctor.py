@@ -186,9 +186,9 @@ def test_the_disk_against_a_need_worked_out_by_hand(checkout, monkeypatch):
             "sample.count": 500, "sample.flow_steps": [1, 2], "evaluate.teacher_nfe": [1, 35],
         },
     )  # fmt: skip
-    # Digits: 1,797 of 64 bytes, raw and processed; 5 samplers: 2 teachers, 1 + 1 x 2 flows. Paths: the 3 states after
+    # Digits: 1,797 of 64 bytes, raw and processed; 4 samplers: 2 teachers, 2 flows. Paths: the 3 states after
     # x_T, of 64 values of 2 bytes.
-    samples = 5 * 2 * 500 * 64
+    samples = 4 * 2 * 500 * 64
     each = samples + 1000 * 3 * 64 * 2
     need = 2 * (2 * 1797 * 64 + 2 * each) + doctor.MODELS
     assert doctor.needed_bytes(load(checkout / "params.yaml")) == need
