@@ -99,7 +99,7 @@ def test_what_is_ranked_by_must_be_there():
     with pytest.raises(UserError, match=r"renoise at 3 evaluations: is not sampled; see sample\.flow_samplers"):
         trials("flow.lr=1", measure=Measure("fid", "renoise", 3))
     config = trials("flow.lr=1")[0].runs[0].config
-    assert [Measure("fid", s, None).steps(config) for s in ("one_step", "renoise", "heun")] == [1, 8, 35]
+    assert [Measure("fid", s, None).steps(config) for s in ("one_step", "selected", "heun")] == [1, 8, 35]
 
 
 def test_experiments_are_named_by_what_decides_their_results():
@@ -139,7 +139,7 @@ def test_only_stages_whose_params_and_inputs_are_equal_are_shared():
     ]
     ((who, stages),) = shared.shared(one)
     assert who == [0, 1]
-    assert set(stages) == {f"{s}@rf" for s in ("teacher", "trajectories", "flow", "sample", "diagnose")} | {
+    assert set(stages) == {f"{s}@rf" for s in ("teacher", "trajectories", "flow", "select", "sample", "diagnose")} | {
         "fetch", "preprocess", "reference",
     }  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_a_stage_is_made_with_all_above_it():
     made = shared.keys(shared.needed(nodes, ["flow@rf"]))
     above = {"fetch", "preprocess", "teacher@rf", "trajectories@rf", "flow@rf"}
     assert made == {nodes[name].key for name in above}
-    assert len(shared.keys(shared.needed(nodes, []))) == len(nodes) == 5 + 3 * 6
+    assert len(shared.keys(shared.needed(nodes, []))) == len(nodes) == 5 + 3 * 7
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ def test_every_documented_sweep_ends_in_a_table(words, swept):
 
 
 AXES = (
-    "dynamics=[ve],[rf],[ve,rf]", "dynamics=ve,rf", "network.channels=[32,64],[16,64]", "flow.huber_c=null,0.1",
+    "dynamics=[ve],[rf],[ve,rf]", "dynamics=ve,rf", "network.channels=[24,32,64],[16,32,64]", "flow.huber_c=null,0.1",
     "data.random_flip=true,false", "trajectories.rho=null,7.0", "data.image_column=a,'b,c'", "flow.precision=no,bf16",
     "sample.flow_steps=[1],[1,2]",
 )  # fmt: skip
