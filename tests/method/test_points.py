@@ -424,7 +424,7 @@ def test_every_stage_on_points(name, dimensions, store, tmp_path, monkeypatch):
     run_graph(values)
     table = pd.read_csv("reports/summary.csv")
     assert table.columns.tolist() == summary_columns()
-    assert len(table) == 2 * 5
+    assert len(table) == 2 * 4
     assert table[["fid", "kid"]].isna().all(axis=None)
     assert (table[["sliced_wasserstein", "energy_distance"]] > 0).all(axis=None)
     assert set(table.data) == {name}
