@@ -20,8 +20,7 @@ def _stop(number: int, frame: object) -> None:
 
 if sys.argv[:1] == ["-m"]:  # a stage is being started, and its imports are to come
     if os.environ.get("DVC_STAGE"):
-        parent.end_with_parent()
-        parent.end_if_orphaned()
+        parent.end_with_dvc()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored, in the background
         signal.signal(signal.SIGINT, _stop)  # until the stage's work begins (pipeline.runner.stage)
     # Imports make a million objects and next to no garbage: looking for it takes a fifth of the time that they take.

@@ -65,7 +65,7 @@ import os, sys, time
 from pathlib import Path
 from pipeline.runner import parent
 
-parent.end_with_parent()
+parent.end_with_dvc()
 kind, d = (*sys.argv[1:], "")[:2]
 name = f"{kind}@{d}" if d else kind
 with open("ran", "a") as file:
@@ -238,8 +238,10 @@ def test_local_data_are_looked_at_every_time(made):
     assert (made.folder / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.parametrize("shell", ["bash", "sh"])  # bash becomes the stage; dash stays between it and DVC
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_stage_outlives_the_runner(made, number):
+def test_no_stage_outlives_the_runner(made, number, shell):
+    made.env["SHELL"] = shutil.which(shell) or pytest.skip(f"needs {shell}")
     for d in ("ve", "rf"):
         waits(made, f"train@{d}", "go")
     running = start(made, "--jobs", "2")
@@ -255,6 +257,19 @@ def test_no_stage_outlives_the_runner(made, number):
     ran(made)
     repro(made)
     assert ran(made) == sorted(set(ALL) - {"fetch"})
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_no_stage_outlives_plain_dvc(made, shell):
+    made.env["SHELL"] = shutil.which(shell) or pytest.skip(f"needs {shell}")
+    waits(made, "fetch", "go")
+    running = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q", "fetch"], cwd=made.folder, env=made.env)
+    until(made, "at-fetch")
+    below = psutil.Process(running.pid).children(recursive=True)
+    running.kill()
+    running.wait()
+    _, alive = psutil.wait_procs(below, 20)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.slow
