@@ -96,7 +96,7 @@ class Ingredients:
         return None if kind is None else partial(kind.read, self._images)
 
     def phases(self) -> list[Phase]:
-        """The phases that flow.objective or flow.phases ask for."""
+        """A phase for each of flow.objective."""
         return [schema.load(objective.phase)(self) for objective in objectives.of(self.config).values()]
 
 

@@ -23,7 +23,7 @@ from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "trajectories", "flow.objective", "flow.phases")
+    return stage.sections("seed", "trajectories", "flow.objective")
 
 
 def work(stage: Stage) -> None:

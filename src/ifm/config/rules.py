@@ -144,7 +144,7 @@ class Config(Section):
                 )
         if self.anchor.policy == "bank" and len(asked) > 1:
             raise ValueError(
-                "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
+                "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "
                 "several; use none, noise or self"
             )
         if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:

@@ -12,7 +12,7 @@ from ifm.data.sources import SOURCES, Source
 from ifm.modalities import Modality
 from ifm.networks import ANCHOR_INPUTS, NETWORKS, UNetOptions
 from ifm.objectives import OBJECTIVES
-from ifm.schema import Count, Distinct, NameOf, Positive, Section
+from ifm.schema import Count, Distinct, NameOf, NamesOf, Positive, Section
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -189,8 +189,7 @@ class TrajectoriesConfig(Section):
 class FlowConfig(TrainConfig):
     """`flow`."""
 
-    objective: Annotated[str, NameOf(OBJECTIVES)]
-    phases: Annotated[list[Annotated[str, NameOf(OBJECTIVES)]], Field(min_length=1), Distinct] | None
+    objective: Annotated[list[str], NamesOf(OBJECTIVES)]
     scheme: Literal["edm", "paper"]
     init: Literal["teacher", "scratch"]
     distance: Literal["pseudo_huber", "adaptive_huber", "l2"]
@@ -206,11 +205,6 @@ class FlowConfig(TrainConfig):
     def _fits_the_objective(self) -> Self:
         asked = objectives.of(self)
         named = list(asked)
-        if self.objective not in named:
-            phases = ", ".join(named)
-            raise ValueError(
-                f"objective: {self.objective} has no effect beside phases: [{phases}]; set phases to null, or to it"
-            )
         if "trajectory" in named and not self.t_max_share:
             raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; the others allow 0")
         if self.schedule == "mixed" and named != ["data"]:
@@ -222,7 +216,7 @@ class FlowConfig(TrainConfig):
                 others = " or ".join(objective.schemes)
                 raise ValueError(f"scheme: {self.scheme} does not fit objective: {name}; use {others}")
         if self.steps < len(named):
-            raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} phases")
+            raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} objectives")
         return self
 
 
