@@ -3,7 +3,7 @@
 import numpy as np
 
 from ifm.data.splits import open_split
-from ifm.files import fresh_folder, write_json
+from ifm.files import fresh_folder, read_json, write_json
 from ifm.hardware.processes import make_accelerator
 from ifm.metrics import cautions
 from ifm.metrics.comparison import Measures
@@ -39,6 +39,7 @@ def work(stage: Stage) -> None:
             sliced_projections=how.sliced_projections,
             seed=config.seed,
         ),
+        labels=real_labels(stage),
         accelerator=accelerator,
         progress=lambda items: progress(items, label=f"evaluate {d}", unit="sampler"),
     )
@@ -56,6 +57,13 @@ def work(stage: Stage) -> None:
         }
     )
     stage.warn(cautions.together(map(cautions.told, found.figures.values())))
+
+
+def real_labels(stage: Stage) -> np.ndarray | None:
+    """Of the reference's images, int64 [m], where samples were asked for by class."""
+    if "condition" not in read_json(paths.samples(stage.dynamics) / "metadata.json"):
+        return None
+    return open_split(paths.PROCESSED, stage.config.evaluate.reference_split).labels
 
 
 def picture_pairs(stage: Stage, found: Evaluation) -> None:

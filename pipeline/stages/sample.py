@@ -2,18 +2,28 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 from ifm import modalities, pretrained
+from ifm.conditions.base import ConditionKind
 from ifm.files import fresh_folder, write_json
 from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
 from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
 from ifm.networks.asking import prepare
 from ifm.progress import progress
-from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
+from ifm.sampling import (
+    Sampler,
+    asked_of,
+    draw_samples,
+    flow_sampler,
+    sample_dtype,
+    seconds_per_image,
+    teacher_sampler,
+)
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
@@ -49,6 +59,8 @@ def work(stage: Stage) -> None:
         draw_all(stage, accelerator, samplers, common, out=out)
         if out is None:
             return
+        kind = common.get("condition")
+        asked = {} if kind is None else save_asked(stage, kind, out=out)
         if modalities.of(common["shape"]).preview == "grids":
             _lay_out(samplers, out, shown=config.sample.grid_images)
         time_batches(stage, samplers, common)
@@ -63,10 +75,23 @@ def work(stage: Stage) -> None:
                 "samplers": [s.describe() for s in samplers],
                 "teacher": pretrained.describe(paths.teacher(d)).get("sha256"),
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
+                **asked,
             },
         )
     if modalities.of(common["shape"]).preview == "grids":
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
+
+
+def save_asked(stage: Stage, kind: ConditionKind, *, out: Path) -> dict[str, Any]:
+    """Writes what each sample was asked to be, the same for all samplers, and returns what metadata.json says of it.
+
+    A file for each of the condition's tensors: labels.npy, int64 [seeds count].
+    """
+    config = stage.config
+    asked = asked_of(kind, range(config.sample.seeds * config.sample.count), seed=config.seed)
+    for name, tensor in asked.tensors().items():
+        np.save(out / f"{name}.npy", tensor.numpy(), allow_pickle=False)
+    return {"condition": kind.describe()}
 
 
 def draw_all(

@@ -54,7 +54,7 @@ class Draws:
         condition: a kind, by whose law they are drawn, or the conditions of samples 0, 1, 2, ... themselves.
         """
         if isinstance(condition, ConditionKind):
-            condition = condition.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
+            condition = asked_of(condition, members, seed=seed)
         elif condition is not None:
             condition = condition.rows(slice(members.start, members.stop))
         return cls(
@@ -63,6 +63,11 @@ class Draws:
             x_anchor=Streams(seed, "anchor", members, step=_SAMPLING).normal(shape).to(device),
             renoise=Streams(seed, "noise", members, step=_SAMPLING),
         )
+
+
+def asked_of(kind: ConditionKind, members: range, *, seed: int) -> Condition:
+    """What samples `members` are asked to be, drawn by the kind's law, on the host: of (seed, i) alone."""
+    return kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
 
 
 @dataclass(frozen=True)
