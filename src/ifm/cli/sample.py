@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ifm.sampling import Sampler
     from ifm.use.loading import Model
 
+COUNT = 64
 SAMPLERS = ("selected", "one_step", "anchor", "renoise", "chain")
 
 
@@ -24,9 +26,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--count",
         dest="n",
         type=at_least(1),
-        default=64,
         metavar="N",
-        help="how many samples (default: %(default)s)",
+        help=f"how many samples (default: {COUNT}; of several classes as many of each, at least one)",
+    )
+    add(
+        "--class",
+        dest="classes",
+        metavar="CLASS",
+        help="of a model with classes: numbers or names, which the samples have in turn: 3, 0-9, cat,dog or all "
+        "(default: drawn by the data's shares)",
     )
     add("--steps", type=at_least(1), metavar="N", help="evaluations of a flow (default: 1)")
     add("--sampler", choices=SAMPLERS, help="of a flow (default: selected, which measured best for so many steps)")
@@ -49,26 +57,42 @@ def run(given: argparse.Namespace) -> None:
     from ifm.modalities import files
 
     out, kind = _output(given.out)
+    from ifm.conditions.asking import in_words
     from ifm.use import drawing, loading
+    from ifm.use.asked import condition_of
 
     folder = loading.find(given.model, revision=given.revision)
     model = loading.load_any(folder, named=given.model)
     sampler = _sampler(given, model)
+    numbers = _classes(given, model)
     shape = drawing.data_shape(model)
     modality = modalities.of(shape)
     write = files.writers(modality.name).get(kind)
     if write is None:
         use = files.in_words(files.writers(modality.name))
         raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")
+    n, asked, condition = given.n or COUNT, "", None
+    if numbers is not None:
+        names = model.condition_kind.classes
+        n = given.n or max(COUNT // len(numbers), 1) * len(numbers)
+        asked, condition = f", {in_words(numbers, names)}", condition_of(model, n, classes=numbers)
+        if kind == ".png":
+            write = partial(files.write_class_grid, labels=condition.labels.tolist(), classes=names)
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
-        model.to(device), sampler, given.n, seed=given.seed, batch_size=given.batch_size, accelerator=accelerator
+        model.to(device),
+        sampler,
+        n,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        accelerator=accelerator,
+        condition=condition,
     )
     try:
         if accelerator is None or accelerator.is_main_process:
-            write(out, drawn, given.n, shape)
-            how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}"
-            print(f"{out}: {given.n} {modality.described(shape)} of {given.model}, {how}")
+            write(out, drawn, n, shape)
+            how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}{asked}"
+            print(f"{out}: {n} {modality.described(shape)} of {given.model}, {how}")
         else:
             for _ in drawn:  # each process works its share of the batches
                 pass
@@ -93,6 +117,16 @@ def _sampler(given: argparse.Namespace, model: "Model") -> "Sampler":
         return choose(model, steps=given.steps or 1, sampler=given.sampler, nfe=given.nfe or 35)
     except ValueError as error:
         raise UserError(f"{given.model}: {error}") from error
+
+
+def _classes(given: argparse.Namespace, model: "Model") -> list[int] | None:
+    """The classes asked for, by number. Raises UserError."""
+    from ifm.use.asked import class_numbers
+
+    try:
+        return class_numbers(model, given.classes)
+    except UserError as error:
+        raise UserError(f"--class {given.classes}: {error} ({given.model})") from error
 
 
 def _output(text: str) -> tuple[Path, str]:

@@ -1,6 +1,6 @@
 """Class labels as the condition."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ifm.conditions.asking import numbers_of
 from ifm.conditions.base import Condition, ConditionKind, Labelled, register
 from ifm.dynamics.base import NoiseSource
 from ifm.errors import UserError
@@ -54,6 +55,10 @@ class Classes(ConditionKind):
         ends = torch.tensor(self.shares, dtype=torch.float64).cumsum(0)
         u = generator.uniform().double() * ends[-1]
         return ClassLabels(torch.searchsorted(ends, u, right=True).clamp_max(len(ends) - 1))
+
+    def index(self, asked: int | str | Iterable[int | str]) -> list[int]:
+        """Class numbers of numbers, names, "all", "0-9", "3,5". Raises UserError (`ifm.conditions.asking`)."""
+        return numbers_of(asked, self.classes)
 
     def embedding(self, width: int) -> nn.Module:
         return ClassEmbedding(len(self.classes), width)
