@@ -12,7 +12,7 @@ from ifm.conditions.base import ConditionKind
 from ifm.files import fresh_folder, write_json
 from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
-from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
+from ifm.modalities.pictures import COLUMNS, save_grid, save_rows, side_by_side, side_by_side_choice
 from ifm.networks.asking import prepare
 from ifm.progress import progress
 from ifm.sampling import (
@@ -28,6 +28,8 @@ from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
 TIMED_BATCHES = (1, 8, 64, 256, 1024)  # of one evaluation of the flow
+ROWS = 10  # of the grid by class: more classes are shown evenly
+ONE_STEP = "flow-one_step-nfe001"
 
 
 def params(stage: Stage) -> dict:
@@ -85,12 +87,15 @@ def work(stage: Stage) -> None:
 def save_asked(stage: Stage, kind: ConditionKind, *, out: Path) -> dict[str, Any]:
     """Writes what each sample was asked to be, the same for all samplers, and returns what metadata.json says of it.
 
-    A file for each of the condition's tensors: labels.npy, int64 [seeds count].
+    A file for each of the condition's tensors: labels.npy, int64 [seeds count]. Of classes and images also a grid.
     """
     config = stage.config
     asked = asked_of(kind, range(config.sample.seeds * config.sample.count), seed=config.seed)
     for name, tensor in asked.tensors().items():
         np.save(out / f"{name}.npy", tensor.numpy(), allow_pickle=False)
+    one_step = out / f"{ONE_STEP}.npy"
+    if "labels" in asked.tensors() and one_step.is_file():
+        _lay_out_classes(np.load(one_step, mmap_mode="r", allow_pickle=False), asked.labels.numpy(), kind, out)
     return {"condition": kind.describe()}
 
 
@@ -136,6 +141,20 @@ def time_batches(stage: Stage, samplers: list[Sampler], common: dict) -> None:
     for size in TIMED_BATCHES if one_step else ():
         taken = seconds_per_image(one_step, **common, batch_size=size)
         stage.run.timings[f"seconds_in_batches_of.{size}"] = taken
+
+
+def _lay_out_classes(samples: np.ndarray, labels: np.ndarray, kind: ConditionKind, out: Path) -> None:
+    """A row of the first samples asked to be of each class, of ROWS classes at most; nothing for points."""
+    modality = modalities.of(samples.shape[1:])
+    if modality.preview != "grids":
+        return
+    count = len(kind.classes)
+    rows = []
+    for k in np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int)):
+        first = np.flatnonzero(labels == k)[:COLUMNS]
+        if len(first):
+            rows.append((kind.classes[k], modality.pictures(np.asarray(samples[first]))))
+    save_rows(rows, out / "grids" / "classes.png")
 
 
 def _lay_out(samplers: list[Sampler], out: Path, *, shown: int) -> None:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from ifm.metrics import catalogue, cautions
 from ifm.metrics.metric import FLOOR
 from ifm.report import names, plots
+from ifm.report.asked import asked
 from ifm.report.assets import asset
 from ifm.report.contents import Report
 from ifm.report.diagnostics import diagnostics
@@ -85,6 +86,7 @@ def render(report: Report) -> str:
         scatters=scatters(report.points),
         table=full_table(report.summary),
         classes=classes(report),
+        asked=asked(report),
         diagnostics=diagnostics(report.diagnostics),
         curves=[(names.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
         protocol=protocol(report),
