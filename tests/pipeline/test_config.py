@@ -175,13 +175,13 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ),
         (
             {
-                "condition.kind": "classes",
+                "condition.kind": "class",
                 "data.source": "imagefolder",
                 "data.path": "x",
                 "data.label_column": None,
                 "evaluate.extractor": "pixels",
             },
-            "condition.kind: classes needs labels; set data.label_column, or condition.kind to none",
+            "condition.kind: class needs labels; set data.label_column, or condition.kind to none",
         ),
         (
             {"flow.objective": "interval", "flow.init": "scratch", "flow.scheme": "paper"},

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ifm.cli.export import spread
 from ifm.cli.main import main
 from ifm.conditions.classes import Classes, ClassLabels
 from ifm.errors import UserError
@@ -12,6 +13,7 @@ from ifm.modalities import pictures
 from ifm.pretrained import save_model
 from ifm.random import Streams
 from ifm.sampling import Draws, draw_samples, flow_sampler
+from ifm.use import usage
 from ifm.use.models import IntegrationFlow
 from tests.support.small_models import small_flow
 
@@ -127,3 +129,36 @@ def test_a_row_of_many_images_goes_on_below_and_a_long_name_is_cut(tmp_path):
     assert 16 * 34 < width < 16 * 34 + 300
     with pytest.raises(ValueError, match="at least one row"):
         pictures.save_rows([], tmp_path / "b.png")
+
+
+def test_the_card_shows_a_grid_by_class_and_code_that_runs(saved, tmp_path, monkeypatch):
+    written, save_rows = [], pictures.save_rows
+    monkeypatch.setattr(pictures, "save_rows", lambda rows, path: (written.extend(rows), save_rows(rows, path)))
+    main(["export", "--model", f"{saved}/classes", "--out", f"{tmp_path}/out", "--format", "pt2"])
+    images = IntegrationFlow.from_pretrained(saved / "classes").sample(24, classes="all")
+    assert [name for name, _ in written] == ["cat", "dog", "owl"]
+    assert all(np.array_equal(row, images[i::3]) for i, (_, row) in enumerate(written))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "24 samples in one evaluation, 8 of each class: numbers 0 to 23 of seed 0, not chosen." in text
+    assert "## Classes\n\n0 cat, 1 dog, 2 owl (3 in all)." in text
+    assert "class-conditional" in text
+    assert "unconditional" not in text
+    monkeypatch.chdir(tmp_path / "out")
+    names: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert names["x_0_hat"].shape == (16, 1, 8, 8)
+
+
+def test_of_many_classes_the_card_shows_some_evenly_apart():
+    assert spread(1000, 10) == list(range(0, 1000, 100))
+    assert spread(3, 10) == [0, 1, 2]
+    assert len(spread(11, 10)) == 10
+
+
+def test_the_cards_code_for_diffusers_is_code_and_says_the_classes():
+    text = usage.code("diffusers", small_flow(condition=KIND), where="a/b")
+    assert "class_labels=[0]" in text
+    assert ".sample(16, classes=0)" in text
+    for part in text.split("```python\n")[1:]:
+        compile(part.split("```")[0], "card", "exec")
+    assert "class" not in usage.code("diffusers", small_flow(), where="a/b")

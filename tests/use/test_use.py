@@ -327,10 +327,14 @@ def test_the_diffusers_pipeline_computes_what_the_flow_does(tmp_path, kind):
     again = pretrained.load_flow(tmp_path / "out" / "unet")  # ours reads the exported folder
     same(sample(again, x_T, **common), one)
     if condition is not None:
-        with pytest.raises(ValueError, match="this flow needs class_labels"):
-            pipe(latents=x_T)
-        with pytest.raises(ValueError, match="class_labels must be from 0 to 2, got 3"):
-            pipe(latents=x_T, class_labels=3)
+        named = pipe(**given | {"class_labels": ["a", "c", 1]}, output_type="latent").images
+        torch.testing.assert_close(named, one, atol=2e-5, rtol=2e-5)
+        for wrong in (3, -1, "d", [0, 3], []):
+            with pytest.raises(ValueError, match=r"class_labels must be from 0 to 2, or names, got"):
+                pipe(latents=x_T, class_labels=wrong)
+    else:
+        with pytest.raises(ValueError, match="this flow takes no class_labels"):
+            pipe(latents=x_T, class_labels=0)
 
 
 @pytest.mark.parametrize("kind", ["ve", "rf-paper-none", "vp-cosine", "trig-interval", "pfgmpp-cross"])
@@ -396,6 +400,22 @@ def test_a_condition_beside_an_intervals_end_has_no_place_in_diffusers_class_slo
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="class slot cannot hold an interval's end and a condition; use --format onnx"):
         write_folder(flow, tmp_path / "m", tmp_path / "out")
+
+
+def test_the_pipeline_draws_classes_by_shares_and_the_same_noise_for_each(tmp_path):
+    pipe = pipeline_of(small_flow(**KINDS["trig-classes"]), tmp_path)
+
+    def images(**given):
+        common = {"batch_size": 3, "num_inference_steps": 2, "sampler": "renoise", "output_type": "latent"}
+        return pipe(generator=torch.Generator().manual_seed(1), **common, **given).images
+
+    free = images()
+    assert torch.equal(images(class_labels=pipe._labels.clone()), free)  # the rest of the draws is the same
+    drawn = pipe._class_labels(None, 4000, torch.Generator().manual_seed(0))
+    from scipy import stats
+
+    assert stats.chisquare(torch.bincount(drawn, minlength=3).numpy(), [800, 1200, 2000]).pvalue > 1e-3
+    assert pipe._class_labels([2, 0], 3, None).tolist() == [2, 0, 2]
 
 
 def test_an_exported_folder_is_a_model_for_ifm_and_for_diffusers_save_pretrained(saved, tmp_path):
@@ -464,7 +484,7 @@ def test_graphs_compute_what_the_flow_does_for_any_batch(tmp_path, kind, form):
         x_T, x_anchor = draws_of(n, shape=data_shape(flow), scale=flow.dynamics.t_max)
         inputs = {"x_T": x_T, "x_anchor": x_anchor} if flow.takes_anchor else {"x_T": x_T}
         condition = None if flow.condition_kind is None else ClassLabels(torch.arange(n) % 3)
-        inputs |= {} if condition is None else condition.tensors()
+        inputs |= {} if condition is None else {"class_labels": condition.labels}
         if form == "pt2":
             found = torch.export.load(written.path).module()(*inputs.values())
         else:

@@ -51,6 +51,7 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
     import diffusers
 
     dynamics, two_times = flow.dynamics, isinstance(flow, IntervalFlow)
+    kind = {} if flow.condition_kind is None else flow.condition_kind.options
     return {
         "_class_name": ["pipeline", "IntegrationFlowPipeline"],  # of pipeline.py
         "_diffusers_version": diffusers.__version__,
@@ -62,7 +63,7 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
         **{
             name: getattr(dynamics, name, None) for name in ("augmented_dimensions", "schedule", "beta_min", "beta_max")
         },
-        "classes": None if flow.condition_kind is None else flow.condition_kind.options["classes"],
+        **{name: kind.get(name) for name in ("classes", "shares")},
         "scheme": flow.scheme,
         "takes_anchor": flow.takes_anchor,
         "anchor_input": flow.anchor_input,

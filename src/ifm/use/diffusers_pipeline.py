@@ -41,6 +41,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         beta_min: float | None = None,
         beta_max: float | None = None,
         classes: list[str] | None = None,
+        shares: list[float] | None = None,
         scheme: str = "edm",
         takes_anchor: bool = True,
         anchor_input: str = "channels",
@@ -64,6 +65,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             beta_min=beta_min,
             beta_max=beta_max,
             classes=classes,
+            shares=shares,
             scheme=scheme,
             takes_anchor=takes_anchor,
             anchor_input=anchor_input,
@@ -87,7 +89,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
         noise: list[torch.Tensor] | None = None,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
@@ -99,7 +101,8 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         do. times: of the evaluations of `renoise`, t_max first.
         latents: x_T [B, C, H, W], scaled as `draw_prior` scales it; anchor: N(0, I), of the same shape; noise: for
         `renoise`, z of every step after the first. Each is drawn from `generator` where it is None.
-        class_labels: of each image, or one for all, where the flow was trained with classes (`config.classes`).
+        class_labels: numbers or names (`config.classes`) of a flow with classes, one for all images or in turn; None:
+        drawn by the data's shares (`config.shares`). x_T and noise from a generator are the same whichever it is.
         output_type: `pil`, `np` (float [B, H, W, C] in [0, 1]), `pt` (float [B, C, H, W] in [0, 1]) or `latent`
         (x_0_hat, not clipped).
         """
@@ -108,13 +111,14 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampler, times = self._sampler(sampler, num_inference_steps, times)
+        numbers = self._class_numbers(class_labels)
         x_T = self.draw_prior(batch_size, generator) if latents is None else latents
-        self._labels = self._class_labels(class_labels, len(x_T))
         x_T = x_T.to(self._execution_device, torch.float32)
         x_anchor = None
         if self.config.takes_anchor:
             x_anchor = randn_tensor(x_T.shape, generator=generator, device=x_T.device) if anchor is None else anchor
             x_anchor = x_anchor.to(x_T.device, torch.float32)
+        self._labels = self._class_labels(numbers, len(x_T), generator)
         if sampler == "chain":
             x_0_hat = self._chain(x_T, x_anchor, num_inference_steps)
         elif sampler == "renoise":
@@ -125,17 +129,31 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _class_labels(self, given: int | list[int] | torch.Tensor | None, n: int) -> torch.Tensor | None:
-        """int64 [n]. Raises ValueError where they are missing, not wanted, or no classes."""
+    def _class_numbers(self, given: int | str | list[int | str] | torch.Tensor | None) -> list[int] | None:
+        """Of what `__call__` takes. Raises ValueError where they are no classes, or not wanted."""
         classes = self.config.classes
-        if (given is None) != (classes is None):
-            raise ValueError("this flow takes no class_labels" if classes is None else "this flow needs class_labels")
-        if classes is None:
+        if given is None:
             return None
-        labels = torch.as_tensor(given, dtype=torch.int64, device=self._execution_device).expand(n)
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-            raise ValueError(f"class_labels must be from 0 to {len(classes) - 1}, got {given}")
-        return labels
+        if classes is None:
+            raise ValueError("this flow takes no class_labels")
+        asked = given.tolist() if isinstance(given, torch.Tensor) else given
+        asked = asked if isinstance(asked, list | tuple) else [asked]
+        numbers = [classes.index(c) if isinstance(c, str) and c in classes else c for c in asked]
+        wrong = [c for c in numbers if not isinstance(c, int) or not 0 <= c < len(classes)]
+        if wrong or not numbers:
+            raise ValueError(f"class_labels must be from 0 to {len(classes) - 1}, or names, got {wrong or given}")
+        return numbers
+
+    def _class_labels(self, numbers: list[int] | None, n: int, generator) -> torch.Tensor | None:
+        """int64 [n]: the numbers in turn, or by the shares. One normal number each is drawn in either case."""
+        if self.config.classes is None:
+            return None
+        z = randn_tensor((n, 1), generator=generator, device=self._execution_device)[:, 0].double()
+        if numbers is not None:
+            return torch.tensor(numbers, device=z.device)[torch.arange(n, device=z.device) % len(numbers)]
+        ends = torch.tensor(self.config.shares, dtype=torch.float64, device=z.device).cumsum(0)
+        u = torch.special.ndtr(z) * ends[-1]
+        return torch.searchsorted(ends, u, right=True).clamp_max(len(ends) - 1)
 
     # --- samplers -------------------------------------------------------------------------------------------------
 
