@@ -18,6 +18,7 @@ from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, joint_sha256, read_json, write_json
+from ifm.guidance import Guidance
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import load_network
 
@@ -72,6 +73,7 @@ def _write_model(model: Teacher | IntegrationFlow, folder: Path, record: dict[st
     if isinstance(model, IntegrationFlow):
         description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
         description |= {"two_times": isinstance(model, IntervalFlow)}
+        description |= {} if model.guidance is None else {"guidance": model.guidance}
     # Standard memory order, so that the file does not depend on how training laid out its weights.
     weights = model.network.to(memory_format=torch.contiguous_format).save(folder)
     description["parameters"] = sum(p.numel() for p in model.parameters())
@@ -145,6 +147,8 @@ def load_flow(folder: Path) -> IntegrationFlow:
         ).eval()
         can = {"takes_anchor": flow.takes_anchor, "two_times": isinstance(flow, IntervalFlow)}
         flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
+        found = Guidance.of(description.get("guidance"))
+        flow.guidance = None if found is None else found.describe()
         return flow
 
 

@@ -66,8 +66,11 @@ class Draws:
 
 
 def asked_of(kind: ConditionKind, members: range, *, seed: int) -> Condition:
-    """What samples `members` are asked to be, drawn by the kind's law, on the host: of (seed, i) alone."""
-    return kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
+    """What samples `members` are asked to be, drawn by the kind's law, on the host: of (seed, i) alone.
+
+    The guidance scale is the usual one where the network takes it.
+    """
+    return kind.usual(kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING)))
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,10 @@ class ConditionKind(ABC):
     def draw(self, *, generator: NoiseSource) -> Condition:
         """Conditions by the data's own law, one for each stream of the generator, on the host. w is even in `scale`."""
 
+    def usual(self, condition: Condition) -> Condition:
+        """Drawn conditions as samples have them where no guidance is asked for."""
+        return condition
+
     def told_to(self, *, drops: bool, scale: tuple[float, float] | None) -> Self:
         """This kind as a network with other `drops` and `scale` takes it. Raises ValueError if it cannot be guided."""
         if scale is not None:
