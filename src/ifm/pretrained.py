@@ -18,12 +18,13 @@ from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, joint_sha256, read_json, write_json
-from ifm.guidance import Guidance
+from ifm.guidance import Guidance, Guided
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import load_network
 
 DESCRIPTION = "ifm.json"
 AVERAGE = "average-"  # begins the name of a further average's folder
+WEAKER = "weaker"  # a teacher's folder of an earlier state of it, for autoguidance
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 MEND = "copy or download the folder again, or make it with `dvc repro --force`"
 
@@ -42,19 +43,22 @@ def save_model(
     *,
     record: dict[str, Any],
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
+    weaker: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest.
 
-    averages: other weights of it by their decay; each is a model of its own in a folder below (`averages_of`).
+    averages: other weights of it by their decay; weaker: weights of an earlier state. Each is a model of its own in a
+    folder below (`averages_of`, `guided`).
     """
+    below = {f"{AVERAGE}{decay!r}": (weights, {"ema_decay": decay}) for decay, weights in (averages or {}).items()}
+    below |= {} if weaker is None else {WEAKER: (weaker, {})}
     with fresh_folder(folder) as temporary:
         _write_model(model, temporary, record)
-        own = {name: x.clone() for name, x in model.state_dict().items()} if averages else {}
-        for decay, weights in (averages or {}).items():
+        own = {name: x.clone() for name, x in model.state_dict().items()} if below else {}
+        for name, (weights, facts) in below.items():
             model.load_state_dict(weights)
-            inner = temporary / f"{AVERAGE}{decay!r}"
-            inner.mkdir()
-            _write_model(model, inner, record | {"ema_decay": decay})
+            (temporary / name).mkdir()
+            _write_model(model, temporary / name, record | facts)
         if own:
             model.load_state_dict(own)
 
@@ -131,6 +135,21 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
         if description.get("denoiser") == "exact":
             return _exact(folder / EXACT_DATA, description).eval()
         return Teacher(load_network(folder), _dynamics(description)).eval()
+
+
+def guided(teacher: Teacher | ExactTeacher, folder: Path, guidance: Guidance | None) -> Teacher | ExactTeacher | Guided:
+    """The teacher of `folder` led by `guidance`, itself for None; the weaker one of autoguidance lies there too.
+
+    Raises ModelError where there is none, UserError where the teacher cannot be guided.
+    """
+    if guidance is None:
+        return teacher
+    weaker = None
+    if guidance.kind == "autoguidance":
+        if not (folder / WEAKER).is_dir():
+            raise NoModelError(f"{folder / WEAKER}: no earlier teacher there; set guidance.weaker and train it again")
+        weaker = load_teacher(folder / WEAKER).to(next(teacher.parameters()).device)
+    return guidance.around(teacher, teacher.condition_kind, weaker=weaker)
 
 
 def load_flow(folder: Path) -> IntegrationFlow:

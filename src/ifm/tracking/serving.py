@@ -34,9 +34,9 @@ class FlowModel(mlflow.pyfunc.PythonModel):
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
 
         model_input: rows of n, seed, steps, class and guidance (MLflow makes a table of a dict or a list of them).
-        Missing values are taken from params. More than one step refines the estimate in the way that measured best, as the
-        flow records. class, guidance: as of `ifm sample`; where a class is missing, drawn by the data's shares. All
-        rows are checked before the first is drawn.
+        Missing values are taken from params. More than one step refines the estimate in the way that measured best, as
+        the flow records. class, guidance: as of `ifm sample`; where a class is missing, drawn by the data's shares.
+        All rows are checked before the first is drawn.
         """
         rows = rows_of(model_input, params or {})
         for row in rows:
