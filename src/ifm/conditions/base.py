@@ -14,6 +14,8 @@ from ifm.dynamics.base import NoiseSource
 Rows = slice | Tensor | np.ndarray
 C = TypeVar("C", bound="Condition")
 ReadCondition = Callable[[np.ndarray], "Condition"]  # numbers of samples [b] -> their conditions, on the host
+# (conditions of a batch, a stream for each) -> as the step shows them, both on the host; see `ConditionKind.vary`
+VaryCondition = Callable[["Condition", NoiseSource], "Condition"]
 
 
 class Labelled(Protocol):
@@ -56,6 +58,13 @@ def rows_of(condition: C | None, index: Rows) -> C | None:
 def told(condition: Condition | None) -> dict[str, Condition]:
     """The keyword argument `condition` where there is one: what takes none need not know the word."""
     return {} if condition is None else {"condition": condition}
+
+
+def varying(kind: "ConditionKind | None", *, drop: float) -> VaryCondition | None:
+    """`kind.vary` with this `drop`; None where it would change nothing, and draw nothing."""
+    if kind is None or not (drop or kind.scale):
+        return None
+    return lambda condition, generator: kind.vary(condition, drop=drop, generator=generator)
 
 
 def register(kind: type[C]) -> type[C]:
@@ -108,6 +117,10 @@ class ConditionKind(ABC):
         One stream of the generator for each, on the host.
         """
         return condition
+
+    def left_out(self, condition: Condition) -> Tensor:
+        """Where nothing is asked: bool [B]."""
+        return torch.zeros(len(condition), dtype=torch.bool, device=next(iter(condition.tensors().values())).device)
 
     @abstractmethod
     def embedding(self, width: int) -> nn.Module:

@@ -78,6 +78,9 @@ class Classes(ConditionKind):
     def none(self, count: int) -> ClassLabels:
         return ClassLabels(torch.full((count,), len(self.classes)))
 
+    def left_out(self, condition: ClassLabels) -> Tensor:
+        return condition.labels == len(self.classes)
+
     def vary(self, condition: ClassLabels, *, drop: float, generator: NoiseSource) -> ClassLabels:
         """One uniform number each says whether the label is left out; w is one more."""
         if drop and not self.drops:
