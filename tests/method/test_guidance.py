@@ -26,11 +26,14 @@ from ifm.objectives.pairs import draw_pairs
 from ifm.random import Streams
 from ifm.sampling import Draws, flow_sampler
 from ifm.solver import solve_ode
+from ifm.training.checkpoint import Checkpoints
+from ifm.training.teacher import train_teacher
 from ifm.trajectories import conditions_of
 from pipeline.runner import paths
-from pipeline.stages import fetch, flow, preprocess, teacher, trajectories
+from tests.support import stages
 from tests.support.small_models import NETWORK, loud
 from tests.support.stages import ROOT, changed, points, run_stage
+from tests.support.training import settings
 
 FIVE = ["ve", "rf", "pfgmpp", "vp", "trig"]
 DATA = torch.tensor([[-0.6, 0.5], [0.3, -0.2], [0.9, 0.1], [-0.1, -0.8], [0.2, 0.7]], dtype=torch.float64)
@@ -269,6 +272,33 @@ def test_an_intervals_pair_is_led_by_the_flows_own_velocity():
     assert torch.equal(found[0], v[0])
 
 
+def test_the_earlier_teacher_is_the_average_of_its_step(tmp_path):
+    """Kept through an interruption too; training goes as without it."""
+    data, steps = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32), {"lr_decay": "none", "steps": 7}
+    common = {"random_flip": False, "seed": 1}
+
+    def run(on_log=None, checkpoints=None, keep_after=None, **changes):
+        model = Teacher(network(None), dynamics.build("ve"))
+        how = {"settings": settings(**steps | changes), "on_log": on_log, "checkpoints": checkpoints}
+        result = train_teacher(Accelerator(cpu=True), model, data, keep_after=keep_after, **how, **common)
+        return model.state_dict(), result.kept
+
+    def stop(row):
+        if row["step"] == 6:
+            raise KeyboardInterrupt
+
+    whole, nothing = run()
+    assert nothing is None
+    early, _ = run(steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(stop, Checkpoints(tmp_path / "c"), 3)
+    resumed, kept = run(None, Checkpoints(tmp_path / "c"), 3)
+    for name in whole:
+        assert torch.equal(kept[name], early[name])
+        assert torch.equal(resumed[name], whole[name])
+        assert whole[name].dtype != torch.float32 or not torch.equal(kept[name], whole[name])
+
+
 VALUES = read_params(ROOT / "params.yaml")
 LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 2.0}
 
@@ -314,10 +344,10 @@ def modes_of(samples):
 
 def trained(values):
     """What the stages up to `flow` leave, for each dynamics: the flows."""
-    for module in (fetch, preprocess):
+    for module in (stages.fetch, stages.preprocess):
         run_stage(module, values)
     for d in values["dynamics"]:
-        for module in (teacher, trajectories, flow):
+        for module in (stages.teacher, stages.trajectories, stages.flow):
             run_stage(module, values, d)
     return {d: pretrained.load_flow(paths.trained(d)) for d in values["dynamics"]}
 
