@@ -48,13 +48,11 @@ def work(stage: Stage) -> None:
     write_json(paths.METRICS / f"{d}.json", found.figures)
     write_json(paths.headline(d), {d: headline(found.figures)})  # by name: DVC shows ve.fid, whatever the file
     picture_pairs(stage, found)
+    rows = dict(found.figures)
+    for row in found.figures.values():
+        rows |= {f"{s['model']}-nfe{s['nfe']:03d}": s for s in row.get("guided", ())}
     stage.run.log_metrics(
-        {
-            f"{name}.{key}": v
-            for name, row in found.figures.items()
-            for key, v in row.items()
-            if isinstance(v, int | float)
-        }
+        {f"{name}.{key}": v for name, row in rows.items() for key, v in row.items() if isinstance(v, int | float)}
     )
     stage.warn(cautions.together(map(cautions.told, found.figures.values())))
 

@@ -126,11 +126,18 @@ def _rows(
         }
     common = _common(config, reference) | {"dynamics": d}
     measured = ("seconds_per_image", "seconds_batch_1", "peak_memory_mb")
-    return [
-        common | models[row["model"]] | _in_cells(row) | {key: timings.get(f"{key}.{name}") for key in measured}
-        for name, row in metrics.items()
-        if row["model"] != "data"
-    ]
+
+    def of(name: str, model: str, row: dict[str, Any]) -> dict[str, Any]:
+        return common | models[model] | _in_cells(row) | {key: timings.get(f"{key}.{name}") for key in measured}
+
+    rows = [of(name, row["model"], row) for name, row in metrics.items() if row["model"] != "data"]
+    for name, row in metrics.items():
+        for at_scale in row.get("guided", ()):
+            model, _, scale = at_scale["model"].partition("-")
+            drawn = f"{model}-{at_scale['sampler']}-nfe{at_scale['nfe']:03d}-{scale}"
+            own = f"seconds_per_image.{drawn}" not in timings  # the samples that all else is judged by
+            rows.append(of(name if own else drawn, model, at_scale))
+    return rows
 
 
 def _asked(d: str, one_step: dict[str, Any]) -> AskedClasses | None:

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Draws:
     ) -> "Draws":
         """Sample i's draws depend on (seed, i) alone.
 
-        condition: a kind, by whose law they are drawn, or the conditions of samples 0, 1, 2, ... themselves.
+        condition: a kind, by whose law they are drawn (`asked_of`), or the conditions of samples 0, 1, ... themselves.
         """
         if isinstance(condition, ConditionKind):
             condition = asked_of(condition, members, seed=seed)
@@ -65,12 +65,15 @@ class Draws:
         )
 
 
-def asked_of(kind: ConditionKind, members: range, *, seed: int) -> Condition:
+def asked_of(kind: ConditionKind, members: range, *, seed: int, w: float | None = None) -> Condition:
     """What samples `members` are asked to be, drawn by the kind's law, on the host: of (seed, i) alone.
 
-    The guidance scale is the usual one where the network takes it.
+    w: the guidance scale of all, where the kind has a range of it; None: the usual one.
     """
-    return kind.usual(kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING)))
+    drawn = kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
+    if kind.scale is None:
+        return drawn
+    return replace(drawn, w=torch.full((len(drawn),), kind.usual_scale if w is None else w))
 
 
 @dataclass(frozen=True)

@@ -240,17 +240,20 @@ def modes_of(samples):
 
 
 @pytest.mark.parametrize(
-    ("objective", "kind", "store"),
-    [("trajectory", "exact", "disk"), ("trajectory", "network", "none"), ("data", "network", "disk"),
-     ("consistency", "exact", "disk"), ("interval", "network", "disk")],
+    ("objective", "kind", "store", "velocity", "guidance"),
+    [("trajectory", "exact", "disk", "reference", {"kind": "cfg", "scale": [1.0, 3.0], "interval": [0.1, 5.0]}),
+     ("trajectory", "network", "none", "reference", {"kind": "autoguidance", "scale": 2.0, "weaker": 0.5}),
+     ("data", "network", "disk", "teacher", {"kind": "cfg", "scale": 2.0}),
+     ("consistency", "exact", "disk", "reference", {"kind": "none"}),
+     ("interval", "network", "disk", "pair", {"kind": "cfg", "scale": [1.0, 3.0]})],
 )  # fmt: skip
-def test_the_graph_with_classes(objective, kind, store, tmp_path, monkeypatch):
+def test_the_graph_with_classes(objective, kind, store, velocity, guidance, tmp_path, monkeypatch):
     """Every stage on points that are told their mode; an exact teacher's samples lie in the mode that was asked for."""
     monkeypatch.chdir(tmp_path)
     values = points(
         condition__kind="class", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
         trajectories__store=store, anchor__policy="self", dynamics=["trig"] if objective == "data" else ["ve"],
-        flow__velocity="teacher" if objective == "interval" else "reference",
+        flow__velocity=velocity, **{f"guidance__{key}": value for key, value in guidance.items()},
     )  # fmt: skip
     (d,) = values["dynamics"]
     run_graph(values, up_to=diagnose)
@@ -262,6 +265,9 @@ def test_the_graph_with_classes(objective, kind, store, tmp_path, monkeypatch):
     if objective == "trajectory":
         assert metadata["condition"] == flow.condition_kind.describe()
         assert (paths.trajectories(d) / "conditions.safetensors").is_file() == (store == "disk")
+        assert metadata["guidance"] == flow.guidance
+    assert (flow.guidance or {"kind": "none"})["kind"] == guidance["kind"]
+    assert (paths.teacher(d) / "weaker").is_dir() == ("weaker" in guidance)
     if kind == "exact":
         asked = Draws.of(
             flow.dynamics, (2,), range(100), seed=values["seed"], device=torch.device("cpu"),

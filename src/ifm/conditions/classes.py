@@ -75,16 +75,6 @@ class Classes(ConditionKind):
         labels = torch.searchsorted(ends, u, right=True).clamp_max(len(ends) - 1)
         return ClassLabels(labels, self._drawn_scale(generator))
 
-    @property
-    def usual_scale(self) -> float | None:
-        """w of samples where none is asked for: 1, or the end of the range that is nearest to it."""
-        return None if self.scale is None else min(max(1.0, self.scale[0]), self.scale[1])
-
-    def usual(self, condition: ClassLabels) -> ClassLabels:
-        if self.scale is None:
-            return condition
-        return replace(condition, w=torch.full(condition.labels.shape, self.usual_scale))
-
     def none(self, count: int) -> ClassLabels:
         return ClassLabels(torch.full((count,), len(self.classes)))
 

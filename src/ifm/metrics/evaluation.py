@@ -106,7 +106,32 @@ def evaluate_samples(
         for name in (s["name"] for s in metadata["samplers"] if s["model"] == "flow"):
             _add_ratio(figures[name], by_set[name], by_set[best["name"]])
             figures[name][teachers.AGAINST] = best["nfe"]
+    for row in figures.values():
+        if metadata.get("guided") and row["sampler"] == "one_step":
+            row["guided"] = [_at_scale(row, metadata["guidance"]), *_guided(folder, metadata, judging, expected)]
     return Evaluation(figures, closest)
+
+
+def _guided(
+    folder: Path, metadata: Mapping[str, Any], judging: "Judging", shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Figures at the other guidance scales: of the flow in one step, and of the teacher at its best NFE at each."""
+    judge, found = catalogue.judge(judging.kind), []
+    of_teacher: dict[float, list[dict[str, Any]]] = {}
+    for sampler in metadata["guided"]:
+        images = _load(folder, sampler["name"], shape)
+        row = _at_scale(judging.judge(sampler, images, seeds=sampler["seeds"])[0], sampler["guidance"])
+        if sampler["model"] == "teacher":
+            of_teacher.setdefault(sampler["guidance"], []).append(row)
+        elif sampler["guidance"] != metadata["guidance"]:
+            found.append(row)
+    return found + [best for rows in of_teacher.values() if (best := teachers.best(rows, judge)) is not None]
+
+
+def _at_scale(row: Mapping[str, Any], w: float) -> dict[str, Any]:
+    """A row's single figures under the name of its model and guidance scale."""
+    kept = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
+    return kept | {"model": f"{row['model']}-w{w:g}", "guidance": w}
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from ifm.conditions.classes import Classes, ClassLabels
+from ifm.conditions.classes import Classes
 from ifm.errors import UserError
 from ifm.guidance import Guided
 from ifm.model import IntegrationFlow
@@ -68,13 +69,8 @@ def condition_of(
     check_guidance(model, guidance)
     if numbers is None and guidance is None:
         return None
-    if numbers is None:
-        labels = asked_of(kind, range(n), seed=seed).labels
-    else:
-        labels = torch.tensor(numbers)[torch.arange(n) % len(numbers)]
-    if kind.scale is None:
-        return ClassLabels(labels)
-    return ClassLabels(labels, torch.full((n,), float(kind.usual_scale if guidance is None else guidance)))
+    drawn = asked_of(kind, range(n), seed=seed, w=guidance)
+    return drawn if numbers is None else replace(drawn, labels=torch.tensor(numbers)[torch.arange(n) % len(numbers)])
 
 
 def led(model: "Model", guidance: float | None) -> "Model | Guided":
