@@ -36,6 +36,7 @@ def table(summary: pd.DataFrame) -> str:
         "| speed-up |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    summary = names.at_own_scale(summary)
     for line in headlines(summary):
         mine = summary[summary.dynamics == line.dynamics]
         flow, best = mine[mine.sampler == "one_step"], best_teachers(mine[mine.model == "teacher"])

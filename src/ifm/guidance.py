@@ -90,6 +90,10 @@ class Guided(nn.Module):
         self.teacher, self.weaker, self.condition_kind = teacher, weaker, condition_kind
         self.w, self.interval = w, interval
 
+    def at(self, w: float) -> "Guided":
+        """The same denoisers at another scale."""
+        return Guided(self.teacher, self.condition_kind, w=w, interval=self.interval, weaker=self.weaker)
+
     @property
     def dynamics(self) -> Dynamics:
         return self.teacher.dynamics

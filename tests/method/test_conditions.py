@@ -274,6 +274,12 @@ def test_the_graph_with_classes(objective, kind, store, velocity, guidance, tmp_
             condition=flow.condition_kind,
         ).condition.labels.numpy()  # fmt: skip
         samples = np.load(paths.samples(d) / "teacher-heun-nfe005.npy")
+        assert np.array_equal(np.load(paths.samples(d) / "labels.npy"), asked)
+        assert (
+            json.loads((paths.samples(d) / "metadata.json").read_text())["condition"] == flow.condition_kind.describe()
+        )
+        judged = json.loads((paths.METRICS / f"{d}.json").read_text())["teacher-heun-nfe005"]
+        assert judged["asked_class_share"] == (modes_of(samples) == asked).mean()
         assert (modes_of(samples) == asked).mean() > 0.95
         if objective == "trajectory":
             stored = np.load(paths.trajectories(d) / "first.npy")[:, -1]

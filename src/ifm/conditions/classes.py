@@ -1,7 +1,7 @@
 """Class labels as the condition, with the guidance scale w where a network takes it as an input."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ifm.conditions.asking import numbers_of
 from ifm.conditions.base import Condition, ConditionKind, Labelled, register
 from ifm.dynamics.base import NoiseSource
 from ifm.errors import UserError
@@ -93,6 +94,10 @@ class Classes(ConditionKind):
             return None
         low, high = self.scale
         return low + (high - low) * generator.uniform()
+
+    def index(self, asked: int | str | Iterable[int | str]) -> list[int]:
+        """Class numbers of numbers, names, "all", "0-9", "3,5". Raises UserError (`ifm.conditions.asking`)."""
+        return numbers_of(asked, self.classes)
 
     def embedding(self, width: int) -> nn.Module:
         return ClassEmbedding(len(self.classes) + self.drops, width, scale=self.scale)

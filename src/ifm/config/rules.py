@@ -162,6 +162,7 @@ class Config(Section):
             raise ValueError("condition.kind: class needs labels; set data.label_column, or condition.kind to none")
         if self.guidance.kind != "none":
             check_guidance(self)
+        check_scales(self)
         return self
 
 
@@ -202,6 +203,20 @@ def check_guidance(config: Config) -> None:
                     f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity "
                     "to teacher"
                 )
+
+
+def check_scales(config: Config) -> None:
+    """Raises ValueError where samples are asked for at a guidance scale that there is none of."""
+    scale, asked, scales = config.guidance.scale, config.sample.guidance, config.evaluate.guidance_scales
+    if config.guidance.kind == "none":
+        for key, value in (("sample.guidance", asked), ("evaluate.guidance_scales", scales or None)):
+            if value is not None:
+                raise ValueError(f"{key} = {value} needs guidance, and guidance.kind is none; set it to cfg")
+    elif asked is not None:
+        low, high = scale if isinstance(scale, list) else (scale, scale)
+        if not low <= asked <= high:
+            takes = f"a range: {scale}" if isinstance(scale, list) else f"{scale} alone"
+            raise ValueError(f"sample.guidance = {asked}: the flow takes {takes} (guidance.scale); set it to null")
 
 
 def _has_labels(data: DataConfig) -> bool:

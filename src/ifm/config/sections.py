@@ -281,6 +281,7 @@ class SampleConfig(Section):
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
     flow_samplers: Annotated[list[Literal["selected", "anchor", "renoise", "chain"]], Distinct]
     grid_images: Count
+    guidance: NotNegative | None
     precision: Precision
 
 
@@ -308,6 +309,7 @@ class EvaluateConfig(Section):
     neighbours: Count
     neighbour_samples: Annotated[int, Field(ge=2)]
     sliced_projections: Count
+    guidance_scales: Annotated[list[NotNegative], Distinct]
     teacher_nfe: Annotated[list[Count], Field(min_length=1), Distinct]
 
     @model_validator(mode="after")
