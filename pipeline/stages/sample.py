@@ -73,7 +73,7 @@ def planned(stage: Stage, accelerator: Accelerator) -> Plan:
     w = None
     if guidance is not None:
         w = config.sample.guidance
-        w = w if w is not None else guidance.range[0] if guidance.range else guidance.scale
+        w = w if w is not None else kind.usual_scale if guidance.range else guidance.scale
         if teacher is not None:
             teacher = pretrained.guided(teacher, paths.teacher(d), replace(guidance, scale=w))
     for model in (teacher, flow):

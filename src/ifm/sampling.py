@@ -68,12 +68,12 @@ class Draws:
 def asked_of(kind: ConditionKind, members: range, *, seed: int, w: float | None = None) -> Condition:
     """What samples `members` are asked to be, drawn by the kind's law, on the host: of (seed, i) alone.
 
-    w: the guidance scale of all, where the kind has a range of it; None: the range's lower end.
+    w: the guidance scale of all, where the kind has a range of it; None: the usual one.
     """
     drawn = kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
     if kind.scale is None:
         return drawn
-    return replace(drawn, w=torch.full((len(drawn),), kind.scale[0] if w is None else w))
+    return replace(drawn, w=torch.full((len(drawn),), kind.usual_scale if w is None else w))
 
 
 @dataclass(frozen=True)

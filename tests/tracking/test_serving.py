@@ -142,6 +142,21 @@ def test_a_class_that_is_none_is_one_line(with_classes, served):
         served.predict({"n": 1, "class": "0"})
 
 
+def test_rows_may_ask_for_a_guidance_scale(with_classes, flow_folder: Path):
+    folder, model = flow_folder.parent / "scaled", serving.FlowModel()
+    kind = Classes(classes=["cat", "dog"], shares=[0.5, 0.5], drops=True, scale=[0.5, 4.0])
+    flow = small_flow(shape=(2,), condition=kind)
+    pretrained.save_model(flow, folder, record={"image_shape": [2]})
+    model.load_context(SimpleNamespace(artifacts={"flow": str(folder)}))
+    table = pd.DataFrame({"n": [2, 2, 2], "class": ["dog", None, "cat"], "guidance": [3.0, 2.0, np.nan]})
+    expected = [flow.sample(2, classes=1, guidance=3), flow.sample(2, guidance=2), flow.sample(2, classes=0)]
+    np.testing.assert_allclose(model.predict(None, table), np.concatenate(expected), atol=1e-5)
+    with pytest.raises(UserError, match="guidance 9 is outside the range"):
+        model.predict(None, pd.DataFrame([{"guidance": 1.0}, {"guidance": 9.0}]))
+    with pytest.raises(UserError, match="the flow has no guidance inside"):
+        with_classes[1].predict(None, pd.DataFrame([{"guidance": 2.0}]))
+
+
 def test_nothing_is_pickled(packaged: Path):
     for path in packaged.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":

@@ -101,6 +101,11 @@ class ConditionKind(ABC):
     def draw(self, *, generator: NoiseSource) -> Condition:
         """Conditions by the data's own law, one for each stream of the generator, on the host. w is even in `scale`."""
 
+    @property
+    def usual_scale(self) -> float | None:
+        """w of samples where none is asked for: 1, or the end of the range that is nearest to it."""
+        return None if self.scale is None else min(max(1.0, self.scale[0]), self.scale[1])
+
     def told_to(self, *, drops: bool, scale: tuple[float, float] | None) -> Self:
         """This kind as a network with other `drops` and `scale` takes it. Raises ValueError if it cannot be guided."""
         if scale is not None:

@@ -30,10 +30,11 @@ def package(model: Path, out: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from ifm.tracking.serving import CLASS, DEFAULTS
+    from ifm.tracking.serving import CLASS, DEFAULTS, GUIDANCE
 
-    # A model without classes has the column too: MLflow drops unknown columns without a word.
-    columns = {name: (DataType.long, value) for name, value in DEFAULTS.items()} | {CLASS: (DataType.string, None)}
+    # A model without classes has the last two as well: MLflow drops unknown columns without a word.
+    columns = {name: (DataType.long, value) for name, value in DEFAULTS.items()}
+    columns |= {CLASS: (DataType.string, None), GUIDANCE: (DataType.double, None)}
     shape = tuple(description["image_shape"])
     drawn = TensorSpec(np.dtype(modalities.of(shape).dtype), (-1, *shape), name=None)
     here = Path(__file__).parent

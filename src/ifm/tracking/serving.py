@@ -11,12 +11,13 @@ from mlflow.models import set_model
 
 from ifm import pretrained
 from ifm.sampling import SELECTED, draw_samples, flow_sampler
-from ifm.use.asked import class_numbers, condition_of
+from ifm.use.asked import check_guidance, class_numbers, condition_of
 
 BATCH = 256
 LIMITS = {"n": (1, 10_000), "seed": (0, 2**63 - 1), "steps": (1, 64)}
 DEFAULTS = {"n": 1, "seed": 0, "steps": 1}
 CLASS = "class"  # a number, a name, or several in turn, as text: "3", "cat", "0-9", "all"
+GUIDANCE = "guidance"  # the scale w, a number
 
 
 class FlowModel(mlflow.pyfunc.PythonModel):
@@ -32,18 +33,20 @@ class FlowModel(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
 
-        model_input: rows of n, seed, steps and class (MLflow makes a table of a dict or a list of them). Missing
-        values are taken from params. More than one step refines the estimate in the way that measured best, as the
-        flow records. class: as of `ifm sample --class`; where it is missing, drawn by the data's shares. All rows are
-        checked before the first is drawn.
+        model_input: rows of n, seed, steps, class and guidance (MLflow makes a table of a dict or a list of them).
+        Missing values are taken from params. More than one step refines the estimate in the way that measured best, as
+        the flow records. class, guidance: as of `ifm sample`; where a class is missing, drawn by the data's shares.
+        All rows are checked before the first is drawn.
         """
         rows = rows_of(model_input, params or {})
-        numbers = [class_numbers(self.flow, row.pop(CLASS)) for row in rows]
-        return np.concatenate([self._draw(**row, classes=own) for row, own in zip(rows, numbers, strict=True)])
+        for row in rows:
+            check_guidance(self.flow, row[GUIDANCE])
+            row["classes"] = class_numbers(self.flow, row.pop(CLASS))
+        return np.concatenate([self._draw(**row) for row in rows])
 
-    def _draw(self, *, n: int, seed: int, steps: int, classes: list[int] | None) -> np.ndarray:
+    def _draw(self, *, n: int, seed: int, steps: int, classes: list[int] | None, guidance: float | None) -> np.ndarray:
         sampler = flow_sampler(self.flow, kind=SELECTED, steps=steps)
-        asked = condition_of(self.flow, n, classes=classes)
+        asked = condition_of(self.flow, n, classes=classes, guidance=guidance, seed=seed)
         drawn = draw_samples(
             sampler,
             dynamics=self.flow.dynamics,
@@ -58,11 +61,11 @@ class FlowModel(mlflow.pyfunc.PythonModel):
 
 
 def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, Any]]:
-    """The request: a dict of n, seed, steps and class for each row. Raises ValueError that names a bad value."""
+    """The request: a dict of what `DEFAULTS`, CLASS and GUIDANCE name for each row. Raises ValueError."""
     rows = table.to_dict(orient="records") or [{}]
     return [
         {name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS}
-        | {CLASS: _given(row.get(CLASS), params.get(CLASS))}
+        | {name: _given(row.get(name), params.get(name)) for name in (CLASS, GUIDANCE)}
         for row in rows
     ]
 

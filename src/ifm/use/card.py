@@ -171,6 +171,7 @@ def _figure(row: Mapping[str, Any], key: str) -> str:
 def _facts(description: Mapping[str, Any]) -> str:
     facts = {f"dynamics: {key}": value for key, value in description["dynamics"].items()}
     facts |= {key: description[key] for key in FACTS if description.get(key) is not None}
+    facts |= {f"guidance: {key}": value for key, value in (description.get("guidance") or {}).items()}
     facts |= {f"evaluations: {n}": _sampler(entry) for n, entry in description.get(recorded.KEY, {}).items()}
     one = modalities.of(description).one if "image_shape" in description else "image"
     names = {key: key.replace("image", one) for key in facts}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ifm.errors import UserError
 from ifm.model import IntegrationFlow
 from ifm.pretrained import DESCRIPTION
+from ifm.random import Streams
 from ifm.sampling import Draws
 from ifm.use.drawing import data_shape
 
@@ -109,8 +110,10 @@ def check_packages(kind: str) -> None:
 
 
 def example_draws(flow: IntegrationFlow, size: int) -> Draws:
-    """What `size` samples start from."""
-    common = {"seed": 0, "device": torch.device("cpu"), "condition": flow.condition_kind}
+    """What `size` samples start from, their conditions as training draws them: with the guidance scale all over."""
+    kind = flow.condition_kind
+    condition = None if kind is None else kind.draw(generator=Streams(0, "condition", range(size)))
+    common = {"seed": 0, "device": torch.device("cpu"), "condition": condition}
     return Draws.of(flow.dynamics, data_shape(flow), range(size), **common)
 
 

@@ -13,7 +13,7 @@ from ifm.conditions.base import Condition
 from ifm.errors import UserError
 from ifm.exact import ExactTeacher
 from ifm.use import drawing, loading
-from ifm.use.asked import Asked, condition_of
+from ifm.use.asked import Asked, check_guidance, condition_of
 
 
 class _Loads:
@@ -42,14 +42,17 @@ class Teacher(_Loads, bare.Teacher):
         seed: int = 0,
         batch_size: int = 200,
         classes: Asked | None = None,
+        guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
         """uint8 [n, C, H, W], or points float32 [n, d], by Heun with `nfe` evaluations (odd): see `ifm.use.drawing`.
 
-        classes, condition: as of `IntegrationFlow.sample`.
+        classes, condition: as of `IntegrationFlow.sample`. guidance: D_0 + w (D_c - D_0) in place of D_c, by twice the
+        evaluations.
         """
-        how = drawing.choose(self, nfe=nfe)
-        condition = _one_of(condition, condition_of(self, n, classes=classes))
+        check_guidance(self, guidance)
+        how = drawing.choose(self, nfe=nfe, guidance=guidance)
+        condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
         return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
@@ -65,6 +68,7 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         sampler: str | None = None,
         batch_size: int = 200,
         classes: Asked | None = None,
+        guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
         """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
@@ -73,10 +77,11 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         model records (`ifm.steps.way_of`).
         classes: numbers or names, in turn where they are fewer than n, e.g. 3, "cat", "0-9", "all", [3, 5]; None: drawn
         by the data's shares where the model takes classes. Sample i starts from the same noise whichever it is.
-        condition: the same as an object, of each of the n samples. Raises UserError for classes that are not known.
+        guidance: the scale w of a flow that takes a range of it; None: 1, or the end of the range nearest to it.
+        condition: both as an object, of each of the n samples. Raises UserError for what the flow does not take.
         """
         how = drawing.choose(self, steps=steps, sampler=sampler)
-        condition = _one_of(condition, condition_of(self, n, classes=classes))
+        condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
         return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
@@ -101,7 +106,7 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
 
 def _one_of(condition: Condition | None, asked: Condition | None) -> Condition | None:
     if condition is not None and asked is not None:
-        raise ValueError("classes and condition say the same; give one of them")
+        raise ValueError("condition says what classes and guidance say; give the one or the others")
     return asked if condition is None else condition
 
 

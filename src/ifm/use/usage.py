@@ -25,6 +25,7 @@ from ifm import IntegrationFlow
 images = IntegrationFlow.from_pretrained("{id}").sample({asked})  # uint8 [{n}, C, H, W]
 ```"""
 PIPE_CLASSES = "images = pipe(batch_size={n}, class_labels=[0]).images  # numbers or names in turn, else by shares\n"
+PIPE_SCALE = "images = pipe(batch_size={n}, class_labels=[0], guidance_scale={w:g}).images\n"
 ONNX = """```python
 import numpy as np, onnxruntime
 
@@ -45,12 +46,10 @@ def code(form: str, flow: IntegrationFlow, *, where: str) -> str:
     """Markdown. form: of `ifm export --format`; where: the folder or Hub id that holds the files."""
     if form == "diffusers":
         has_classes = isinstance(flow.condition_kind, Classes)
-        return DIFFUSERS.format(
-            id=where,
-            n=N,
-            classes=PIPE_CLASSES.format(n=N) if has_classes else "",
-            asked=f"{N}, classes=0" if has_classes else N,
-        )
+        scale = flow.condition_kind.scale if has_classes else None
+        lines = PIPE_CLASSES.format(n=N) if has_classes else ""
+        lines += "" if scale is None else PIPE_SCALE.format(n=N, w=scale[1])
+        return DIFFUSERS.format(id=where, n=N, classes=lines, asked=f"{N}, classes=0" if has_classes else N)
     names, modality = list(named_example(flow, 1)), modalities.of(data_shape(flow))
     made = _inputs(flow, "numpy" if form == "onnx" else "torch")
     return {"onnx": ONNX, "pt2": PT2}[form].format(
@@ -75,4 +74,8 @@ def _inputs(flow: IntegrationFlow, library: str) -> dict[str, str]:
     if isinstance(flow.condition_kind, Classes):
         short = "np" if library == "numpy" else "torch"
         found["class_labels"] = f"{short}.arange({N}) % {len(flow.condition_kind.classes)}  # int64: classes in turn"
+        low, high = flow.condition_kind.scale or (1, 1)
+        w = flow.condition_kind.usual_scale
+        full = "np.full({}, {}, np.float32)" if library == "numpy" else "torch.full(({},), {})"
+        found["guidance"] = f"{full.format(N, w)}  # from {low:g} to {high:g}"
     return found
