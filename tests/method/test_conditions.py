@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from ifm.random import EndlessShuffle, Streams
 from ifm.sampling import Draws, draw_samples, flow_sampler
 from ifm.solver import solve_ode
 from pipeline.runner import paths
-from pipeline.stages import diagnose
+from pipeline.stages import diagnose, report, track
 from tests.support.small_models import NETWORK
 from tests.support.stages import points, run_graph
 
@@ -239,6 +240,35 @@ def modes_of(samples):
     return np.linalg.norm(samples[:, None] - centres, axis=2).argmin(axis=1)
 
 
+SCALES = [1.0, 2.0, 4.0]  # a flow of [1, 3] takes the first two
+
+
+def check_scales(d, *, count):
+    """What is drawn and found at other guidance scales: of the flow where it takes them, of the teacher at all."""
+    folder = paths.samples(d)
+    told = json.loads((folder / "metadata.json").read_text())
+    assert told["guidance"] == 1.0
+    assert not (folder / "w.npy").exists()
+    drawn = {(s["model"], s["guidance"]) for s in told["guided"]}
+    assert drawn == {("flow", 1.0), ("flow", 2.0), *(("teacher", w) for w in SCALES)}
+    at_own, at_one = (np.load(folder / f"flow-one_step-nfe001{end}.npy") for end in ("", "-w1"))
+    assert np.array_equal(at_own, at_one)
+    row = json.loads((paths.METRICS / f"{d}.json").read_text())["flow-one_step-nfe001"]
+    models = [s["model"] for s in row["guided"]]
+    assert models == ["flow-w1", "flow-w2", "teacher-w1", "teacher-w2", "teacher-w4"]
+    assert row["guided"][0]["asked_class_share"] == row["asked_class_share"]
+    summary = pd.read_csv(paths.REPORTS / "summary.csv")
+    assert set(summary.model) == {"teacher", "flow", *models}
+    assert summary[summary.model.isin(models)].seconds_per_image.notna().all()
+    assert len(np.load(folder / "teacher-heun-nfe005-w4.npy")) == count
+    page = (paths.REPORTS / "index.html").read_text()
+    assert "<h2>Guidance</h2>" in page
+    tracked = track.final_figures(
+        {d: json.loads((paths.METRICS / f"{d}.json").read_text()), "diagnostics": {}, "reference": {}}, [d]
+    )
+    assert tracked[f"asked_class_share/{d}-flow-w2-1nfe"] == row["guided"][1]["asked_class_share"]
+
+
 @pytest.mark.parametrize(
     ("objective", "kind", "store", "velocity", "guidance"),
     [("trajectory", "exact", "disk", "reference", {"kind": "cfg", "scale": [1.0, 3.0], "interval": [0.1, 5.0]}),
@@ -254,9 +284,12 @@ def test_the_graph_with_classes(objective, kind, store, velocity, guidance, tmp_
         condition__kind="class", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
         trajectories__store=store, anchor__policy="self", dynamics=["trig"] if objective == "data" else ["ve"],
         flow__velocity=velocity, **{f"guidance__{key}": value for key, value in guidance.items()},
+        evaluate__guidance_scales=SCALES if "interval" in guidance else [],
     )  # fmt: skip
     (d,) = values["dynamics"]
-    run_graph(values, up_to=diagnose)
+    run_graph(values, up_to=report if "interval" in guidance else diagnose)
+    if "interval" in guidance:
+        check_scales(d, count=values["sample"]["count"])
     for folder in (paths.teacher(d), paths.flow(d)):
         assert json.loads(next(Path(folder).glob("*.json")).read_text())
     flow, teacher = pretrained.load_flow(paths.flow(d)), pretrained.load_teacher(paths.teacher(d))
