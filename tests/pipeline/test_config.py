@@ -339,7 +339,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
     words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
     expected = {
         "x": words,
-        "[]": {"sample.flow_samplers"},
+        "[]": {"sample.flow_samplers", "evaluate.guidance_scales"},
         "{}": set(),
         "-1": {
             f"ode.{k}"
@@ -354,7 +354,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "None": nullable
         | paths
         | {"flow.huber_c", "flow.phases", "trajectories.rho", "evaluate.weights_sha256"}
-        | {"guidance.interval", "guidance.weaker"},
+        | {"guidance.interval", "guidance.weaker", "sample.guidance"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]
