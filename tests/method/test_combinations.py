@@ -35,7 +35,7 @@ TINY = {
     "trajectories": {"count": 8, "batch_size": 8, "shard_size": 8, "solver_steps": 6},
     "select": {"count": 0},  # no reference is made
     "sample": {"count": 8, "batch_size": 8, "seeds": 1, "flow_steps": [1, 2], "grid_images": 4},
-    "evaluate": {"teacher_nfe": [1, 3], "neighbours": 3},
+    "evaluate": {"teacher_nfe": [1, 3], "neighbours": 3, "guidance_scales": []},
 }  # fmt: skip
 
 
@@ -74,10 +74,14 @@ def write_data(config) -> None:
     shape = (16, config.data.channels, config.data.image_size, config.data.image_size)
     paths.PROCESSED.mkdir(parents=True)
     np.save(paths.PROCESSED / "train-00000.npy", np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    classes, counts = None, None
+    if config.condition.kind == "class":
+        classes, counts = ["odd", "even"], [8, 8]
+        np.save(paths.PROCESSED / "train-labels.npy", np.arange(16) % 2)
     ProcessedMetadata(
-        source="digits", name=None, image_size=shape[-1], channels=shape[1], classes=None,
+        source="digits", name=None, image_size=shape[-1], channels=shape[1], classes=classes,
         random_flip=config.data.random_flip, mean=[0.0] * shape[1], std=[1.0] * shape[1],
-        splits={"train": ProcessedSplit(count=16, shards=["train-00000.npy"], class_counts=None, sha256="0")},
+        splits={"train": ProcessedSplit(count=16, shards=["train-00000.npy"], class_counts=counts, sha256="0")},
     ).write(paths.PROCESSED)  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from ifm.errors import UserError
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 VALUES = read_params(PARAMS)
 VALUES["flow"]["objective"] = "trajectory"  # one objective, which the cases below change
+LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 1.5}
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +236,19 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "flow.init: teacher needs a network to start from, and teacher.kind: exact has none; "
             "set flow.init to scratch",
         ),
+        (
+            {"evaluate.guidance_scales": [2.0]},
+            "evaluate.guidance_scales = [2.0] needs guidance, and guidance.kind is none; set it to cfg",
+        ),
+        ({"sample.guidance": 2}, "sample.guidance = 2.0 needs guidance, and guidance.kind is none; set it to cfg"),
+        (
+            {**LED, "sample.guidance": 2.0},
+            "sample.guidance = 2.0: the flow takes 1.5 alone (guidance.scale); set it to null",
+        ),
+        (
+            {**LED, "guidance.scale": [1.0, 3.0], "sample.guidance": 4.0},
+            "sample.guidance = 4.0: the flow takes a range: [1.0, 3.0] (guidance.scale); set it to null",
+        ),
     ],
 )
 def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
@@ -264,6 +278,8 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
         {"flow.objective": "interval", "flow.init": "scratch", "sample.flow_samplers": ["chain"]},
         {"flow.objective": ["trajectory", "consistency"]},
+        {**LED, "sample.guidance": 1.5, "evaluate.guidance_scales": [0.0, 4.0]},
+        {**LED, "guidance.scale": [1.0, 3.0], "sample.guidance": 3.0},
     ],
 )
 def test_values_at_the_edge_of_what_fits(changes: dict[str, Any]):
@@ -318,7 +334,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
     words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
     expected = {
         "x": words,
-        "[]": {"sample.flow_samplers"},
+        "[]": {"sample.flow_samplers", "evaluate.guidance_scales"},
         "{}": set(),
         "-1": {
             f"ode.{k}"
@@ -330,7 +346,10 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
                 "trig.log_time_mean",
             )
         },
-        "None": nullable | paths | {"flow.huber_c", "trajectories.rho", "evaluate.weights_sha256"},
+        "None": nullable
+        | paths
+        | {"flow.huber_c", "trajectories.rho", "evaluate.weights_sha256"}
+        | {"guidance.interval", "guidance.weaker", "sample.guidance"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

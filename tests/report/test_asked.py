@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 
 from ifm.report.asked import asked
@@ -28,6 +29,9 @@ def report(**changes):
     summary = summary_of("ve", "rf")
     flow = (summary["model"] == "flow") & (summary["sampler"] == "one_step")
     summary.loc[flow, ["asked_class_share", "asked_class_share_sd", "fid_within_classes"]] = [0.9712, 0.0032, 12.3]
+    first = summary[flow].head(1)
+    more = [first.assign(model=f"flow-w{w}", fid=7654.3) for w in (2, 4)]
+    summary = pd.concat([summary, *more], ignore_index=True)
     found = {
         "ve": AskedClasses(pictures(0)[0][1], [0.97] * 9 + [None], [12.3] * 10, guided()),
         "rf": AskedClasses(b"", [0.9] * 10, None, guided(2.0)),
@@ -47,6 +51,7 @@ def test_the_page_shows_what_was_asked():
     rows = re.findall(r'<td data-head="Model">(.*?)</td><td class="n" data-head="w">(.*?)</td>', section)
     assert rows[:6] == [("flow, 1 step", w) for w in "124"] + [("teacher, 9 NFE", w) for w in "124"]
     assert page == render(report())
+    assert page.count("7654.3") == page.count('data-key="7654.3"') == 2  # in the table of all rows, and nowhere else
 
 
 def test_a_page_without_classes_asked_for_is_what_it_was():

@@ -258,6 +258,8 @@ def test_a_teacher_is_led_by_its_own_no_class(tmp_path):
         asked = ClassLabels(torch.tensor([2, 2, 2]))
         expected = solve_ode(D_w, x_T, dynamics=teacher.dynamics, times=times, condition=asked)
     np.testing.assert_allclose(teacher.sample(3, **given, classes=2, guidance=3), expected.numpy(), atol=1e-5)
+    teacher.train().sample(1, classes=2, guidance=3)
+    assert teacher.training
     save_model(teacher, tmp_path / "t", record={})
     main(["sample", "--model", f"{tmp_path}/t", "--nfe", "5", "--seed", "1", "--n", "3", "--class", "owl", "--device",
           "cpu", "--guidance", "3", "--out", f"{tmp_path}/a.npy"])  # fmt: skip

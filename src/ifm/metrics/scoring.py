@@ -128,6 +128,7 @@ def _evaluate_config(request: Request, made: Mapping[str, Any]) -> EvaluateConfi
         neighbours=how.neighbours,
         neighbour_samples=how.neighbour_samples,
         sliced_projections=how.sliced_projections,
+        guidance_scales=[],
         teacher_nfe=[1],
     )
 

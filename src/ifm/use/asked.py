@@ -36,7 +36,7 @@ def check_guidance(model: "Model", guidance: float | None) -> None:
     """Raises UserError in one line for a guidance scale that the model does not take.
 
     A flow takes those of the range that it was trained for, or the one that it has inside; a teacher any, if it knows
-    no class too.
+    "no class" too.
     """
     if guidance is None:
         return
@@ -77,4 +77,4 @@ def led(model: "Model", guidance: float | None) -> "Model | Guided":
     """A teacher as it is sampled with guidance, at two evaluations in place of one; any other model itself."""
     if guidance is None or guidance == 1 or isinstance(model, IntegrationFlow):
         return model
-    return Guided(model, model.condition_kind, w=float(guidance)).eval()
+    return Guided(model, model.condition_kind, w=float(guidance))

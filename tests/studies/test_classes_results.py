@@ -1,0 +1,82 @@
+"""Finished runs by class become one file, and the tables of docs/classes.md."""
+
+import pandas as pd
+import pytest
+
+from ifm.errors import UserError
+from ifm.report.summary import summary_columns
+from pipeline.tools import classes_results
+from pipeline.tools.comparison import Side
+
+
+def side(*, seed=0, kind="class", phases=None):
+    """A run of one dynamics: a teacher at two NFE, the flow in one and two steps, and in one step and at w = 2."""
+    common = {"data": "digits", "extractor": "classifier", "dynamics": "ve", "seed": seed, "anchor": ""}
+    flow = {**common, "objective": "trajectory"}
+    rows = [
+        {**common, "objective": "", "model": "teacher", "sampler": "heun", "nfe": 9, "fid": 2.0},
+        {**common, "objective": "", "model": "teacher", "sampler": "heun", "nfe": 17, "fid": 1.0 + seed},
+        {
+            **flow,
+            "model": "flow",
+            "sampler": "one_step",
+            "nfe": 1,
+            "fid": 1.5,
+            "recall": 0.9,
+            "asked_class_share": 0.98,
+        },
+        {**flow, "model": "flow", "sampler": "selected", "nfe": 2, "fid": 1.2},
+        {**common, "objective": "", "model": "data", "sampler": "test", "nfe": 0, "fid": 0.5},
+    ]
+    if kind == "class":
+        rows.append(
+            {**flow, "model": "flow-w2", "sampler": "one_step", "nfe": 1, "fid": 1.8, "asked_class_share": 0.99}
+        )
+        rows.append({**common, "objective": "", "model": "teacher-w2", "sampler": "heun", "nfe": 9, "fid": 1.9})
+    params = {"condition": {"kind": kind}, "flow": {"phases": phases}}
+    summary = pd.DataFrame(rows).reindex(columns=summary_columns())
+    return Side("x", "c0", "", "", "experiment", summary, params=params)
+
+
+def test_rows_are_the_flow_in_one_step_the_best_teacher_and_other_scales():
+    found = classes_results.table(classes_results.rows_of(side()))
+    assert list(found) == list(classes_results.COLUMNS)
+    fids = found[found.metric == "fid"]
+    assert {(r.model, r.nfe, r.value) for r in fids.itertuples()} == {
+        ("flow", 1, 1.5), ("flow-w2", 1, 1.8), ("teacher", 17, 1.0), ("teacher-w2", 9, 1.9),
+    }  # fmt: skip
+    assert set(found[found.model == "flow"].metric) == {"asked_class_share", "fid", "recall"}
+    assert found[found.model == "flow"].objective.unique().tolist() == ["trajectory"]
+    assert found[found.model == "teacher"].objective.unique().tolist() == [""]
+
+
+def test_a_run_without_classes_and_one_in_phases_are_named():
+    found = pd.DataFrame(classes_results.rows_of(side(kind="none", phases=["trajectory", "consistency"])))
+    assert set(found.model) == {"flow-unconditional", "teacher-unconditional"}
+    assert set(found.objective) == {"trajectory+consistency", ""}
+
+
+def test_the_file_does_not_depend_on_the_order_of_runs_and_none_counts_twice():
+    runs = [side(seed=seed) for seed in (0, 1)]
+    one, other = (
+        classes_results.table(row for run in order for row in classes_results.rows_of(run))
+        for order in (runs, runs[::-1])
+    )
+    assert one.to_csv() == other.to_csv()
+    with pytest.raises(UserError, match="ve, teacher, seed 0: two states have it"):
+        classes_results.table(2 * classes_results.rows_of(runs[0]))
+
+
+def test_docs_have_means_over_seeds_between_their_marks(tmp_path, monkeypatch):
+    page = tmp_path / "classes.md"
+    mark = classes_results.MARK
+    page.write_text(f"before\n{mark}\nold\n{mark}\nafter\n")
+    monkeypatch.setattr(classes_results, "PAGE", page)
+    found = classes_results.table(row for seed in (0, 1) for row in classes_results.rows_of(side(seed=seed)))
+    found.to_csv(tmp_path / "classes.csv", index=False)
+    classes_results.write_docs(pd.read_csv(tmp_path / "classes.csv"))
+    text = page.read_text()
+    assert text.startswith(f"before\n{mark}\n| data |")
+    assert text.endswith(f"Means ± standard deviations over 2 training seeds.\n{mark}\nafter\n")
+    assert "| digits | ve |  | teacher | 9, 17 |" in text  # seed 1's best is at 9
+    assert "| 1.500 ± 0.000 |" in text
