@@ -101,7 +101,9 @@ class Config(Section):
                 f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
                 "classifier, or lower data.image_size"
             )
-        if self.teacher.kind != "network" and self.flow.init == "teacher":
+        if self.teacher.kind == "pretrained":
+            _takes_a_public_model(self)
+        if self.teacher.kind not in ("network", "pretrained") and self.flow.init == "teacher":
             raise ValueError(
                 f"flow.init: teacher needs a network to start from, and teacher.kind: {self.teacher.kind} has none; "
                 "set flow.init to scratch"
@@ -159,6 +161,30 @@ class Config(Section):
         if self.condition.kind == "classes" and not _has_labels(self.data):
             raise ValueError("condition.kind: classes needs labels; set data.label_column, or condition.kind to none")
         return self
+
+
+def _takes_a_public_model(config: Config) -> None:
+    """Raises ValueError for what does not go with teacher.kind: pretrained."""
+    if config.data.modality.name != "images":
+        raise ValueError(f"teacher.kind: pretrained is for images, and data.source is {config.data.source}")
+    for name in config.dynamics:
+        if not DYNAMICS[name].gaussian:
+            others = ", ".join(other for other, entry in DYNAMICS.items() if entry.gaussian)
+            raise ValueError(
+                f"dynamics: {name} does not fit teacher.kind: pretrained: public models learn Gaussian noise, whose "
+                f"posterior mean is another function; take {name} out of the list ({others} fit)"
+            )
+    if config.flow.init != "teacher":
+        return
+    for key, value, fits in (
+        ("flow.scheme", config.flow.scheme, "edm"),
+        ("anchor.input", config.anchor.input, "channels"),
+    ):
+        if value != fits:
+            raise ValueError(
+                f"{key}: {value} does not fit flow.init: teacher with teacher.kind: pretrained; use {fits}, or set "
+                "flow.init to scratch"
+            )
 
 
 def _has_labels(data: DataConfig) -> bool:
