@@ -1,5 +1,6 @@
 """Folders of diffusers: where a model and its scheduler lie, and what is read of them. safetensors only, no code."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ifm.adapters import MODELS, SCHEDULERS, entry_of
 from ifm.errors import UserError, in_a_line
-from ifm.files import read_json
 
 if TYPE_CHECKING:
     from ifm.adapters.network import AdaptedNetwork
@@ -79,7 +79,10 @@ def _model_folder(folder: Path) -> Path | None:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    found = read_json(file)
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not valid JSON ({in_a_line(error)})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file.name} must be an object of JSON, got {type(found).__name__}")
     return found
