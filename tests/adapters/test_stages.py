@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from ifm import pretrained
@@ -72,3 +74,49 @@ def test_a_public_model_becomes_a_one_step_one(tmp_path, monkeypatch):
     DDPMPipeline(small_unet(sample_size=16), DDPMScheduler()).save_pretrained("public")
     with pytest.raises(UserError, match="'public': is for 16 x 16 pixels, the data have 8 x 8"):
         run_stage(teacher, values, "ve")
+
+
+FORMS = {  # of the published networks, at a size that a test can pay
+    "ddpm-cifar10": {
+        "block_out_channels": (8, 16, 16, 16),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    },
+    "ddpm-celebahq": {
+        "block_out_channels": (8, 8, 16, 16),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_presets_run_on_stand_ins(name, tmp_path, monkeypatch):
+    """A bare folder, as on the Hub, in the preset's precision; images are the digits in three channels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    small_unet(in_channels=3, out_channels=3, **FORMS[name]).save_pretrained("public")
+    DDPMScheduler(variance_type="fixed_large").save_pretrained("public")
+    text = preset.apply(name, TEXT, data="images" if name == "ddpm-celebahq" else None)
+    data = {"source": "digits", "name": None, "path": None, "label_column": "label", "test_split": None}
+    data |= {"image_size": 8, "channels": 3}
+    small = {"flow.warmup_steps": 1, "trajectories.count": 16, "trajectories.solver_steps": 5, "flow.batch_size": 4}
+    small |= {"flow.steps": 2, "flow.log_every": 1, "flow.checkpoint_every": 2, "teacher.path": "public"}
+    small |= {f"data.{key}": value for key, value in data.items()}
+    small |= {"evaluate.extractor": "pixels", "dynamics": ["ve"]}
+    values = changed(preset.parse_yaml(text), small)
+    assert (values["teacher"]["kind"], values["flow"]["precision"]) == ("pretrained", "bf16")
+    for module in (fetch, preprocess):
+        run_stage(module, values)
+    for module in (teacher, trajectories, flow):
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+        run_stage(module, values, "ve")
+    x_T = values["ode"]["ve"]["t_max"] * torch.randn(2, 3, 8, 8)
+    made = pretrained.load_flow(Path("models/trained/ve"))
+    x_0_hat = made(x_T, torch.full((2,), values["ode"]["ve"]["t_max"]), x_anchor=torch.randn(2, 3, 8, 8))
+    assert bool(x_0_hat.isfinite().all())
