@@ -48,15 +48,16 @@ class AdaptedNetwork(Network):
         clock: str,
         takes_anchor: bool = False,
         top: float | None = None,
+        clips: bool = True,
         condition: ConditionKind | None = None,
     ) -> None:
         """scheduler: the content of scheduler_config.json; shape: (C, H, W) of the data; top: a noise level above which
-        the model is not asked either (see `for_flow`).
+        the model is not asked either; clips: whether clip_sample holds (see `for_flow`).
         """
         super().__init__()
         self.model, self.scheduler = model, dict(scheduler)
         self.schedule, self.prediction = schedules.read(scheduler)
-        self.clip = schedules.clip_of(scheduler)
+        self.clips, self.clip = clips, schedules.clip_of(scheduler) if clips else None
         self.shape, self.sigma_data, self.clock, self.top = tuple(shape), sigma_data, clock, top
         self.takes_anchor, self.condition_kind = takes_anchor, condition
         self.entry = entry_of(MODELS, type(model).__name__, what="the model")
@@ -107,13 +108,15 @@ class AdaptedNetwork(Network):
         return self.model(self.cast(x), self.schedule.time(phi), return_dict=False, **told)[0][:, : self.shape[0]]
 
     def for_flow(self, *, takes_anchor: bool, top: float | None) -> "AdaptedNetwork":
-        """A network with these weights for a flow; the anchor's channels start small (`Network.start_from`)."""
+        """A network with these weights for a flow; the anchor's channels start small (`Network.start_from`).
+
+        It does not clip: what is trained needs a gradient where x_0_hat is out of range too.
+        """
         config = dict(self.model.config)
         config["out_channels"] = config["out_channels"] or config["in_channels"]
         config["in_channels"] = self.shape[0] * (2 if takes_anchor else 1)
-        made = AdaptedNetwork(
-            silent(type(self.model).from_config(config)), takes_anchor=takes_anchor, top=top, **self._around()
-        )
+        own = {"takes_anchor": takes_anchor, "top": top, "clips": False}
+        made = AdaptedNetwork(silent(type(self.model).from_config(config)), **own, **self._around())
         made.start_from(self)
         return made
 
@@ -136,7 +139,12 @@ class AdaptedNetwork(Network):
         """
         config = {key: value for key, value in self.model.config.items() if not key.startswith("_")}
         told = self._around() | {"shape": list(self.shape), "condition": described(self.condition_kind)}
-        told |= {"_class_name": self.class_names[0], "takes_anchor": self.takes_anchor, "top": self.top}
+        told |= {
+            "_class_name": self.class_names[0],
+            "takes_anchor": self.takes_anchor,
+            "top": self.top,
+            "clips": self.clips,
+        }
         told["model"] = {"_class_name": type(self.model).__name__, **config}
         write_json(folder / CONFIG, told)
         save_file(
