@@ -113,7 +113,7 @@ def test_a_transformer_with_classes_and_a_learned_variance(tmp_path):
     labels = ClassLabels(torch.tensor([0, 1, 2]))
     assert torch.equal(asked(told, condition=labels), asked(told, condition=labels))  # no label is dropped at random
     assert not torch.equal(asked(told, condition=labels), asked(free))
-    assert torch.equal(asked(told, condition=ClassLabels(torch.tensor([3, 3, 3]))), asked(free))
+    assert torch.equal(asked(told, condition=kind.none(3)), asked(free))
     flow = told.for_flow(takes_anchor=True, top=None)
     assert flow(torch.cat([X_T, X_T], dim=1), T.log() / 4, condition=labels).shape == X_T.shape
     with pytest.raises(UserError, match=r"^m: has 3 classes, the data have 2"):
@@ -122,10 +122,14 @@ def test_a_transformer_with_classes_and_a_learned_variance(tmp_path):
 
 def test_a_model_that_needs_classes(tmp_path):
     DDPMPipeline(small_unet(num_class_embeds=10), DDPMScheduler()).save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match=r"wants one of 10 classes for each image; set condition.kind: classes"):
+    with pytest.raises(UserError, match=r"wants one of 10 classes for each image; set condition.kind: class"):
         read(tmp_path / "m")
     kind = Classes(classes=list("abcdefghij"), shares=[0.1] * 10)
     told = ClassLabels(torch.tensor([0, 4, 9]))
+    with pytest.raises(UserError, match="has 10 classes, the data have 10, and one more stands for none"):
+        read(tmp_path / "m", condition=kind.told_to(drops=True, scale=None))
+    nine = Classes(classes=list("abcdefghi"), shares=[1 / 9] * 9, drops=True)
+    assert asked(read(tmp_path / "m", condition=nine), condition=nine.none(3)).shape == X_T.shape
     assert asked(read(tmp_path / "m", condition=kind), condition=told).shape == X_T.shape
     DDPMPipeline(small_unet(), DDPMScheduler()).save_pretrained(tmp_path / "plain")
     with pytest.raises(UserError, match="has no classes, the data have 10"):

@@ -66,7 +66,7 @@ def test_a_kind_is_made_again_from_what_it_says():
     again = conditions.build(json.loads(json.dumps(THREE.describe())))
     assert again.describe() == THREE.describe()
     assert conditions.build(None) is None
-    with pytest.raises(ValueError, match="unknown condition 'x'; known: classes"):
+    with pytest.raises(ValueError, match="unknown condition 'x'; known: class"):
         conditions.build({"kind": "x"})
     given = labels(0, 2)
     assert torch.equal(THREE.of_tensors(given.tensors()).labels, given.labels)
@@ -79,8 +79,8 @@ def test_a_data_set_without_labels_has_no_classes():
     class Unlabelled:
         labels, classes = None, None
 
-    with pytest.raises(UserError, match=r"condition\.kind: classes needs labels, and the data set has none"):
-        conditions.of_data("classes", Unlabelled)
+    with pytest.raises(UserError, match=r"condition\.kind: class needs labels, and the data set has none"):
+        conditions.of_data("class", Unlabelled)
     assert conditions.of_data("none", Unlabelled) is None
 
 
@@ -93,7 +93,7 @@ def test_a_network_hears_its_condition_and_says_where_it_is_missing(kind, shape,
     found = F(x, c, *end, condition=labels(0, 2, 1))
     assert not torch.allclose(found, F(x, c, *end, condition=labels(0, 0, 1)))
     assert torch.equal(found[2:], F(x, c, *end, condition=labels(1, 1, 1))[2:])
-    with pytest.raises(ValueError, match="this network needs classes"):
+    with pytest.raises(ValueError, match="this network needs a class"):
         F(x, c, *end)
     with pytest.raises(ValueError, match="this network takes no condition"):
         network(kind, shape, two_times=two_times)(x, c, *end, condition=labels(0, 0, 0))
@@ -240,17 +240,20 @@ def modes_of(samples):
 
 
 @pytest.mark.parametrize(
-    ("objective", "kind", "store"),
-    [("trajectory", "exact", "disk"), ("trajectory", "network", "none"), ("data", "network", "disk"),
-     ("consistency", "exact", "disk"), ("interval", "network", "disk")],
+    ("objective", "kind", "store", "velocity", "guidance"),
+    [("trajectory", "exact", "disk", "reference", {"kind": "cfg", "scale": [1.0, 3.0], "interval": [0.1, 5.0]}),
+     ("trajectory", "network", "none", "reference", {"kind": "autoguidance", "scale": 2.0, "weaker": 0.5}),
+     ("data", "network", "disk", "teacher", {"kind": "cfg", "scale": 2.0}),
+     ("consistency", "exact", "disk", "reference", {"kind": "none"}),
+     ("interval", "network", "disk", "pair", {"kind": "cfg", "scale": [1.0, 3.0]})],
 )  # fmt: skip
-def test_the_graph_with_classes(objective, kind, store, tmp_path, monkeypatch):
+def test_the_graph_with_classes(objective, kind, store, velocity, guidance, tmp_path, monkeypatch):
     """Every stage on points that are told their mode; an exact teacher's samples lie in the mode that was asked for."""
     monkeypatch.chdir(tmp_path)
     values = points(
-        condition__kind="classes", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
+        condition__kind="class", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
         trajectories__store=store, anchor__policy="self", dynamics=["trig"] if objective == "data" else ["ve"],
-        flow__velocity="teacher" if objective == "interval" else "reference",
+        flow__velocity=velocity, **{f"guidance__{key}": value for key, value in guidance.items()},
     )  # fmt: skip
     (d,) = values["dynamics"]
     run_graph(values, up_to=diagnose)
@@ -262,6 +265,9 @@ def test_the_graph_with_classes(objective, kind, store, tmp_path, monkeypatch):
     if objective == "trajectory":
         assert metadata["condition"] == flow.condition_kind.describe()
         assert (paths.trajectories(d) / "conditions.safetensors").is_file() == (store == "disk")
+        assert metadata["guidance"] == flow.guidance
+    assert (flow.guidance or {"kind": "none"})["kind"] == guidance["kind"]
+    assert (paths.teacher(d) / "weaker").is_dir() == ("weaker" in guidance)
     if kind == "exact":
         asked = Draws.of(
             flow.dynamics, (2,), range(100), seed=values["seed"], device=torch.device("cpu"),
@@ -279,7 +285,7 @@ def test_a_trained_flow_goes_where_it_is_told(tmp_path, monkeypatch):
     """Eight modes, an exact teacher, 600 steps of a small network: one evaluation ends in the mode asked for."""
     monkeypatch.chdir(tmp_path)
     values = points(
-        condition__kind="classes", teacher__kind="exact", flow__init="scratch",
+        condition__kind="class", teacher__kind="exact", flow__init="scratch",
         flow__steps=600, flow__batch_size=64, flow__lr=3e-3, flow__checkpoint_every=600, flow__log_every=100,
         network__mlp={"width": 64, "layers": 2}, trajectories__count=1024, trajectories__shard_size=1024,
         trajectories__batch_size=256, trajectories__solver_steps=9, dynamics=["trig"], anchor__policy="none",

@@ -295,7 +295,7 @@ def test_a_data_source(tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "ring", Source("ring", ring, modality="points", labelled=True, columns=False))
     monkeypatch.chdir(tmp_path)
     run_graph(points(
-        dynamics=["ve"], data__source="ring", condition__kind="classes", teacher__kind="exact", flow__init="scratch",
+        dynamics=["ve"], data__source="ring", condition__kind="class", teacher__kind="exact", flow__init="scratch",
     ))  # fmt: skip
     assert set(pd.read_csv("reports/summary.csv").data) == {"ring"}
     assert pretrained.load_flow(paths.flow("ve")).condition_kind.classes == ["upper", "lower"]

@@ -196,10 +196,14 @@ def check_model(
     if config.get("class_embed_type") is not None:
         raise ValueError(f"embeds a condition by {config['class_embed_type']}; numbers of classes are read")
     if condition is None and classes is not None and not entry.null_class:
-        raise ValueError(f"wants one of {classes} classes for each image; set condition.kind: classes")
-    if condition is not None and classes != len(condition.options.get("classes", ())):
+        raise ValueError(f"wants one of {classes} classes for each image; set condition.kind: class")
+    if condition is None:
+        return
+    theirs, drops = len(condition.options["classes"]), condition.options["drops"]
+    if classes != theirs + (drops and not entry.null_class):
         told = f"has {classes} classes" if classes else "has no classes"
-        raise ValueError(f"{told}, the data have {len(condition.options.get('classes', ()))}; see condition.kind")
+        and_none = ", and one more stands for none (condition.drop_probability)" if drops else ""
+        raise ValueError(f"{told}, the data have {theirs}{and_none}; see condition.kind")
 
 
 def silent(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from ifm.config.sections import (
     DiagnoseConfig,
     EvaluateConfig,
     FlowConfig,
+    GuidanceConfig,
     NetworkConfig,
     OdeConfig,
     SampleConfig,
@@ -35,6 +36,7 @@ class Config(Section):
     dynamics: Annotated[list[Annotated[str, NameOf(DYNAMICS)]], Field(min_length=1), Distinct]
     data: DataConfig
     condition: ConditionConfig
+    guidance: GuidanceConfig
     ode: OdeConfig
     network: NetworkConfig
     teacher: TeacherConfig
@@ -158,8 +160,10 @@ class Config(Section):
             raise ValueError(
                 f"sample.flow_samplers: chain goes through sub-intervals, which flow.objective: {able} alone learns"
             )
-        if self.condition.kind == "classes" and not _has_labels(self.data):
-            raise ValueError("condition.kind: classes needs labels; set data.label_column, or condition.kind to none")
+        if self.condition.kind == "class" and not _has_labels(self.data):
+            raise ValueError("condition.kind: class needs labels; set data.label_column, or condition.kind to none")
+        if self.guidance.kind != "none":
+            check_guidance(self)
         return self
 
 
@@ -176,6 +180,11 @@ def _takes_a_public_model(config: Config) -> None:
             )
     if config.flow.init != "teacher":
         return
+    if config.guidance.kind != "none" and isinstance(config.guidance.scale, list):
+        raise ValueError(
+            f"guidance.scale: {config.guidance.scale} is a range, which a public model cannot be told; use a number, "
+            "or set flow.init to scratch"
+        )
     for key, value, fits in (
         ("flow.scheme", config.flow.scheme, "edm"),
         ("anchor.input", config.anchor.input, "channels"),
@@ -185,6 +194,45 @@ def _takes_a_public_model(config: Config) -> None:
                 f"{key}: {value} does not fit flow.init: teacher with teacher.kind: pretrained; use {fits}, or set "
                 "flow.init to scratch"
             )
+
+
+def check_guidance(config: Config) -> None:
+    """Raises ValueError where what `guidance` asks for has no teacher, no class or no second denoiser."""
+    kind, teacher, velocity = config.guidance.kind, config.teacher.kind, config.flow.velocity
+    if config.condition.kind != "class":
+        raise ValueError(
+            f"guidance.kind: {kind} needs condition.kind: class, got {config.condition.kind}; set it to class, or "
+            "guidance.kind to none"
+        )
+    asked = objectives.of(config.flow)
+    by_pairs = [name for name, objective in asked.items() if not objective.needs_paths and velocity == "pair"]
+    for name in by_pairs:
+        if name != "interval":
+            raise ValueError(
+                f"guidance.kind: {kind} with flow.objective: {name} needs a denoiser to lead, and flow.velocity: pair "
+                "has none; set it to reference or teacher"
+            )
+    if velocity == "teacher" and teacher == "none" and "data" in asked:
+        raise ValueError(
+            "flow.velocity: teacher needs a teacher to ask for guidance, and teacher.kind is none; set it to network "
+            "or exact, or flow.velocity to reference"
+        )
+    if kind == "cfg" and not config.condition.drop_probability and (teacher in ("network", "pretrained") or by_pairs):
+        raise ValueError(
+            "guidance.kind: cfg needs a network that knows no class too; set condition.drop_probability above 0"
+        )
+    if kind == "autoguidance":
+        if teacher != "network" or config.guidance.weaker is None:
+            raise ValueError(
+                "guidance.kind: autoguidance needs an earlier state of a trained teacher; set teacher.kind to network "
+                "and guidance.weaker to a share of its training, e.g. 0.25"
+            )
+        for name, objective in asked.items():
+            if not objective.needs_paths and velocity != "teacher":
+                raise ValueError(
+                    f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity "
+                    "to teacher"
+                )
 
 
 def _has_labels(data: DataConfig) -> bool:

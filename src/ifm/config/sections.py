@@ -40,6 +40,26 @@ def _alone(values: list) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _rising(values: list) -> list:
+    if len(values) != 2 or not values[0] < values[1]:
+        raise ValueError("must be a range: [low, high], low below high")
+    return values
+
+
+def _one_or_rising(values: list) -> list:
+    return values if len(values) == 1 else _rising(values)
+
+
+NotNegative = Annotated[float, Field(ge=0)]
+# A number, or a range [low, high]. Checked as a list, so that a fault is told in one line.
+Scale = Annotated[
+    list[NotNegative],
+    Field(min_length=1),
+    BeforeValidator(_in_a_list),
+    AfterValidator(_one_or_rising),
+    AfterValidator(_alone),
+    PlainSerializer(lambda values: values),
+]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # A decay, or a list of them. Checked as a list, so that a fault is told in one line.
 Decays = Annotated[
@@ -134,6 +154,16 @@ class ConditionConfig(Section):
     """`condition`: what teacher and flow are told of each sample."""
 
     kind: Annotated[str, NameOf({NONE: None}, CONDITIONS)]
+    drop_probability: Annotated[float, Field(ge=0, lt=1)]
+
+
+class GuidanceConfig(Section):
+    """`guidance`: of the teacher towards its condition, and inside the flow."""
+
+    kind: Literal["none", "cfg", "autoguidance"]
+    scale: Scale
+    interval: Annotated[list[NotNegative], AfterValidator(_rising)] | None
+    weaker: Annotated[float, Field(gt=0, lt=1)] | None
 
 
 class TrainConfig(Section):

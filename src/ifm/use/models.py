@@ -82,7 +82,7 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
         made = IntervalFlow(model.network, model.dynamics, **anchor)
     else:
         made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
-    made.samplers = model.samplers
+    made.samplers, made.guidance = model.samplers, model.guidance
     return made.train(model.training)
 
 
