@@ -1,5 +1,6 @@
 """`teacher.kind: pretrained` in params.yaml and in the graph: from a public model to one step."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel
 
 from ifm import pretrained
 from ifm.adapters.network import FLOW_TOP, AdaptedNetwork
@@ -74,6 +75,32 @@ def test_a_public_model_becomes_a_one_step_one(tmp_path, monkeypatch):
     DDPMPipeline(small_unet(sample_size=16), DDPMScheduler()).save_pretrained("public")
     with pytest.raises(UserError, match="'public': is for 16 x 16 pixels, the data have 8 x 8"):
         run_stage(teacher, values, "ve")
+
+
+def test_a_transformer_with_classes_is_guided(tmp_path, monkeypatch):
+    """DiT's null class is the one without a class that classifier-free guidance asks for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    size = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "patch_size": 4, "sample_size": 8}
+    DiTTransformer2DModel(in_channels=1, out_channels=2, num_embeds_ada_norm=10, **size).save_pretrained(
+        "public/transformer"
+    )
+    DDPMScheduler().save_pretrained("public/scheduler")
+    guided = {"condition.kind": "class", "condition.drop_probability": 0.1, "guidance.kind": "cfg"}
+    tiny = {"flow.steps": 4, "flow.warmup_steps": 1, "flow.log_every": 1, "flow.checkpoint_every": 2}
+    plain = digits(trajectories__count=32, **{k.replace(".", "__"): v for k, v in (guided | tiny).items()})
+    for module in (fetch, preprocess):
+        run_stage(module, plain)
+    ends = []
+    for scale in (1.0, 3.0):
+        values = changed(plain, {"guidance.scale": scale})
+        for module in (teacher, trajectories, flow) if scale > 1 else (teacher, trajectories):
+            run_stage(module, values, "ve")
+        ends.append(np.load("data/trajectories/ve/first.npy")[:, -1])
+        shutil.rmtree("work")
+    assert not np.array_equal(*ends)
+    made = pretrained.load_flow(Path("models/trained/ve"))
+    assert (made.condition_kind.classes[:2], made.condition_kind.drops) == (["0", "1"], True)
 
 
 FORMS = {  # of the published networks, at a size that a test can pay
