@@ -73,8 +73,9 @@ def test_a_public_model_becomes_a_one_step_one(tmp_path, monkeypatch):
     assert np.load("data/samples/ve/flow-one_step-nfe001.npy").shape[1:] == (1, 8, 8)
     assert "flow-one_step-nfe001" in Path("reports/metrics/ve.json").read_text()
     DDPMPipeline(small_unet(sample_size=16), DDPMScheduler()).save_pretrained("public")
-    with pytest.raises(UserError, match="'public': is for 16 x 16 pixels, the data have 8 x 8"):
-        run_stage(teacher, values, "ve")
+    for module, d in ((preprocess, None), (teacher, "ve")):  # before anything is decoded, too
+        with pytest.raises(UserError, match="'public': is for 16 x 16 pixels, the data have 8 x 8"):
+            run_stage(module, values, d)
 
 
 def test_a_transformer_with_classes_is_guided(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ifm.adapters import MODELS, SCHEDULERS, entry_of
+from ifm.adapters.fits import check_model, layer_counts
 from ifm.errors import UserError, in_a_line
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def read(
     found: Found, *, shape: tuple[int, ...], sigma_data: float, clock: str, condition: "ConditionKind | None" = None
 ) -> "AdaptedNetwork":
     """The network for data of a shape, in evaluation mode. Raises UserError for what does not fit."""
-    from ifm.adapters.network import AdaptedNetwork, check_model, silent
+    from ifm.adapters.network import AdaptedNetwork, silent
 
     with _in_a_line(found.named):
         entry = entry_of(MODELS, found.config["_class_name"], what="the model")
@@ -116,7 +117,6 @@ def _model(found: Found) -> Any:
     """diffusers' model with the file's weights, and no others: it would fill those that are missing at random."""
     import torch
 
-    from ifm.adapters.network import layer_counts
     from ifm.schema import load
 
     kind, place = load(entry_of(MODELS, found.config["_class_name"], what="the model").model), found.folder

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ifm.adapters import MODELS, Model, entry_of, schedules
+from ifm.adapters import MODELS, entry_of, schedules
 from ifm.adapters.clocks import CLOCKS
+from ifm.adapters.fits import check_model, layer_counts
 from ifm.adapters.predictions import PREDICTIONS
 from ifm.conditions.base import Condition, ConditionKind
 from ifm.dynamics.base import expand
@@ -167,43 +168,6 @@ class AdaptedNetwork(Network):
     def in_class_slot(self) -> nn.Module:
         """`UNet.in_class_slot` has what an exported pipeline of diffusers needs; here there is no such form."""
         raise ValueError("a flow that started from a public model has no such form")
-
-
-def layer_counts(config: Mapping[str, Any]) -> list[Any]:
-    """How many layers a config asks for, place by place, for `check_weights`."""
-    found = [config.get(key, 1) for key in ("layers_per_block", "num_layers")]
-    return [count for each in found for count in (each if isinstance(each, list | tuple) else [each])]
-
-
-def check_model(
-    config: Mapping[str, Any],
-    entry: Model,
-    *,
-    shape: tuple[int, ...],
-    condition: ConditionKind | None,
-    takes_anchor: bool = False,
-) -> None:
-    """Raises ValueError where a model does not fit the data: channels, size, classes."""
-    channels, size, classes = shape[0], config.get("sample_size"), config.get(entry.classes)
-    if config["in_channels"] != channels * (2 if takes_anchor else 1):
-        raise ValueError(f"takes {config['in_channels']} channels, the data have {channels}")
-    out = config.get("out_channels") or config["in_channels"]
-    if out not in (channels, 2 * channels):
-        raise ValueError(f"gives {out} channels for data of {channels}; a prediction and perhaps its variance are read")
-    size = [size, size] if isinstance(size, int) else size
-    if size is not None and list(size) != list(shape[1:]):
-        raise ValueError(f"is for {' x '.join(map(str, size))} pixels, the data have {' x '.join(map(str, shape[1:]))}")
-    if config.get("class_embed_type") is not None:
-        raise ValueError(f"embeds a condition by {config['class_embed_type']}; numbers of classes are read")
-    if condition is None and classes is not None and not entry.null_class:
-        raise ValueError(f"wants one of {classes} classes for each image; set condition.kind: class")
-    if condition is None:
-        return
-    theirs, drops = len(condition.options["classes"]), condition.options["drops"]
-    if classes != theirs + (drops and not entry.null_class):
-        told = f"has {classes} classes" if classes else "has no classes"
-        and_none = ", and one more stands for none (condition.drop_probability)" if drops else ""
-        raise ValueError(f"{told}, the data have {theirs}{and_none}; see condition.kind")
 
 
 def silent(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ifm.adapters.fits import check_shape
 from ifm.adapters.folder import Found, find
 from ifm.errors import UserError
 from ifm.files import located
@@ -31,3 +32,14 @@ def look_up(path: str, *, revision: str | None, scheduler: str | None, root: Pat
     if scheduler is not None and not located(scheduler, root).exists():
         raise UserError(f"teacher.scheduler = {scheduler!r}: no such file or folder")
     return find(folder, named=named, scheduler=None if scheduler is None else located(scheduler, root)), origin
+
+
+def check(path: str, *, scheduler: str | None, root: Path, shape: tuple[int, ...]) -> None:
+    """Raises UserError where a folder on this disk is no model for data of a shape. The Hub is not asked."""
+    if not located(path, root).is_dir():
+        return
+    found, _ = look_up(path, revision=None, scheduler=scheduler, root=root)
+    try:
+        check_shape(found.config, shape=shape)
+    except (ValueError, LookupError) as error:
+        raise UserError(f"{found.named}: {error}") from error
