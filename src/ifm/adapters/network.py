@@ -20,7 +20,7 @@ from ifm.networks.base import CONFIG, Network, check_weights, described, kind_of
 from ifm.schema import load
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name
-FLOW_TOP = 5.0  # the largest noise level that a flow asks its model at, in units of sigma_data
+FLOW_TOP = 5.0  # the largest noise level that a flow asks its model at, in units of sigma_data: docs/teachers.md
 
 
 class AdaptedNetwork(Network):
