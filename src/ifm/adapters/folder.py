@@ -41,8 +41,9 @@ class Found:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder looks like diffusers': a model's config.json, or one in unet/ or transformer/."""
-    return _model_folder(folder) is not None
+    """Whether a folder looks like diffusers': a config.json, itself or in unet/ or transformer/, and a scheduler."""
+    there = any((place / SCHEDULER).is_file() for place in (folder, folder / "scheduler"))
+    return there and _model_folder(folder) is not None
 
 
 def find(folder: Path, *, named: str, scheduler: Path | None = None) -> Found:
