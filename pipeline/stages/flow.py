@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, conditions, dynamics, objectives, pretrained, schema
+from ifm.adapters.network import FLOW_TOP, AdaptedNetwork
 from ifm.conditions.base import varying
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
@@ -43,7 +44,11 @@ def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, s
     told = {"two_times": two_times, "condition": kind}
     network = build_network(shape=images.shape, **told, **anchor, **config.network.model_dump())
     if config.flow.init == "teacher":
-        network.start_from(pretrained.load_teacher(paths.teacher(d)).network)
+        source = pretrained.load_teacher(paths.teacher(d)).network
+        if isinstance(source, AdaptedNetwork):  # the flow's network is the public model's then
+            network = source.for_flow(takes_anchor=anchor["takes_anchor"], top=FLOW_TOP * config.ode.sigma_data)
+        else:
+            network.start_from(source)
         start = {"teacher": pretrained.describe(paths.teacher(d))["sha256"]}
     ode = dynamics.of_params(d, config.ode)
     flow = build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor)

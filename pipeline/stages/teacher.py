@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from ifm import conditions, dynamics, pretrained
+from ifm.adapters import places
+from ifm.adapters.folder import read
 from ifm.conditions.base import varying
 from ifm.config import Config
 from ifm.data.arrays import SampleSet
@@ -15,6 +17,7 @@ from ifm.exact import ExactTeacher
 from ifm.hardware.processes import make_accelerator
 from ifm.model import Teacher
 from ifm.networks import build_network
+from ifm.tracking import project_root
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import TrainSettings, write_curve
 from ifm.training.teacher import train_teacher
@@ -28,7 +31,7 @@ def params(stage: Stage) -> dict:
 
 
 def work(stage: Stage) -> None:
-    """Trains the teacher of one dynamics on data/processed, writes the exact one, or none."""
+    """Trains the teacher of one dynamics on data/processed, writes the exact one, adapts a public one, or none."""
     config, d = stage.config, stage.dynamics
     images = open_split(paths.PROCESSED, "train")
     if config.teacher.kind == "none":
@@ -36,6 +39,9 @@ def work(stage: Stage) -> None:
         return
     if config.teacher.kind == "exact":
         _write_exact(stage, images)
+        return
+    if config.teacher.kind == "pretrained":
+        _write_pretrained(stage, images)
         return
     accelerator = make_accelerator(config.teacher.precision, seed=config.seed)
     kind, drop = conditions.of_data(config.condition.kind, images), config.condition.drop_probability
@@ -106,6 +112,26 @@ def _write_exact(stage: Stage, images: SampleSet) -> None:
     teacher = ExactTeacher(data, dynamics.of_params(stage.dynamics, config.ode), kind=kind, have=have)
     record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": _inputs(images)}
     pretrained.save_exact_teacher(teacher, folder, record=record)
+    write_curve(paths.curve(stage.name), [])
+    stage.run.timings["train_seconds"] = 0.0
+    stage.run.log_model(stage.name, folder=folder, description=pretrained.describe(folder))
+
+
+def _write_pretrained(stage: Stage, images: SampleSet) -> None:
+    """A public model as the teacher of this dynamics, without training: an empty curve."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    config, folder = stage.config.teacher, paths.teacher(stage.dynamics)
+    how = {"revision": config.revision, "scheduler": config.scheduler, "root": project_root()}
+    found, origin = places.look_up(config.path, **how)
+    ode = dynamics.of_params(stage.dynamics, stage.config.ode)
+    kind = conditions.of_data(stage.config.condition.kind, images)
+    if kind is not None:
+        kind = kind.told_to(drops=stage.config.condition.drop_probability > 0, scale=None)
+    network = read(found, shape=tuple(images.shape), sigma_data=ode.sigma_data, clock=ode.clock, condition=kind)
+    print(f"{stage.name}: {network.in_a_line()}", flush=True)
+    record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": {}, "origin": origin}
+    pretrained.save_model(Teacher(network, ode), folder, record=record)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0
     stage.run.log_model(stage.name, folder=folder, description=pretrained.describe(folder))

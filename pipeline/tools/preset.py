@@ -15,6 +15,7 @@ from typing import Any
 from ifm.config import ConfigError, params_text, parse, read_mapping, read_yaml
 from ifm.data.local import SUFFIXES, parquet_files, walk
 from ifm.data.sources import SOURCES
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
 from ifm.files import readable, write_text
 from ifm.tracking import flatten
@@ -80,8 +81,17 @@ def apply(
         spelt |= words
     if local:
         values["data"]["path"] = data
+    if chosen[0]["teacher"].get("kind") == "pretrained":
+        values["dynamics"] = _with_public_models(values["dynamics"])
     parse(values, source=f"preset {name}")
     return params_file.rewritten(text, values, spelt=spelt)
+
+
+def _with_public_models(asked: Any) -> Any:
+    """Of the dynamics that the file asks for those that a public model can teach; ve if there are none."""
+    if not isinstance(asked, list):
+        return asked  # which is told of when the values are checked
+    return [name for name in asked if name not in DYNAMICS or DYNAMICS[name].gaussian] or ["ve"]
 
 
 def objective_values(objective: str, name: str) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
     parser.add_argument("--objective", metavar="NAME", help=", ".join(objectives()))
     parser.add_argument("--condition", metavar="NAME", help=", ".join(conditions()))
-    parser.add_argument("--data", help="folder of local files, for cifar10-jpeg and imagefolder")
+    parser.add_argument("--data", help="folder of local files, for cifar10-jpeg, imagefolder and ddpm-celebahq")
     arguments = parser.parse_args()
     if not arguments.name:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")

@@ -331,6 +331,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
     paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
+    paths |= {"teacher.path", "teacher.revision", "teacher.scheduler"}
     words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
     expected = {
         "x": words,

@@ -12,10 +12,13 @@ from ifm import objectives
 from ifm.config import Config, parse
 from ifm.errors import UserError
 from pipeline.tools import preset
+from pipeline.tools.params_file import edited
 
 ROOT = Path(__file__).parents[2]
-TEXT = preset.apply("digits", (ROOT / "params.yaml").read_text())  # whatever it holds now
-LOCAL = {"cifar10-jpeg", "imagefolder"}
+# Whatever it holds now, with dynamics that all presets have.
+TEXT = edited(preset.apply("digits", (ROOT / "params.yaml").read_text()), {"dynamics": ["ve", "rf"]})
+LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq"}
+PUBLIC = {"ddpm-cifar10", "ddpm-celebahq"}  # whose teacher is a public model
 
 
 @functools.cache
@@ -32,9 +35,16 @@ def leaves(values, at=""):
 
 
 def test_there_are_the_documented_presets():
-    assert set(preset.names()) == {
-        "digits", "digits-classes", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points",
-    }  # fmt: skip
+    others = {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points", "digits-classes"}
+    assert set(preset.names()) == others | PUBLIC
+
+
+@pytest.mark.parametrize(("asked", "left"), [(["ve", "pfgmpp", "rf"], ["ve", "rf"]), (["pfgmpp"], ["ve"])])
+def test_a_public_teacher_leaves_out_the_dynamics_that_it_cannot_teach(asked, left):
+    mine = edited(TEXT, {"dynamics": asked})
+    for name in PUBLIC:
+        assert yaml.safe_load(applied(name, mine))["dynamics"] == left
+    assert yaml.safe_load(applied("cifar10", mine))["dynamics"] == asked
 
 
 @pytest.mark.parametrize("name", preset.names())
@@ -76,7 +86,8 @@ def test_objectives_are_valid_for_every_preset_and_leave_nothing_behind(name, ob
     config = parse(preset.parse_yaml(text))
     assert "+".join(objectives.of(config.flow)) == objective.replace("-", "+")
     needs = "trajectory" in objective
-    assert (config.teacher.kind == "network") == (config.flow.init == "teacher") == needs
+    trained = "pretrained" if name in PUBLIC else "network"
+    assert (config.teacher.kind == trained) == (config.flow.init == "teacher") == needs
     assert re.findall(r"#.*", text) == re.findall(r"#.*", TEXT)
     assert applied("digits", text) == TEXT
     assert applied(name, text) == applied(name)
@@ -114,7 +125,7 @@ def test_objectives_name_presets_that_exist():
 def test_messages():
     with pytest.raises(UserError, match="no objective 'gan'; there are consistency, data, interval, trajectory"):
         preset.apply("digits", TEXT, objective="gan")
-    with pytest.raises(UserError, match="no preset 'mnist'; there are cifar10, cifar10-jpeg, digits"):
+    with pytest.raises(UserError, match="no preset 'mnist'; there are cifar10, cifar10-jpeg, ddpm-celebahq"):
         preset.apply("mnist", TEXT)
     with pytest.raises(UserError, match="make preset NAME=imagefolder DATA=path/to/folder"):
         preset.apply("imagefolder", TEXT)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ifm import tracking
+from ifm import hub, tracking
 from ifm.config import DataConfig, parse, read_params
 from ifm.data.fetching import fetch
 from ifm.data.sources import FetchError
@@ -23,7 +23,7 @@ from ifm.errors import UserError
 from ifm.pretrained import ModelError, load_flow, load_teacher, save_model
 from ifm.report.page import render
 from ifm.tracking import PipelineState, stage_run, store, track_state
-from ifm.use import diffusers_folder, loading
+from ifm.use import diffusers_folder
 from ifm.use.models import IntegrationFlow
 from pipeline.runner.stage import data_name
 from pipeline.tools import audit
@@ -169,7 +169,7 @@ def test_nothing_but_json_safetensors_and_the_card_is_downloaded(monkeypatch, tm
     with pytest.raises(UserError, match=r"holds no ifm\.json"):
         IntegrationFlow.from_pretrained("someone/model")
     assert asked["allow_patterns"] == ["*.json", "*.safetensors", "README.md"]
-    assert not [p for p in loading.DOWNLOADED if p.endswith((".py", ".bin", ".pt", "*"))]
+    assert not [p for p in hub.DOWNLOADED if p.endswith((".py", ".bin", ".pt", "*"))]
 
 
 def test_an_exported_folder_carries_the_projects_own_code_alone(tmp_path):

@@ -103,7 +103,9 @@ class Config(Section):
                 f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
                 "classifier, or lower data.image_size"
             )
-        if self.teacher.kind != "network" and self.flow.init == "teacher":
+        if self.teacher.kind == "pretrained":
+            _takes_a_public_model(self)
+        if self.teacher.kind not in ("network", "pretrained") and self.flow.init == "teacher":
             raise ValueError(
                 f"flow.init: teacher needs a network to start from, and teacher.kind: {self.teacher.kind} has none; "
                 "set flow.init to scratch"
@@ -166,6 +168,35 @@ class Config(Section):
         return self
 
 
+def _takes_a_public_model(config: Config) -> None:
+    """Raises ValueError for what does not go with teacher.kind: pretrained."""
+    if config.data.modality.name != "images":
+        raise ValueError(f"teacher.kind: pretrained is for images, and data.source is {config.data.source}")
+    for name in config.dynamics:
+        if not DYNAMICS[name].gaussian:
+            others = ", ".join(other for other, entry in DYNAMICS.items() if entry.gaussian)
+            raise ValueError(
+                f"dynamics: {name} does not fit teacher.kind: pretrained: public models learn Gaussian noise, whose "
+                f"posterior mean is another function; take {name} out of the list ({others} fit)"
+            )
+    if config.flow.init != "teacher":
+        return
+    if config.guidance.kind != "none" and isinstance(config.guidance.scale, list):
+        raise ValueError(
+            f"guidance.scale: {config.guidance.scale} is a range, which a public model cannot be told; use a number, "
+            "or set flow.init to scratch"
+        )
+    for key, value, fits in (
+        ("flow.scheme", config.flow.scheme, "edm"),
+        ("anchor.input", config.anchor.input, "channels"),
+    ):
+        if value != fits:
+            raise ValueError(
+                f"{key}: {value} does not fit flow.init: teacher with teacher.kind: pretrained; use {fits}, or set "
+                "flow.init to scratch"
+            )
+
+
 def check_guidance(config: Config) -> None:
     """Raises ValueError where what `guidance` asks for has no teacher, no class or no second denoiser."""
     kind, teacher, velocity = config.guidance.kind, config.teacher.kind, config.flow.velocity
@@ -187,7 +218,7 @@ def check_guidance(config: Config) -> None:
             "flow.velocity: teacher needs a teacher to ask for guidance, and teacher.kind is none; set it to network "
             "or exact, or flow.velocity to reference"
         )
-    if kind == "cfg" and not config.condition.drop_probability and (teacher == "network" or by_pairs):
+    if kind == "cfg" and not config.condition.drop_probability and (teacher in ("network", "pretrained") or by_pairs):
         raise ValueError(
             "guidance.kind: cfg needs a network that knows no class too; set condition.drop_probability above 0"
         )

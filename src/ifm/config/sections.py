@@ -194,7 +194,16 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """`teacher`."""
 
-    kind: Literal["network", "exact", "none"]
+    kind: Literal["network", "exact", "none", "pretrained"]
+    path: LocalPath | None
+    revision: str | None
+    scheduler: LocalPath | None
+
+    @model_validator(mode="after")
+    def _a_place(self) -> Self:
+        if self.kind == "pretrained" and self.path is None:
+            raise ValueError("kind: pretrained needs path, a folder in diffusers' form or a Hub id (owner/name)")
+        return self
 
 
 class TrajectoriesConfig(Section):

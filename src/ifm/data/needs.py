@@ -25,6 +25,7 @@ def check(config: Config, counts: Counts, *, where: Path) -> None:
 
     where: the folder that the counts are of.
     """
+    _check_teacher(config)
     train, test = counts.splits["train"], counts.splits["test"]
     source, noun = config.data.origin, config.data.modality.noun
     of = f"{where}: {train} train and {test} test {noun}"
@@ -49,6 +50,17 @@ def check(config: Config, counts: Counts, *, where: Path) -> None:
         f"{of}: evaluate.reference_split = {split} has {have}, and evaluate.neighbours = {k} needs {k + 1} to compare "
         f"with; {' or '.join([*ways, 'add images'])}"
     )
+
+
+def _check_teacher(config: Config) -> None:
+    """A public teacher that lies on this disk must be for such data."""
+    if config.teacher.kind != "pretrained":
+        return
+    from ifm.adapters import places
+    from ifm.tracking import project_root
+
+    given = {"scheduler": config.teacher.scheduler, "root": project_root()}
+    places.check(config.teacher.path, shape=config.data.shape, **given)
 
 
 def check_classes(classes: Sequence[str] | None, of_classes: Sequence[int] | None, *, where: Path | str) -> None:

@@ -79,12 +79,15 @@ class Entry:
     title: str
     colour: str  # of the Okabe-Ito set, distinguishable with any colour vision
     paper: bool = False  # whether the paper gives it a scheme of c_skip and c_out
+    gaussian: bool = True  # as the class's: whether z ~ N(0, I)
 
 
 DYNAMICS: dict[str, Entry] = {
     "ve": Entry("ifm.dynamics.ve:VarianceExploding", NoiseLevelOptions, "VE diffusion", "#0072B2", paper=True),
     "rf": Entry("ifm.dynamics.rectified:RectifiedFlow", RectifiedFlowOptions, "Rectified flow", "#D55E00", paper=True),
-    "pfgmpp": Entry("ifm.dynamics.pfgmpp:PFGMPlusPlus", PFGMPlusPlusOptions, "PFGM++", "#009E73", paper=True),
+    "pfgmpp": Entry(
+        "ifm.dynamics.pfgmpp:PFGMPlusPlus", PFGMPlusPlusOptions, "PFGM++", "#009E73", paper=True, gaussian=False
+    ),
     "vp": Entry("ifm.dynamics.vp:VariancePreserving", VariancePreservingOptions, "VP diffusion", "#CC79A7"),
     "trig": Entry("ifm.dynamics.trig:Trigonometric", TrigonometricOptions, "TrigFlow", "#E69F00"),
 }

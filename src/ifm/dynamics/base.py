@@ -72,6 +72,7 @@ class Dynamics(ABC):
     name: ClassVar[str]
     schemes: ClassVar[tuple[str, ...]] = ("edm",)
     gaussian: ClassVar[bool] = True  # whether z ~ N(0, I)
+    clock: ClassVar[str] = "angle"  # what c_noise of `teacher_preconditioning` is
     t_min: float
     t_max: float
     sigma_data: float

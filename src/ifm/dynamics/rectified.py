@@ -12,6 +12,7 @@ class RectifiedFlow(Dynamics):
     """x_t = (1 - t) x_0 + t z, z ~ N(0, I), t in [0, 1]."""
 
     name = "rf"
+    clock = "time"
     schemes = ("paper", "edm")
     t_min = 0.0
     t_max = 1.0

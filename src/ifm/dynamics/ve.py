@@ -12,6 +12,7 @@ class VarianceExploding(NoiseLevelDynamics):
     """x_t = x_0 + t z, z ~ N(0, I), t in [t_min, t_max] (0.002 .. 80)."""
 
     name = "ve"
+    clock = "quarter_log"
     schemes = ("paper", "edm")
 
     def __init__(self, *, t_min: float = 0.002, t_max: float = 80.0, **law: Any) -> None:

@@ -64,7 +64,7 @@ NETWORKS: dict[str, Entry] = {
     "mlp": Entry("ifm.networks.mlp:MLP", MLPOptions, "points"),
 }
 # What a folder may hold besides: networks that `build_network` makes under another one's name.
-READ = ("ifm.networks.unet:CrossAttentionUNet",)
+READ = ("ifm.networks.unet:CrossAttentionUNet", "ifm.adapters.network:AdaptedNetwork")
 
 
 def build_network(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ifm.errors import UserError
-from ifm.use.loading import quiet_hub
+from ifm.hub import quiet_hub
 
 
 def check_login(repo_id: str) -> None:

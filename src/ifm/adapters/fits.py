@@ -1,0 +1,52 @@
+"""Whether a public model's config fits the data, and its weights the config: light, before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ifm.adapters import Model
+
+if TYPE_CHECKING:
+    from ifm.conditions.base import ConditionKind
+
+
+def check_shape(config: Mapping[str, Any], *, shape: tuple[int, ...], takes_anchor: bool = False) -> None:
+    """Raises ValueError where a model's channels or size are not those of the data."""
+    channels, size = shape[0], config.get("sample_size")
+    if config["in_channels"] != channels * (2 if takes_anchor else 1):
+        raise ValueError(f"takes {config['in_channels']} channels, the data have {channels}")
+    out = config.get("out_channels") or config["in_channels"]
+    if out not in (channels, 2 * channels):
+        raise ValueError(f"gives {out} channels for data of {channels}; a prediction and perhaps its variance are read")
+    size = [size, size] if isinstance(size, int) else size
+    if size is not None and list(size) != list(shape[1:]):
+        raise ValueError(f"is for {' x '.join(map(str, size))} pixels, the data have {' x '.join(map(str, shape[1:]))}")
+
+
+def check_model(
+    config: Mapping[str, Any],
+    entry: Model,
+    *,
+    shape: tuple[int, ...],
+    condition: "ConditionKind | None",
+    takes_anchor: bool = False,
+) -> None:
+    """Raises ValueError where a model does not fit the data: channels, size, classes."""
+    check_shape(config, shape=shape, takes_anchor=takes_anchor)
+    classes = config.get(entry.classes)
+    if config.get("class_embed_type") is not None:
+        raise ValueError(f"embeds a condition by {config['class_embed_type']}; numbers of classes are read")
+    if condition is None and classes is not None and not entry.null_class:
+        raise ValueError(f"wants one of {classes} classes for each image; set condition.kind: class")
+    if condition is None:
+        return
+    theirs, drops = len(condition.options["classes"]), condition.options["drops"]
+    if classes != theirs + (drops and not entry.null_class):
+        told = f"has {classes} classes" if classes else "has no classes"
+        and_none = ", and one more stands for none (condition.drop_probability)" if drops else ""
+        raise ValueError(f"{told}, the data have {theirs}{and_none}; see condition.kind")
+
+
+def layer_counts(config: Mapping[str, Any]) -> list[Any]:
+    """How many layers a config asks for, place by place, for `check_weights`."""
+    found = [config.get(key, 1) for key in ("layers_per_block", "num_layers")]
+    return [count for each in found for count in (each if isinstance(each, list | tuple) else [each])]
