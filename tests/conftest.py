@@ -13,6 +13,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("tests.support")
 
+from tests.support import warm  # noqa: E402
 from tests.support.pages import browser  # noqa: E402, F401 (a fixture)
 
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
@@ -22,6 +23,12 @@ LONGEST = (
     "test_parallel", "test_cli_evaluate", "test_inputs", "test_points", "test_hostile", "test_reproducibility",
     "test_doctor", "test_places", "test_serving", "test_repro_dvc",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of tests start warm: pytest-xdist's workers find the server in their environment."""
+    if server := warm.start():
+        config.add_cleanup(server.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
