@@ -127,8 +127,8 @@ def test_a_new_entry_reaches_tracking_ranking_comparison_and_card(judged, tmp_pa
 def test_the_committed_summary_has_the_tables_columns():
     with open(ROOT / "reports/summary.csv", encoding="utf-8", newline="") as file:
         committed = next(csv.reader(file))
-    # Columns that are younger than the results.
-    later = {"warnings", "teacher_nfe", "train_distance", "train_distance_sd", "unseen_distance"}
+    # A column that is younger than the results may be missing there.
+    later = {"warnings"}
     assert [c for c in summary_columns() if c in committed or c not in later] == committed
 
 
