@@ -14,7 +14,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support import warm  # noqa: E402
-from tests.support.pages import browser  # noqa: E402, F401 (a fixture)
+from tests.support.pages import browser, undrawn  # noqa: E402, F401 (fixtures)
 
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
 LONGEST = (

@@ -94,6 +94,7 @@ def test_a_new_entry_has_columns_in_the_summary(judged):
     assert flow["brightness"] == float(f"{figures['flow-1']['brightness']:.6g}")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_new_entry_stands_in_the_report(judged):
     figures, _ = judged
     page = render(

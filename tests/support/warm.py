@@ -19,7 +19,8 @@ class Server:
     """Started once a session, by the process that pytest-xdist's workers inherit their environment from."""
 
     def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="warm-")
+        short = "/tmp" if os.path.isdir("/tmp") else None  # a socket's path has 107 bytes at most
+        self.folder = tempfile.TemporaryDirectory(prefix="warm-", dir=short)
         bin_ = Path(self.folder.name) / "bin"
         bin_.mkdir()
         address, shim = Path(self.folder.name) / "socket", bin_ / "python"
@@ -36,6 +37,7 @@ class Server:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes: a fork's stream must not believe that it can seek
         )  # fmt: skip
         while not address.exists():
+            assert self.process.poll() is None, self.process.stderr.read().decode()
             time.sleep(0.01)
         os.environ[FOLDER] = str(bin_)
 

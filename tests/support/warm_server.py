@@ -165,7 +165,7 @@ def main(address: str, shim: str) -> None:
     waiting.select()  # nothing is imported for tests that start no process
     waiting.close()
     for name in IMPORTED:
-        with suppress(ImportError):
+        with suppress(Exception):  # a fork that needs it says what is wrong with it
             importlib.import_module(name)
     gc.collect()
     gc.freeze()
