@@ -43,7 +43,7 @@ class Server:
 
     def close(self) -> None:
         os.environ.pop(FOLDER)
-        self.process.stdin.close()
+        self.process.kill()  # it may be importing
         self.process.wait()
         self.folder.cleanup()
 
