@@ -12,7 +12,7 @@ from tests.support import warm
 from tests.support.small_models import draws_of, small_flow
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12  # docs/reproducibility.md measured 100
+STEPS = 6  # docs/reproducibility.md measured 100
 
 
 def trained(file: Path, *, threads: int, python: str) -> Path:
