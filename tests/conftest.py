@@ -19,7 +19,7 @@ from tests.support.pages import browser, undrawn  # noqa: E402, F401 (fixtures)
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
 LONGEST = (
     "test_pipeline", "test_report", "test_combinations", "test_tracking_server", "test_judging", "test_sharing",
-    "test_training", "test_use", "test_trained", "test_hub", "test_sharded", "test_hosts", "test_inputs", "test_points",
+    "test_training", "test_use", "test_trained", "test_hub", "test_sharded", "test_inputs", "test_points",
     "test_hostile", "test_together", "test_repro_dvc", "test_doctor", "test_places", "test_serving",
     "test_cli_evaluate", "test_reproducibility", "test_extending",
 )  # fmt: skip

@@ -47,6 +47,7 @@ def made(words: list[str], folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_two_hosts_make_what_two_processes_on_one_host_make(tmp_path):
     """Weights of every objective, shards, the anchor bank and each process's batches: byte for byte."""
     files = made([*NAMESPACE, sys.executable, str(HOSTS), "OUT", str(WORKER), "OUT"], tmp_path / "hosts")

@@ -94,8 +94,8 @@ def draw(sampler, d):
     ).images
 
 
-# ve and rf train in test_one_step_is_a_gaussians_flow_map too, and trig is vp with another time.
-BEYOND = {name: pytest.mark.slow for name in ("ve", "rf", "trig")}
+# The quick one is the one whose prior is no Gaussian; ve and rf train in test_one_step_is_a_gaussians_flow_map too.
+BEYOND = {name: pytest.mark.slow for name in ("ve", "rf", "vp", "trig")}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=BEYOND.get(name, ())) for name in dynamics.DYNAMICS])
