@@ -13,15 +13,22 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support.pages import browser  # noqa: E402, F401 (a fixture)
+from tests.support import warm  # noqa: E402
+from tests.support.pages import browser, undrawn  # noqa: E402, F401 (fixtures)
 
 # Modules that take minutes come first: with two processes the last ones are then short, and both end together.
 LONGEST = (
-    "test_pipeline", "test_sharing", "test_report", "test_combinations", "test_training", "test_judging",
-    "test_tracking_server", "test_trained", "test_sharded", "test_use", "test_together", "test_hosts", "test_hub",
-    "test_parallel", "test_cli_evaluate", "test_inputs", "test_points", "test_hostile", "test_reproducibility",
-    "test_doctor", "test_places", "test_serving", "test_repro_dvc",
+    "test_pipeline", "test_report", "test_combinations", "test_tracking_server", "test_judging", "test_sharing",
+    "test_training", "test_use", "test_trained", "test_hub", "test_sharded", "test_inputs", "test_points",
+    "test_hostile", "test_together", "test_repro_dvc", "test_doctor", "test_places", "test_serving",
+    "test_cli_evaluate", "test_reproducibility", "test_extending",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of tests start warm: pytest-xdist's workers find the server in their environment."""
+    if server := warm.start():
+        config.add_cleanup(server.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import two_hosts
+from tests.support import two_hosts, warm
 from tests.support.on_cpus import on_cpus
 from tests.support.project import TINY, clone_of_this, edit
 
@@ -47,6 +47,7 @@ def made(words: list[str], folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_two_hosts_make_what_two_processes_on_one_host_make(tmp_path):
     """Weights of every objective, shards, the anchor bank and each process's batches: byte for byte."""
     files = made([*NAMESPACE, sys.executable, str(HOSTS), "OUT", str(WORKER), "OUT"], tmp_path / "hosts")
@@ -55,7 +56,7 @@ def test_two_hosts_make_what_two_processes_on_one_host_make(tmp_path):
     # Half of each gradient's sum crosses the wire: six steps of five networks, each as large as its file.
     weights = sum(len(files[f"{name}.pt"]) for name in ("teacher", "flow", "data", "consistency", "interval"))
     assert all(note["received"] > weights for note in notes)
-    one = made([sys.executable, *ONE_HOST, str(WORKER), "OUT"], tmp_path / "one")
+    one = made([warm.python(), *ONE_HOST, str(WORKER), "OUT"], tmp_path / "one")
     assert len(one) == 13
     assert files.keys() == one.keys()
     assert [name for name in one if files[name] != one[name]] == []

@@ -412,6 +412,7 @@ def test_points_are_judged_by_the_sliced_wasserstein_distance():
 # --- the stages, in one process -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "dimensions", "store"), [("eight_gaussians", 2, "disk"), ("gaussian", 1, "disk"), ("gaussian", 4, "none")]
 )

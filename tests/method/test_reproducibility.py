@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.support import warm
 from tests.support.small_models import draws_of, small_flow
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12  # docs/reproducibility.md measured 100
+STEPS = 6  # docs/reproducibility.md measured 100
 
 
-def trained(file: Path, *, threads: int) -> Path:
+def trained(file: Path, *, threads: int, python: str) -> Path:
     around = os.environ | {
         "OMP_NUM_THREADS": f"{threads}",
         "MKL_NUM_THREADS": f"{threads}",
@@ -23,7 +24,7 @@ def trained(file: Path, *, threads: int) -> Path:
     }
     script = Path(__file__).parents[1] / "support" / "reproducible_worker.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(file), str(STEPS)],
+        [python, str(script), str(file), str(STEPS)],
         env=around,
         capture_output=True,
         text=True,
@@ -36,7 +37,9 @@ def trained(file: Path, *, threads: int) -> Path:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_threads_change_the_order_of_sums_alone(tmp_path):
-    one, again, two = (trained(tmp_path / name, threads=threads) for name, threads in (("a", 1), ("b", 1), ("c", 2)))
+    """The first process shares nothing with the others, which are forks of one: no seed of hashes, no memory."""
+    runs = {"a": (1, sys.executable), "b": (1, warm.python()), "c": (2, warm.python())}
+    one, again, two = (trained(tmp_path / name, threads=n, python=python) for name, (n, python) in runs.items())
     assert one.read_bytes() == again.read_bytes()
     for name, weight in load_file(one).items():
         torch.testing.assert_close(load_file(two)[name], weight, rtol=2e-3, atol=2e-4)

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 from ifm.hardware.processes import LaunchError, check_splitting
 from ifm.objectives.interval import interval_phase
-from tests.support import split_worker
+from tests.support import split_worker, warm
 from tests.support.launch import one_process, torchrun
 from tests.support.on_cpus import on_cpus
 
@@ -58,7 +57,7 @@ def given(out, cases):
 def by_accelerate(config, out):
     """Two processes by the launcher that docs/multi-gpu.md names."""
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes=2"]
-    words = [sys.executable, *launcher, "--main_process_port=0", split_worker.__file__, "split", str(out)]
+    words = [warm.python(), *launcher, "--main_process_port=0", split_worker.__file__, "split", str(out)]
     return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=on_cpus())
 
 

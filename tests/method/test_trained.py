@@ -94,7 +94,11 @@ def draw(sampler, d):
     ).images
 
 
-@pytest.mark.parametrize("name", list(dynamics.DYNAMICS))
+# The quick one is the one whose prior is no Gaussian; ve and rf train in test_one_step_is_a_gaussians_flow_map too.
+BEYOND = {name: pytest.mark.slow for name in ("ve", "rf", "vp", "trig")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=BEYOND.get(name, ())) for name in dynamics.DYNAMICS])
 def test_one_step_is_as_near_to_eight_gaussians_as_the_teachers_32_heun_steps(name, tmp_path):
     """Sliced 2-Wasserstein to fresh points of the law within 1.2 times the teacher's, every mode within 30 % of 1/8.
 

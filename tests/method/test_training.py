@@ -156,8 +156,10 @@ def kill_at(step):
     return on_log
 
 
-@pytest.mark.parametrize("run", [run_teacher, run_with_dropout, run_flow, run_bank, run_data, run_phases, run_interval])
-@pytest.mark.parametrize("at", [6, 9])
+EVERY = (run_teacher, run_with_dropout, run_flow, run_bank, run_data, run_phases, run_interval)
+
+
+@pytest.mark.parametrize(("run", "at"), [*((run, 6) for run in EVERY), (run_with_dropout, 9), (run_bank, 9)])
 def test_ten_steps_equal_five_and_a_kill_and_five(run, at, tmp_path):
     """Bit for bit: weights (the average's), bank, curve; the kill comes after the checkpoint of step 5."""
     whole, result = run()

@@ -94,6 +94,7 @@ def test_a_new_entry_has_columns_in_the_summary(judged):
     assert flow["brightness"] == float(f"{figures['flow-1']['brightness']:.6g}")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_new_entry_stands_in_the_report(judged):
     figures, _ = judged
     page = render(
@@ -127,9 +128,8 @@ def test_a_new_entry_reaches_tracking_ranking_comparison_and_card(judged, tmp_pa
 def test_the_committed_summary_has_the_tables_columns():
     with open(ROOT / "reports/summary.csv", encoding="utf-8", newline="") as file:
         committed = next(csv.reader(file))
-    # Columns that are younger than the results.
-    later = {"warnings", "teacher_nfe", "train_distance", "train_distance_sd", "unseen_distance"}
-    later |= {"asked_class_share", "asked_class_share_sd", "fid_within_classes"}
+    # Columns that are younger than the results may be missing there.
+    later = {"warnings", "asked_class_share", "asked_class_share_sd", "fid_within_classes"}
     assert [c for c in summary_columns() if c in committed or c not in later] == committed
 
 

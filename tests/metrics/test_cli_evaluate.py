@@ -29,6 +29,7 @@ from ifm.metrics.extractors import InceptionExtractor, PixelExtractor
 from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures, over_sets
 from ifm.metrics.reference import build_reference, load_reference
 from ifm.metrics.stored import open_pictures
+from tests.support import warm
 from tests.support.on_cpus import on_cpus
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
@@ -261,7 +262,7 @@ def test_two_processes_give_the_same_json(tmp_path):
 
     def launched(words: list[str], folder: Path, out: Path) -> subprocess.CompletedProcess:
         options = ["--samples", folder, "--reference", real, "--extractor", "pixels", "--batch-size", "4"]
-        command = [sys.executable, *words, "-m", "ifm", "evaluate", *map(str, options), *HOW, "--out", str(out)]
+        command = [warm.python(), *words, "-m", "ifm", "evaluate", *map(str, options), *HOW, "--out", str(out)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
 
     one, two = launched([], samples, tmp_path / "1.json"), launched(launcher, samples, tmp_path / "2.json")

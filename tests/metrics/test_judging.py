@@ -505,6 +505,7 @@ def test_a_flow_that_has_diverged_has_no_diagnostics_and_says_so():
 HOSTILE = "5 reference images <b>for</b> 64 features."
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_and_the_summary_show_what_speaks_against_the_figures():
     summary = summary_of("ve", "rf").assign(warnings="One. | Two.", recall=None)
     known = {"extractor": "classifier", "n_train": 20, "n_test": 5, "split": "train", "warnings": ["One.", HOSTILE]}
@@ -686,6 +687,7 @@ def no_constant(text: str) -> None:
     pytest.fail(f"{text} in a JSON file")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("case", ["duplicates and random labels", "one test image"])
 def test_every_stage_on_data_that_hardly_judge(case, tmp_path, monkeypatch, capsys):
     """The page is made, with what speaks against its figures; no file holds NaN."""

@@ -48,6 +48,7 @@ class SubVariancePreserving(NoiseLevelDynamics):
         return level / (1 - level)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dynamics(tmp_path, monkeypatch):
     entry = dynamics.Entry(SubVariancePreserving, dynamics.NoiseLevelOptions, "Curved", "#56B4E9")
     monkeypatch.setitem(dynamics.DYNAMICS, "curved", entry)
@@ -269,6 +270,7 @@ RADIUS = Metric(
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_metric(tmp_path, monkeypatch):
     monkeypatch.setitem(catalogue.METRICS, RADIUS.key, RADIUS)
     monkeypatch.chdir(tmp_path)
@@ -291,6 +293,7 @@ def ring(data):
     return Points(np.stack([np.cos(angle), np.sin(angle)], axis=1), labels, ["upper", "lower"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_data_source(tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "ring", Source("ring", ring, modality="points", labelled=True, columns=False))
     monkeypatch.chdir(tmp_path)

@@ -94,7 +94,7 @@ def made(tmp_path: Path) -> Project:
 
 
 def project(folder: Path) -> Project:
-    found = Project(folder)
+    found = Project(folder, kept_warm=False)
     found.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     found.env.pop("OMP_NUM_THREADS", None)
     folder.mkdir()

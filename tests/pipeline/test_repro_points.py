@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support import warm
 from tests.support.project import TINY, Project, clone_of_this, edit
 
 OF_IMAGES = ("network", "evaluate.classifier", "dynamics")
@@ -17,7 +18,7 @@ MEASURED = ("reports/runs", "reports/report-run.json", "reports/index.html", "re
 def points(folder: Path) -> Project:
     made = clone_of_this(folder)
     made.env["OMP_NUM_THREADS"] = "1"  # sums in the same order
-    made.run(sys.executable, "-m", "pipeline.tools.preset", "points")
+    made.run(warm.python(), "-m", "pipeline.tools.preset", "points")
     tiny = {key: value for key, value in TINY.items() if not key.startswith(OF_IMAGES)}
     edit(folder / "params.yaml", tiny | {"dynamics": ["ve", "rf"], "data.points.count": 2000, "network.mlp.width": 16})
     made.run("git", "init", "-q")

@@ -1,6 +1,7 @@
 """Pages of the same results share their figures: drawing those of one page takes matplotlib five to ten seconds."""
 
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
@@ -42,3 +43,9 @@ def figures_are_kept() -> Iterator[None]:
 def drawn_anew() -> None:
     """For a test of the figures' own bytes: none is kept from another page."""
     DRAWN.clear()
+
+
+@pytest.fixture
+def undrawn(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other page gets the empty figures."""
+    monkeypatch.setattr(sys.modules[__name__], "DRAWN", {})

@@ -37,6 +37,7 @@ from pipeline.tools.comparison import (
     ratio,
 )
 from pipeline.tools.preset import parse_yaml
+from tests.support import warm
 from tests.support.pages import SPLIT_WORDS, chromium
 from tests.support.reports import diagnostics_of, summary_of
 
@@ -667,7 +668,7 @@ def test_outside_git_there_is_one_line_and_no_traceback(tmp_path):
 
 def test_an_experiment_is_found_by_its_name(project, monkeypatch):
     def dvc(*words):
-        subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True, text=True)
+        subprocess.run([warm.python(), "-m", "dvc", *words], check=True, capture_output=True, text=True)
 
     monkeypatch.setenv("DVC_NO_ANALYTICS", "true")
     for who in ("AUTHOR", "COMMITTER"):

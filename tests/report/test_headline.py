@@ -87,6 +87,7 @@ def test_seeds_of_training_have_their_own_best():
     assert "over 2 training seeds, each the mean over 3 sampling seeds" in readme.table(both)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_ratio_of_an_earlier_version_is_left_out_and_named():
     old = BOTH.assign(teacher_nfe=np.nan)  # against 35, which is best in neither
     assert [line.ratio for line in headlines(old)] == [None, None]
@@ -122,6 +123,7 @@ def test_grids_show_the_teacher_at_its_best(best, shown):
 # --- several evaluations, nearness ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_flow_at_each_number_of_evaluations_by_its_best_sampler():
     (line, _) = headlines(BOTH)
     assert [(step.nfe, step.sampler, step.fid.mean, step.ratio.mean) for step in line.steps] == [
@@ -131,6 +133,7 @@ def test_the_flow_at_each_number_of_evaluations_by_its_best_sampler():
     assert "0.30 selected, ratio 0.75, nearest 0.260" in text.replace("\xa0", " ")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_headline_says_how_near_samples_are_to_training_images():
     text = Page(render(full_report(summary=BOTH))).text.replace("\xa0", " ")
     assert "flow 0.270, teacher 0.260, test images 0.250" in text
@@ -149,6 +152,7 @@ def test_the_readmes_table_names_the_nfe_and_the_seeds():
 # --- in words -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_opens_with_the_sentence_then_the_grids_then_the_headline():
     page = render(full_report(summary=BOTH))
     places = [page.index(part) for part in ('<p class="opening">', "<h2>Samples</h2>", '<table class="headline">')]

@@ -44,6 +44,7 @@ def test_headline_has_the_figures_their_ratio_and_the_speed_up(page):
     assert "Means over 3 sampling seeds, ± one standard deviation." in Page(page).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_headline_of_seeds_is_mean_and_deviation():
     rows = pd.concat([summary_of("rf", seed=0, factor=1.0), summary_of("rf", seed=1, factor=3.0)])
     page = render(full_report(summary=rows))
@@ -176,6 +177,7 @@ def test_diagnostics_without_anchor_bounded_and_exact():
     assert diagnostic_rows(mixed)["Sensitivity to the anchor"] == ["1.44", "–"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_errors_against_a_closed_form_have_rows_where_there_is_one():
     known = diagnostics_of("rf")
     known["error"] = known["error"] | {
@@ -334,6 +336,7 @@ def test_commits_are_short(page):
     assert short_commit(f"{'a1' * 20} and {'b2' * 32}, abc") == "a1a1a1a1a1 and b2b2b2b2b2, abc"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_real_images_stand_first_and_are_as_large_as_the_others(page):
     tags = [attributes for tag, attributes in Page(page).tags if tag == "img"]
     assert tags[0]["alt"] == "Real images: grid of images, Train split"

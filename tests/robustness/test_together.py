@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipeline.tools.check_cache import copies, damaged, file_md5
+from tests.support import warm
 from tests.support.project import TINY, Project, clone_of_this, edit
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -157,7 +158,7 @@ def test_a_damaged_file_is_found_and_made_or_fetched_again(small, truncate, remo
     # Why there is a check of our own: DVC trusts a read-only file and sees nothing.
     assert (small.folder / "d" / "a").read_bytes() != good
     assert "up to date" in small.run("dvc", "status")
-    check = (sys.executable, "-m", "pipeline.tools.check_cache")
+    check = (warm.python(), "-m", "pipeline.tools.check_cache")
     told = small.run(*check, ok=False)
     assert f"{entry}: damaged" in told
     assert "d/a: a copy of a damaged file" in told

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from pipeline.studies.objectives import STUDY
 from pipeline.studies.pages import objectives as objectives_page
 from pipeline.studies.study import plan
 from pipeline.tools import params_file, preset
+from tests.support import warm
 from tests.support.studies import FakeExperiments, arguments, results_of
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def test_records_of_an_experiment_come_from_dvcs_cache(tmp_path, monkeypatch):
         subprocess.run(words, check=True, capture_output=True)
 
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    dvc = (sys.executable, "-m", "dvc")
+    dvc = (warm.python(), "-m", "dvc")
     run("git", "init", "-q")
     run(*dvc, "init", "-q")
     write = 'mkdir -p reports/runs && echo \'{"timings": {"train_seconds": 7}}\' > reports/runs/flow-ve.json'

@@ -17,6 +17,7 @@ import pytest
 
 from ifm.cli import doctor
 from pipeline.tools import preset
+from tests.support import warm
 from tests.support.pages import Page
 from tests.support.project import Project, clone_of_this, edit
 
@@ -73,7 +74,7 @@ def swept(tmp_path_factory) -> Project:
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "start")
     made.env |= {"PYTHONPATH": f"{made.folder / 'src'}"}
-    made.said = made.run(sys.executable, "-m", "ifm", "sweep", "-S", "flow.lr=1e-3,5e-3", "--jobs", "2")
+    made.said = made.run(warm.python(), "-m", "ifm", "sweep", "-S", "flow.lr=1e-3,5e-3", "--jobs", "2")
     made.table = pd.read_csv(made.folder / "reports/sweep.csv")
     made.run("dvc", "exp", "apply", made.table.experiments[0])
     return made
@@ -123,7 +124,7 @@ def test_what_is_shared_ran_once_and_a_second_sweep_runs_nothing(swept):
     )  # none of what was shared
     swept.run("git", "commit", "-qam", "the better one")
     before = len(swept.runs())
-    words = (sys.executable, "-m", "ifm", "sweep", "-S", "flow.lr=1e-3,5e-3", "--jobs", "2")
+    words = (warm.python(), "-m", "ifm", "sweep", "-S", "flow.lr=1e-3,5e-3", "--jobs", "2")
     out = swept.run(*words)
     assert "..." not in out
     assert len(swept.runs()) == before

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from pipeline.studies.search import search
 from pipeline.studies.sweep import Plan
 from pipeline.studies.workers import Job, Pool
 from pipeline.tools import preset
+from tests.support import warm
 from tests.support.pages import Page
 from tests.support.studies import FakeExperiments, engine, pool
 
@@ -550,7 +550,7 @@ def test_an_experiment_that_cannot_be_read_does_not_cost_the_others(swept, capsy
 def ifm(*words, folder):
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     return subprocess.run(
-        [sys.executable, "-m", "ifm", *words], cwd=folder, capture_output=True, text=True, check=False, env=env
+        [warm.python(), "-m", "ifm", *words], cwd=folder, capture_output=True, text=True, check=False, env=env
     )
 
 

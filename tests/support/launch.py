@@ -1,7 +1,6 @@
 """A worker of tests/support in several processes, and in the test's own one: that saves the imports of a process."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -9,12 +8,13 @@ from types import ModuleType
 import torch
 from accelerate.state import AcceleratorState
 
+from tests.support import warm
 from tests.support.on_cpus import on_cpus
 
 
 def torchrun(worker: ModuleType, processes: int, *arguments: object) -> subprocess.CompletedProcess:
     """Runs the worker's file by torchrun on CPUs, one thread a process."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = [warm.python(), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = [*launcher, worker.__file__, *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=on_cpus())
 

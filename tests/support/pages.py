@@ -1,8 +1,12 @@
 """HTML pages as a program reads them, and as a browser shows them."""
 
+import html
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -65,6 +69,20 @@ def browser():
     if not found:
         pytest.skip("no Chromium on this machine: the page's layout cannot be measured")
     return found
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose figures are empty, for a test of what stands beside them: matplotlib takes 5 to 10 s for a page's."""
+
+    from ifm.report import plots
+
+    def empty(draw: Callable, *, name: str, label: str, size: Any = None) -> str:
+        return f'<svg viewBox="0 0 1 1" id="{name}" role="img" aria-label="{html.escape(label)}"></svg>'
+
+    for module in (plots, *vars(plots).values()):
+        if isinstance(module, ModuleType) and hasattr(module, "svg"):
+            monkeypatch.setattr(module, "svg", empty)
 
 
 def chromium(browser, folder, *arguments):

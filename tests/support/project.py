@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.tools import params_file
+from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
+REAL_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 TINY = {
     "dynamics": ["rf"],
     "network.channels": [16, 16], "network.attention": [False, False],
@@ -31,11 +33,12 @@ TINY = {
 class Project:
     """A clone with its own Git history, DVC cache and MLflow store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, kept_warm: bool = True) -> None:
+        """kept_warm=False: its processes are real ones, for a test that kills them or looks at their parents."""
         self.folder = folder
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "IFM_", "GIT_"))}
         self.env = clean | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": warm.on_path(REAL_PATH) if kept_warm else REAL_PATH,
             "DVC_NO_ANALYTICS": "true",
             "CUDA_VISIBLE_DEVICES": "",  # bytes that must be equal, and several processes: on CPUs
             "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",

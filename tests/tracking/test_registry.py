@@ -20,6 +20,7 @@ from ifm.tracking import store as stores
 from ifm.tracking.promotion import promote
 from ifm.tracking.registry import cache_uri
 from ifm.tracking.runs import StageRun
+from tests.support import warm
 from tests.support.mlflow_server import copy_store, make_empty_store
 
 ROOT = Path(__file__).parents[2]
@@ -250,7 +251,7 @@ def test_what_cannot_be_promoted_is_said(project: Path, monkeypatch: pytest.Monk
 def test_the_command_says_what_it_compared(project: Path):
     three_states()
     done = subprocess.run(
-        [sys.executable, "-m", "ifm", "promote", "--metric", "fid", "--dynamics", "ve"], cwd=project,
+        [warm.python(), "-m", "ifm", "promote", "--metric", "fid", "--dynamics", "ve"], cwd=project,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from ifm.sampling import draw_samples, flow_sampler
 from ifm.tracking import serving
 from ifm.tracking.packaging import package
 from ifm.use.models import IntegrationFlow
+from tests.support import warm
 from tests.support.mlflow_server import free_port, stop, wait_for
 from tests.support.small_models import small_flow
 
@@ -182,7 +183,7 @@ def test_over_http_by_the_commands_in_the_docs(flow_folder: Path, tmp_path: Path
     """ifm mlflow-model, then mlflow models serve, without the project on the path: the model brings its own code."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     made = subprocess.run(
-        [sys.executable, "-m", "ifm", "mlflow-model", "--model", str(flow_folder), "--out", "served"],
+        [warm.python(), "-m", "ifm", "mlflow-model", "--model", str(flow_folder), "--out", "served"],
         cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr

@@ -20,6 +20,7 @@ from ifm.tracking import store as stores
 from ifm.tracking.locallog import all_logs, read
 from ifm.tracking.runs import _record
 from ifm.tracking.sync import Synced, sync
+from tests.support import warm
 from tests.support.mlflow_server import copy_store, make_empty_store
 
 ROOT = Path(__file__).parents[2]
@@ -583,7 +584,7 @@ def start(code: str, root: Path, cwd: Path) -> subprocess.Popen:
     path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     environment = os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": path}
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [warm.python(), "-c", code],
         cwd=cwd,
         env=environment,
         text=True,

@@ -19,6 +19,7 @@ from ifm.tracking import PipelineState, delivery, stage_run, track_state
 from ifm.tracking import store as stores
 from ifm.tracking.locallog import FILE, all_logs, now, read
 from ifm.tracking.sync import Synced, sync
+from tests.support import warm
 from tests.support.mlflow_server import PASSWORD, Server, copy_store, make_empty_store, postgres, postgres_command
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def log_at_once(project: Path, pipelines: list[str], rows: int) -> None:
         (folder / "grid.png").write_bytes(PICTURE)
         environment = os.environ | {"DVC_ROOT": str(folder), "PYTHONPATH": os.pathsep.join([str(ROOT / "src")])}
         process = subprocess.Popen(
-            [sys.executable, "-c", MANY, name, str(rows)],
+            [warm.python(), "-c", MANY, name, str(rows)],
             cwd=folder,
             env=environment,
             text=True,
@@ -366,7 +367,7 @@ def test_a_sync_that_is_cut_short_anywhere_is_repeated(
 def test_the_command(use: Server, project: Path, monkeypatch: pytest.MonkeyPatch):
     def ifm(*words: str, status: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "ifm", *words], env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            [warm.python(), "-m", "ifm", *words], env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
             text=True, capture_output=True, check=False, cwd=project,
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
