@@ -176,7 +176,7 @@ def test_a_job_that_is_cut_off_stops_its_work_and_comes_again(tmp_path, checkout
 def test_the_nodes_of_a_job_meet(tmp_path, checkout):
     """node.sh on two nodes, which are this machine: one group of two times two processes."""
     (tmp_path / "job.py").write_text(JOB)
-    accelerate = f'exec {sys.executable} -m accelerate.commands.launch "${@:2}"'
+    accelerate = f'shift; exec {sys.executable} -m accelerate.commands.launch "$@"'
     path = stubs(tmp_path / "bin", accelerate=accelerate)
     common = {
         "IFM_MASTER": "127.0.0.1",
