@@ -18,7 +18,8 @@ PAGES = {
     "README.md": "overview.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-}  # of the root, as pages of the site
+    "examples/README.md": "examples.md",
+}  # outside docs/, as pages of the site
 API = "api"
 CONTENTS = "docs/README.md"
 PACKAGE = "src/ifm"
@@ -51,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of the root, of the package, and of every file or folder that a page links to."""
+    """Adds the pages outside docs/, of the package, and of every file or folder that a page links to."""
     root = _root(config)
     for source, page in PAGES.items():
         if (root / source).is_file():

@@ -90,7 +90,7 @@ def test_a_class_is_that_of_every_sample(folder, label):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_way_between_two_seeds_begins_and_ends_at_theirs(ve, steps):
-    way = drawing.between(ve, 5, 9, frames=5, steps=steps).samples
+    way = drawing.between(ve, Asked(seed=5, steps=steps), 9, frames=5).samples
     for seed, found in ((5, way[0]), (9, way[-1])):
         end = drawing.flow(ve, Asked(seed=seed, count=1, steps=steps)).samples[0]
         assert np.abs(found.astype(int) - end).max() <= 1  # another batch size, another rounding

@@ -1,10 +1,10 @@
 """Samples of a flow and its teacher from the same noise, and between two seeds, as pictures with the time they took."""
 
-import inspect
+import importlib.util
+import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ifm import modalities
 from ifm.conditions.base import Condition
-from ifm.demo.models import Pair, is_exact
+from ifm.demo.models import Pair
 from ifm.dynamics.base import NoiseSource
 from ifm.modalities.pictures import grid_png
 from ifm.sampling import Draws, Sampler
 from ifm.use import drawing
 from ifm.use.loading import Model
-from ifm.use.models import usable
 
 SIDE = 512  # pixels of a picture of points
 REACH = 1.2  # its edge, in units of the data
@@ -52,65 +51,74 @@ class Answer:
         return f"{len(self.samples)} in {1000 * self.seconds:.0f} ms, {evaluations}"
 
 
-def takes_guidance(pair: Pair) -> bool:
-    """Whether the flow's `sample` has guidance, and it was trained with classes."""
-    return bool(pair.classes) and "guidance" in inspect.signature(type(usable(pair.flow)).sample).parameters
+def scale_of(pair: Pair) -> tuple[float, float] | None:
+    """The guidance scales that the flow takes; None where it takes none."""
+    return getattr(pair.flow.condition_kind, "scale", None)
 
 
 def flow(pair: Pair, asked: Asked) -> Answer:
     """The flow's samples in `asked.steps` evaluations."""
-    return _answer(pair.flow, asked, nfe=asked.steps, how={"steps": asked.steps})
+    return _answer(pair.flow, drawing.choose(pair.flow, steps=asked.steps), asked)
 
 
 def teacher(pair: Pair, asked: Asked) -> Answer | None:
-    """The teacher's from the same x_T and for the same classes; None where there is none."""
-    return None if pair.teacher is None else _answer(pair.teacher, asked, nfe=asked.nfe, how={"nfe": asked.nfe})
-
-
-def _answer(model: Model, asked: Asked, *, nfe: int, how: dict[str, int]) -> Answer:
-    common: dict[str, Any] = {"seed": asked.seed, "condition": condition(model, asked.label, asked.count)}
-    began = time.perf_counter()
-    if asked.guidance is not None and not is_exact(model):
-        samples = usable(model).sample(asked.count, **how, **common, guidance=asked.guidance)
-    else:
-        samples = drawing.draw(model, drawing.choose(model, **how), asked.count, **common)
-    return Answer(samples, time.perf_counter() - began, nfe)
-
-
-def condition(model: Model, label: int | None, count: int) -> Condition | None:
-    """One class for all samples; None where there is none to choose: they are then drawn in their shares."""
-    kind = model.condition_kind
-    if label is None or kind is None:
+    """The teacher's from the same x_T and for the same classes, guided too if it can be; None where there is none."""
+    model = pair.teacher
+    if model is None:
         return None
-    return kind.of_tensors({"labels": torch.full((count,), label, dtype=torch.int64)})
+    guided = {"guidance": asked.guidance} if asked.guidance is not None and _can_be_guided(model) else {}
+    return _answer(model, drawing.choose(model, nfe=asked.nfe, **guided), asked)
 
 
-def between(pair: Pair, first: int, last: int, *, frames: int = 8, steps: int = 1, label: int | None = None) -> Answer:
-    """Samples of the flow on the way from the first one of seed `first` to that of seed `last`: [frames, ...].
+def _can_be_guided(model: Model) -> bool:
+    """Whether a teacher knows "no class" too."""
+    return bool(getattr(model.condition_kind, "drops", False))
 
-    x_T and anchor turn from one to the other at an even angle. The ends are the samples of the two seeds.
+
+def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:
+    told = condition(model, asked)
+    began = time.perf_counter()
+    samples = drawing.draw(model, sampler, asked.count, seed=asked.seed, condition=told)
+    return Answer(samples, time.perf_counter() - began, sampler.nfe)
+
+
+def condition(model: Model, asked: Asked) -> Condition | None:
+    """Of each sample, on the CPU; None where nothing is asked for: classes are then drawn in their shares."""
+    kind = model.condition_kind
+    guidance = asked.guidance if getattr(kind, "scale", None) else None
+    if kind is None or (asked.label is None and guidance is None):
+        return None
+    if importlib.util.find_spec("ifm.use.asked"):  # which knows guidance scales
+        condition_of = importlib.import_module("ifm.use.asked").condition_of
+        return condition_of(model, asked.count, classes=asked.label, guidance=guidance, seed=asked.seed)
+    return kind.of_tensors({"labels": torch.full((asked.count,), asked.label, dtype=torch.int64)})
+
+
+def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
+    """Samples of the flow on the way from the first one of seed `asked.seed` to that of `last`: [frames, ...].
+
+    x_T and anchor turn from one to the other at an even angle. The ends are the samples of the two seeds. All are of
+    one class: the first where none is asked for.
     """
     model = pair.flow
-    sampler: Sampler = drawing.choose(model, steps=steps)
+    sampler = drawing.choose(model, steps=asked.steps)
     device = next(iter(model.state_dict().values())).device
-    asked = condition(model, 0 if label is None and pair.classes else label, 1)
+    told = condition(model, replace(asked, count=frames, label=0 if asked.label is None else asked.label))
     a, b = (
-        Draws.of(model.dynamics, pair.shape, range(1), seed=s, device=device, condition=asked) for s in (first, last)
+        Draws.of(model.dynamics, pair.shape, range(1), seed=seed, device=device, condition=told)
+        for seed in (asked.seed, last)
     )
     share = torch.linspace(0, 1, frames, device=device)
-    draws = replace(
-        a,
+    draws = Draws(
         x_T=turned(a.x_T, b.x_T, share),
         x_anchor=turned(a.x_anchor, b.x_anchor, share),
         renoise=Turned(a.renoise, b.renoise, share.cpu()),
-        condition=condition(model, 0 if label is None and pair.classes else label, frames),
+        condition=None if told is None else told.to(device),
     )
-    if draws.condition is not None:
-        draws = replace(draws, condition=draws.condition.to(device))
     began = time.perf_counter()
     with torch.inference_mode():
         samples = modalities.at_rest(sampler.run(draws))
-    return Answer(samples, time.perf_counter() - began, steps)
+    return Answer(samples, time.perf_counter() - began, asked.steps)
 
 
 def turned(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -154,8 +162,6 @@ def picture(samples: np.ndarray, *, columns: int = 4) -> Image.Image:
         return scatter(samples)
     if modality.preview != "grids":
         raise ValueError(f"{modality.noun} have no picture in the demo yet")
-    import io
-
     return Image.open(io.BytesIO(grid_png(samples, columns=columns, scale=max(1, 96 // samples.shape[-1]))))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ifm import checkout, pretrained
 from ifm.errors import UserError
-from ifm.exact import ExactTeacher
 from ifm.model import IntegrationFlow
 from ifm.use import drawing, loading
 from ifm.use.drawing import data_shape
@@ -99,8 +98,3 @@ def teacher_beside(flow: Path) -> Path | None:
         if (folder / pretrained.DESCRIPTION).is_file() and pretrained.has_teacher(folder):
             return folder
     return None
-
-
-def is_exact(model: loading.Model | None) -> bool:
-    """Whether a teacher is the closed form of its data, which takes no guidance."""
-    return isinstance(model, ExactTeacher)

@@ -43,7 +43,7 @@ def build(models: Models) -> gr.Blocks:
                 steps = gr.Slider(1, 8, value=1, step=1, label="Steps of the flow", elem_id="steps")
                 nfe = gr.Slider(1, 63, value=17, step=2, label="Evaluations of the teacher")
                 label = gr.Dropdown([ANY, *first.classes], value=ANY, label="Class", visible=bool(first.classes))
-                guidance = gr.Slider(0, 8, value=1, step=0.1, label="Guidance", visible=drawing.takes_guidance(first))
+                guidance = guiding(first)
             with gr.Column(scale=3, min_width=300):
                 with gr.Row():
                     with gr.Column(min_width=280):
@@ -72,8 +72,10 @@ def build(models: Models) -> gr.Blocks:
             part.change(**drawn, trigger_mode="always_last")
         name.change(lambda one: options(models[one]), inputs=name, outputs=[label, guidance]).then(**drawn)
         go.click(
-            lambda one, a, b, n, k, c: interpolation(models[one], int(a), int(b), int(n), int(k), c),
-            inputs=[name, seed, other, frames, steps, label],
+            lambda last, n, one, *values: interpolation(
+                models[one], asked_for(models[one], *values), int(last), int(n)
+            ),
+            inputs=[other, frames, *chosen],
             outputs=way,
         )
     return page
@@ -89,23 +91,34 @@ def _picture(label: str, name: str) -> gr.Image:
 
 def options(pair: Pair) -> tuple[Any, Any]:
     """What can be chosen with this model: classes and guidance."""
-    classes = gr.Dropdown([ANY, *pair.classes], value=ANY, visible=bool(pair.classes))
-    return classes, gr.Slider(visible=drawing.takes_guidance(pair))
+    return gr.Dropdown([ANY, *pair.classes], value=ANY, visible=bool(pair.classes)), guiding(pair)
 
 
-def answers(
-    models: Models, name: str, seed: int, count: int, steps: int, nfe: int, label: str, guidance: float
-) -> Iterator[tuple]:
-    """The flow's picture as soon as it is there, then the teacher's beside it."""
-    pair = models[name]
-    asked = Asked(
+def guiding(pair: Pair) -> gr.Slider:
+    """The guidance scales that the flow takes, beginning at 1 or nearest to it."""
+    low, high = drawing.scale_of(pair) or (0.0, 1.0)
+    there = drawing.scale_of(pair) is not None
+    return gr.Slider(low, high, value=min(max(1.0, low), high), step=0.1, label="Guidance", visible=there)
+
+
+def asked_for(
+    pair: Pair, seed: float | None, count: float, steps: float, nfe: float, label: str | None, guidance: float
+) -> Asked:
+    """The page's values, of which those that this model does not have are left out."""
+    return Asked(
         seed=int(seed or 0),
         count=int(count),
         steps=int(steps),
         nfe=int(nfe),
-        label=label_of(pair, label),
-        guidance=float(guidance) if drawing.takes_guidance(pair) else None,
+        label=pair.classes.index(label) if label in pair.classes else None,
+        guidance=float(guidance) if drawing.scale_of(pair) else None,
     )
+
+
+def answers(models: Models, name: str, *values: Any) -> Iterator[tuple]:
+    """The flow's picture as soon as it is there, then the teacher's beside it."""
+    pair = models[name]
+    asked = asked_for(pair, *values)
     columns = max(1, round(asked.count**0.5))
     flow = drawing.flow(pair, asked)
     ours = drawing.picture(flow.samples, columns=columns), f"**Flow**: {flow.time}"
@@ -118,12 +131,6 @@ def answers(
     yield *ours, drawing.picture(teacher.samples, columns=columns), f"**Teacher**: {teacher.time}{ratio}"
 
 
-def label_of(pair: Pair, name: str | None) -> int | None:
-    """The class's number; None for any."""
-    return pair.classes.index(name) if name in pair.classes else None
-
-
-def interpolation(pair: Pair, first: int, last: int, frames: int, steps: int, label: str | None) -> Any:
+def interpolation(pair: Pair, asked: Asked, last: int, frames: int) -> Any:
     """One row of samples from one seed to the other."""
-    found = drawing.between(pair, first, last, frames=frames, steps=steps, label=label_of(pair, label))
-    return drawing.picture(found.samples, columns=frames)
+    return drawing.picture(drawing.between(pair, asked, last, frames=frames).samples, columns=frames)
