@@ -49,6 +49,7 @@ def run(given: argparse.Namespace) -> None:
             css=page.CSS,
             ssr_mode=False,
             footer_links=[],
+            run_history=False,
         )
     except OSError as error:
         raise UserError(f"--port {given.port}: cannot be opened on {given.host}; name another") from error

@@ -131,6 +131,7 @@ def answers(models: Models, name: str, *values: Any) -> Iterator[tuple]:
     yield *ours, drawing.picture(teacher.samples, columns=columns), f"**Teacher**: {teacher.time}{ratio}"
 
 
-def interpolation(pair: Pair, asked: Asked, last: int, frames: int) -> Any:
+def interpolation(pair: Pair, last: float | None, frames: float, *values: Any) -> Any:
     """One row of samples from one seed to the other."""
-    return drawing.picture(drawing.between(pair, asked, last, frames=frames).samples, columns=frames)
+    found = drawing.between(pair, asked_for(pair, *values), int(last or 0), frames=int(frames))
+    return drawing.picture(found.samples, columns=int(frames))
