@@ -57,10 +57,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         if (root / source).is_file():
             files.append(File.generated(config, page, content=(root / source).read_text(encoding="utf-8")))
+    targets = linked(root)
+    codes = {_module(target): root / target for target in targets if target.startswith(PACKAGE)}
     for module, page in modules(root).items():
-        files.append(File.generated(config, page, content=f"# {module}\n\n::: {module}\n"))
+        files.append(File.generated(config, page, content=api_page(module, codes.get(module))))
     files.append(File.generated(config, f"{API}/index.md", content=api_index(root)))
-    for target in sorted(linked(root)):
+    for target in sorted(targets):
         place, known = place_of(root, target), {file.src_uri for file in files}
         if place in known:
             continue
@@ -176,6 +178,15 @@ def api_contents(root: Path) -> list[Any]:
     for pages in tree.values():
         pages.sort(key=lambda page: not isinstance(page, str))  # the package's own page first
     return [f"{API}/index.md", *({package: tree[package]} for package in sorted(tree))]
+
+
+def api_page(module: str, code: Path | None) -> str:
+    """A module's page. code: its file, where a page links to it; searches find the docstrings alone, after the docs."""
+    text = f"---\nsearch:\n  boost: 0.3\n---\n\n# {module}\n\n::: {module}\n"
+    if code is None or not code.is_file():
+        return text
+    lines = code.read_text(encoding="utf-8").rstrip("\n")
+    return f"{text}\n## Source {{ data-search-exclude }}\n\n~~~~~python\n{lines}\n~~~~~\n"
 
 
 def api_index(root: Path) -> str:

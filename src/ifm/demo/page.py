@@ -71,13 +71,8 @@ def build(models: Models) -> gr.Blocks:
         for part in (seed, count, steps, nfe, label, guidance):
             part.change(**drawn, trigger_mode="always_last")
         name.change(lambda one: options(models[one]), inputs=name, outputs=[label, guidance]).then(**drawn)
-        go.click(
-            lambda last, n, one, *values: interpolation(
-                models[one], asked_for(models[one], *values), int(last), int(n)
-            ),
-            inputs=[other, frames, *chosen],
-            outputs=way,
-        )
+        # Gradio counts the arguments of a function: these have but one, *values.
+        go.click(lambda *values: interpolation(models, *values), inputs=[*chosen, other, frames], outputs=way)
     return page
 
 
@@ -131,7 +126,9 @@ def answers(models: Models, name: str, *values: Any) -> Iterator[tuple]:
     yield *ours, drawing.picture(teacher.samples, columns=columns), f"**Teacher**: {teacher.time}{ratio}"
 
 
-def interpolation(pair: Pair, last: float | None, frames: float, *values: Any) -> Any:
-    """One row of samples from one seed to the other."""
-    found = drawing.between(pair, asked_for(pair, *values), int(last or 0), frames=int(frames))
+def interpolation(models: Models, name: str, *values: Any) -> Any:
+    """One row of samples from one seed to the other; values: as of `answers`, then the other seed and how many."""
+    *asked, last, frames = values
+    pair = models[name]
+    found = drawing.between(pair, asked_for(pair, *asked), int(last or 0), frames=int(frames))
     return drawing.picture(found.samples, columns=int(frames))
