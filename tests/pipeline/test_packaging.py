@@ -81,7 +81,7 @@ def test_a_wheel_works_in_a_clean_environment(tmp_path):
     if built.returncode and any(word in built.stderr for word in ("fetch", "connect", "dns")):
         pytest.skip(f"setuptools cannot be had here: {built.stderr.strip()[-300:]}")
     assert built.returncode == 0, built.stderr[-3000:]
-    (wheel,) = (tmp_path / "dist").iterdir()
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert wheel.name.startswith(f"ifm-{ifm.__version__}-py3-none-any")
     inside = zipfile.ZipFile(wheel).namelist()
     expected = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/ifm").rglob("*.py")}
