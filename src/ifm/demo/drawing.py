@@ -56,6 +56,11 @@ def scale_of(pair: Pair) -> tuple[float, float] | None:
     return getattr(pair.flow.condition_kind, "scale", None)
 
 
+def usual_count(pair: Pair) -> int:
+    """How many samples the page shows at first: one image says more than one point."""
+    return 256 if modalities.of(pair.shape).preview == "scatter" else 16
+
+
 def flow(pair: Pair, asked: Asked) -> Answer:
     """The flow's samples in `asked.steps` evaluations."""
     return _answer(pair.flow, drawing.choose(pair.flow, steps=asked.steps), asked)

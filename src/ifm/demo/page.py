@@ -39,7 +39,7 @@ def build(models: Models) -> gr.Blocks:
                 name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, elem_id="seed")
                 again = gr.Button("New noise", variant="primary", elem_id="new-noise")
-                count = gr.Slider(1, 64, value=16, step=1, label="Samples")
+                count = gr.Slider(1, 256, value=drawing.usual_count(first), step=1, label="Samples")
                 steps = gr.Slider(1, 8, value=1, step=1, label="Steps of the flow", elem_id="steps")
                 nfe = gr.Slider(1, 63, value=17, step=2, label="Evaluations of the teacher")
                 label = gr.Dropdown([ANY, *first.classes], value=ANY, label="Class", visible=bool(first.classes))
