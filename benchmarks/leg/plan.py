@@ -39,7 +39,7 @@ RECIPE: dict[str, Any] = {
     "teacher.checkpoint_every": 2000,
     "trajectories.solver_steps": 9,
     "trajectories.batch_size": 1000,
-    "flow.phases": ["trajectory", "consistency"],
+    "flow.objective": ["trajectory", "consistency"],
     "flow.velocity": "reference",
     "flow.huber_c": 0.1,
     "flow.consistency.first_intervals": 20,
@@ -100,6 +100,11 @@ def training_steps(rate: Rate, *, done: int, seconds: float, weight: float = 1.0
     """
     left = max(0.0, seconds - 0.7 * rate.start) * rate.steps / weight
     return max(LEAST_STEPS, done + int(0.97 * left))
+
+
+def listed(objective: str | list[str]) -> list[str]:
+    """params.yaml's flow.objective as a list."""
+    return objective if isinstance(objective, list) else [objective]
 
 
 def step_weight(phases: Sequence[str], *, anchored: float) -> float:

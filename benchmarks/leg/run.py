@@ -184,7 +184,7 @@ class Leg(Params):
         if kind == "teacher":
             return 1.0
         anchored = anchor["self_probability"] if anchor["policy"] == "self" else 0.0
-        return plan.step_weight(flow["phases"] or [flow["objective"]], anchored=anchored)
+        return plan.step_weight(plan.listed(flow["objective"]), anchored=anchored)
 
     def train_on(self, kind: str, start: Path | None, *, end: float) -> bool:
         """The training proper. At its end in time it is stopped, and saved with the average of the step it came to."""

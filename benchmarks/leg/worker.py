@@ -18,9 +18,9 @@ from typing import Any
 
 def main() -> None:
     """Warms up, waits, works."""
-    from pipeline.runner import unfinished
+    from pipeline.runner import parent
 
-    unfinished.end_with_parent()
+    parent.end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     warm()
     print("ready", file=sys.stdout, flush=True)

@@ -9,6 +9,7 @@ from ifm.data.trajectories import FIRST, TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
 from ifm.exact import ExactTeacher, flow_map_of
 from ifm.files import write_json
+from ifm.guidance import Guidance
 from ifm.modalities import at_work
 from ifm.sampling import Draws
 from ifm.tracking import flatten
@@ -32,6 +33,8 @@ def work(stage: Stage) -> None:
         print(f"{stage.name}: teacher.kind is none: nothing to hold the flow's paths against")
         write_json(paths.diagnostics(d), {"dynamics": d, "reference": None, "warnings": []})
         return
+    reference = "exact" if isinstance(teacher, ExactTeacher) else "teacher"
+    teacher = pretrained.guided(teacher, paths.teacher(d), Guidance.of(flow.guidance))
     settings = config.diagnose.model_dump()
     members = range(settings.pop("paths"))
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
@@ -53,7 +56,7 @@ def work(stage: Stage) -> None:
         exact=flow_map_of(flow.dynamics, images.gaussian, device=device),
         **settings,
     )
-    found["reference"] = "exact" if isinstance(teacher, ExactTeacher) else "teacher"
+    found["reference"] = reference
     write_json(paths.diagnostics(d), found)
     numbers = {k: v for k, v in flatten(found).items() if isinstance(v, int | float) and not isinstance(v, bool)}
     stage.run.log_metrics(numbers)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ifm.data.splits import open_split
-from ifm.files import fresh_folder, write_json
+from ifm.files import fresh_folder, read_json, write_json
 from ifm.hardware.processes import make_accelerator
 from ifm.metrics import cautions
 from ifm.metrics.comparison import Measures
@@ -39,6 +39,7 @@ def work(stage: Stage) -> None:
             sliced_projections=how.sliced_projections,
             seed=config.seed,
         ),
+        labels=real_labels(stage),
         accelerator=accelerator,
         progress=lambda items: progress(items, label=f"evaluate {d}", unit="sampler"),
     )
@@ -47,15 +48,20 @@ def work(stage: Stage) -> None:
     write_json(paths.METRICS / f"{d}.json", found.figures)
     write_json(paths.headline(d), {d: headline(found.figures)})  # by name: DVC shows ve.fid, whatever the file
     picture_pairs(stage, found)
+    rows = dict(found.figures)
+    for row in found.figures.values():
+        rows |= {f"{s['model']}-nfe{s['nfe']:03d}": s for s in row.get("guided", ())}
     stage.run.log_metrics(
-        {
-            f"{name}.{key}": v
-            for name, row in found.figures.items()
-            for key, v in row.items()
-            if isinstance(v, int | float)
-        }
+        {f"{name}.{key}": v for name, row in rows.items() for key, v in row.items() if isinstance(v, int | float)}
     )
     stage.warn(cautions.together(map(cautions.told, found.figures.values())))
+
+
+def real_labels(stage: Stage) -> np.ndarray | None:
+    """Of the reference's images, int64 [m], where samples were asked for by class."""
+    if "condition" not in read_json(paths.samples(stage.dynamics) / "metadata.json"):
+        return None
+    return open_split(paths.PROCESSED, stage.config.evaluate.reference_split).labels
 
 
 def picture_pairs(stage: Stage, found: Evaluation) -> None:

@@ -7,10 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, conditions, dynamics, objectives, pretrained, schema
+from ifm.conditions.base import varying
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.exact import ExactTeacher
+from ifm.guidance import Guidance, Guided
 from ifm.hardware.processes import ProcessExchange, make_accelerator
 from ifm.model import IntegrationFlow, Teacher, build_flow
 from ifm.networks import build_network
@@ -25,7 +27,8 @@ from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "condition", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "flow", "anchor")
+    ode = ("ode.sigma_data", f"ode.{stage.dynamics}")
+    return stage.sections("seed", "condition", "guidance", *ode, "network", "flow", "anchor")
 
 
 def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, str]]:
@@ -33,14 +36,19 @@ def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, s
     config, d, start = stage.config, stage.dynamics, {}
     two_times = objectives.two_times(config.flow)
     anchor = {"takes_anchor": config.anchor.policy != "none", "anchor_input": config.anchor.input}
-    kind = conditions.of_data(config.condition.kind, images)
+    kind, guidance = conditions.of_data(config.condition.kind, images), Guidance.of(config.guidance)
+    if kind is not None:  # the row of no class too, so that it can start from the teacher's
+        drops, scale = config.condition.drop_probability > 0, None if guidance is None else guidance.range
+        kind = kind.told_to(drops=drops, scale=scale)
     told = {"two_times": two_times, "condition": kind}
     network = build_network(shape=images.shape, **told, **anchor, **config.network.model_dump())
     if config.flow.init == "teacher":
         network.start_from(pretrained.load_teacher(paths.teacher(d)).network)
         start = {"teacher": pretrained.describe(paths.teacher(d))["sha256"]}
     ode = dynamics.of_params(d, config.ode)
-    return build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor), start
+    flow = build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor)
+    flow.guidance = None if guidance is None else guidance.describe()
+    return flow, start
 
 
 class Ingredients:
@@ -51,15 +59,16 @@ class Ingredients:
 
     def __init__(self, stage: Stage, accelerator: Accelerator, flow: IntegrationFlow, images: SampleSet) -> None:
         self.accelerator, self.flow, self.seed, self.config = accelerator, flow, stage.config.seed, stage.config.flow
+        self.guidance = Guidance.of(stage.config.guidance)
         self.used: dict[str, str] = {}
-        self._d, self._images = stage.dynamics, images
+        self._d, self._images, self._drop = stage.dynamics, images, stage.config.condition.drop_probability
 
     def trajectories(self) -> Trajectories:
         """The teacher's paths of this dynamics, stored or solved as they are needed."""
         folder, device = paths.trajectories(self._d), self.accelerator.device
         metadata = TrajectoryMetadata.read(folder)
         self.used |= {"trajectories": metadata.sha256, "teacher": metadata.teacher}
-        ask = partial(_teacher_of, self._d, device)
+        ask = partial(_teacher_of, self._d, device, self.guidance)
         return open_trajectories(folder, metadata, self.flow.dynamics, load_teacher=ask, device=device)
 
     def images(self) -> SampleSet:
@@ -69,21 +78,28 @@ class Ingredients:
 
     def pairs(self) -> dict[str, Any]:
         """The arguments of `draw_pairs` that are the same for every objective."""
-        return {**self._batches, "read_condition": self._read_condition}
+        # Without a denoiser to ask, a guided flow learns what it does without a class too.
+        drop = self._drop if self.guidance is not None and self.config.velocity == "pair" else 0.0
+        vary = varying(self.flow.condition_kind, drop=drop)
+        return {**self._batches, "read_condition": self._read_condition, "vary": vary}
 
     def mean(self) -> Mean | None:
-        """Where velocities come from (flow.velocity): a pair's own (None), the mean over data, a teacher."""
+        """Where velocities come from (flow.velocity): a pair's own (None), the mean over data, a teacher; guided."""
         if self.config.velocity == "pair":
             return None
         if self.config.velocity == "reference":
             told = {"kind": self.flow.condition_kind, "read_condition": self._read_condition}
             size = self.config.reference_batch
-            return mean_over_reference(
+            mean = mean_over_reference(
                 self.accelerator, self.flow.dynamics, self.images(), size=size, **self._batches, **told
             )
+            return mean if self.guidance is None else partial(self._guided, mean)
         self.used["teacher"] = pretrained.describe(paths.teacher(self._d))["sha256"]
-        teacher = _teacher_of(self._d, self.accelerator.device)
+        teacher = _teacher_of(self._d, self.accelerator.device, self.guidance)
         return lambda step: teacher
+
+    def _guided(self, mean: Mean, step: int) -> Guided:
+        return self.guidance.around(mean(step), self.flow.condition_kind)
 
     @cached_property
     def _batches(self) -> dict[str, Any]:
@@ -96,13 +112,14 @@ class Ingredients:
         return None if kind is None else partial(kind.read, self._images)
 
     def phases(self) -> list[Phase]:
-        """The phases that flow.objective or flow.phases ask for."""
+        """A phase for each of flow.objective."""
         return [schema.load(objective.phase)(self) for objective in objectives.of(self.config).values()]
 
 
-def _teacher_of(d: str, device: torch.device) -> Teacher | ExactTeacher:
-    """The teacher of a dynamics, to be asked and not trained."""
-    return pretrained.load_teacher(paths.teacher(d)).to(device, memory_format=torch.channels_last).requires_grad_(False)
+def _teacher_of(d: str, device: torch.device, guidance: Guidance | None) -> Teacher | ExactTeacher | Guided:
+    """The teacher of a dynamics, guided, to be asked and not trained."""
+    teacher = pretrained.guided(pretrained.load_teacher(paths.teacher(d)), paths.teacher(d), guidance)
+    return teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
 def work(stage: Stage) -> None:

@@ -15,7 +15,7 @@ from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
-from ifm.report.contents import PointSamples, Report
+from ifm.report.contents import AskedClasses, PointSamples, Report
 from ifm.report.page import render
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.tracking import git_commit
@@ -42,6 +42,7 @@ def work(stage: Stage) -> None:
     summary = pd.DataFrame(rows).reindex(columns=summary_columns())
     one_step = {d: next((r for r in m.values() if r["sampler"] == "one_step"), None) for d, m in metrics.items()}
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
+    asked = {d: found for d, row in one_step.items() if row and (found := _asked(d, row))}
     grids = config.data.modality.preview == "grids"
     planar = config.data.modality.preview == "scatter" and reference["image_shape"][0] > 1
     page = render(
@@ -60,7 +61,8 @@ def work(stage: Stage) -> None:
             points={d: _points(d, metrics[d], reference) for d in config.dynamics} if planar else {},
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
-            classes=reference["classes"] if shares else None,
+            classes=reference["classes"] if shares or asked else None,
+            asked=asked,
             diagnostics={d: read_json(paths.diagnostics(d)) for d in config.dynamics},
             reference=reference,
             versions=_versions(),
@@ -124,11 +126,30 @@ def _rows(
         }
     common = _common(config, reference) | {"dynamics": d}
     measured = ("seconds_per_image", "seconds_batch_1", "peak_memory_mb")
-    return [
-        common | models[row["model"]] | _in_cells(row) | {key: timings.get(f"{key}.{name}") for key in measured}
-        for name, row in metrics.items()
-        if row["model"] != "data"
-    ]
+
+    def of(name: str, model: str, row: dict[str, Any]) -> dict[str, Any]:
+        return common | models[model] | _in_cells(row) | {key: timings.get(f"{key}.{name}") for key in measured}
+
+    rows = [of(name, row["model"], row) for name, row in metrics.items() if row["model"] != "data"]
+    for name, row in metrics.items():
+        for at_scale in row.get("guided", ()):
+            model, _, scale = at_scale["model"].partition("-")
+            drawn = f"{model}-{at_scale['sampler']}-nfe{at_scale['nfe']:03d}-{scale}"
+            own = f"seconds_per_image.{drawn}" not in timings  # the samples that all else is judged by
+            rows.append(of(name if own else drawn, model, at_scale))
+    return rows
+
+
+def _asked(d: str, one_step: dict[str, Any]) -> AskedClasses | None:
+    """What is shown by class asked for; None where none was."""
+    grid = paths.samples(d) / "grids" / "classes.png"
+    found = AskedClasses(
+        grid=grid.read_bytes() if grid.is_file() else b"",
+        shares=one_step.get("asked_shares"),
+        fids=one_step.get("fids_by_class"),
+        guided=one_step.get("guided") or (),
+    )
+    return found if found != AskedClasses() else None
 
 
 def _grids(d: str, metrics: Figures) -> list[tuple[str, bytes]]:

@@ -1,54 +1,111 @@
 """sample@d: images or points from flow and teacher, all from the same prior draws."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 from ifm import modalities, pretrained
+from ifm.conditions.base import ConditionKind
 from ifm.files import fresh_folder, write_json
+from ifm.guidance import Guidance
 from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
-from ifm.modalities.pictures import COLUMNS, save_grid, side_by_side, side_by_side_choice
+from ifm.modalities.pictures import COLUMNS, save_grid, save_rows, side_by_side, side_by_side_choice
 from ifm.networks.asking import prepare
 from ifm.progress import progress
-from ifm.sampling import Sampler, draw_samples, flow_sampler, sample_dtype, seconds_per_image, teacher_sampler
+from ifm.sampling import (
+    Sampler,
+    asked_of,
+    draw_samples,
+    flow_sampler,
+    sample_dtype,
+    seconds_per_image,
+    teacher_sampler,
+)
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
 
 TIMED_BATCHES = (1, 8, 64, 256, 1024)  # of one evaluation of the flow
+ROWS = 10  # of the grid by class: more classes are shown evenly
+ONE_STEP = "flow-one_step-nfe001"
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "sample", "evaluate.teacher_nfe")
+    return stage.sections("seed", "sample", "evaluate.teacher_nfe", "evaluate.guidance_scales")
 
 
-def samplers_of(stage: Stage, accelerator: Accelerator) -> tuple[list[Sampler], dict]:
-    """The teacher's samplers by NFE, then the flow's by steps; and what they all share."""
+@dataclass(frozen=True)
+class AtScale:
+    """A sampler at a guidance scale of evaluate.guidance_scales, which it is drawn at besides."""
+
+    sampler: Sampler
+    w: float
+    sets: int  # of samples
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler.name}-w{self.w:g}"
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self.sampler.describe() | {"name": self.name, "guidance": self.w, "seeds": self.sets}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn: of every sampler all sets, and besides some at other guidance scales."""
+
+    samplers: list[Sampler]  # the teacher's by NFE, then the flow's by steps
+    at_scales: list[AtScale]
+    common: dict[str, Any]  # what they all share, the condition's kind included
+    w: float | None  # the guidance scale of `samplers`; None: there is no guidance
+
+
+def planned(stage: Stage, accelerator: Accelerator) -> Plan:
+    """The samplers of flow and teacher. Where there is guidance the teacher is led as the flow is."""
     config, d = stage.config, stage.dynamics
     teacher, flow = pretrained.load_both(teacher=paths.teacher(d), flow=paths.flow(d), device=accelerator.device)
+    guidance, kind = Guidance.of(flow.guidance), flow.condition_kind
+    w = None
+    if guidance is not None:
+        w = config.sample.guidance
+        w = w if w is not None else kind.usual_scale if guidance.range else guidance.scale
+        if teacher is not None:
+            teacher = pretrained.guided(teacher, paths.teacher(d), replace(guidance, scale=w))
     for model in (teacher, flow):
         if model is not None:
             prepare(model, config.sample.precision, recorded=True)
-    samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in sorted(config.evaluate.teacher_nfe) if teacher]
+    nfes = sorted(config.evaluate.teacher_nfe)
+    samplers = [teacher_sampler(teacher, nfe=nfe) for nfe in nfes if teacher]
     for steps in sorted(config.sample.flow_steps):
         kinds = ["one_step"] if steps == 1 else config.sample.flow_samplers
         samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
+    at_scales = []
+    for scale in sorted(config.evaluate.guidance_scales) if guidance is not None else ():
+        if kind.scale is not None and kind.scale[0] <= scale <= kind.scale[1]:
+            at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale, config.sample.seeds))
+        if teacher is not None:
+            at_scales += [AtScale(teacher_sampler(teacher.at(scale), nfe=nfe), scale, 1) for nfe in nfes]
     shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
     common = {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
-    return samplers, common | ({} if flow.condition_kind is None else {"condition": flow.condition_kind})
+    return Plan(samplers, at_scales, common | ({} if kind is None else {"condition": kind}), w)
 
 
 def work(stage: Stage) -> None:
     """Draws sample.seeds sets of sample.count samples with every sampler, times them, lays some images out as grids."""
     config, d = stage.config, stage.dynamics
     accelerator = make_accelerator("no", seed=config.seed)
-    samplers, common = samplers_of(stage, accelerator)
+    plan = planned(stage, accelerator)
+    samplers, common = plan.samplers, plan.common
     with fresh_folder(paths.samples(d)) if accelerator.is_main_process else nullcontext() as out:
-        draw_all(stage, accelerator, samplers, common, out=out)
+        draw_all(stage, accelerator, plan, out=out)
         if out is None:
             return
+        asked = save_asked(stage, plan, out=out) if "condition" in common else {}
         if modalities.of(common["shape"]).preview == "grids":
             _lay_out(samplers, out, shown=config.sample.grid_images)
         time_batches(stage, samplers, common)
@@ -63,33 +120,60 @@ def work(stage: Stage) -> None:
                 "samplers": [s.describe() for s in samplers],
                 "teacher": pretrained.describe(paths.teacher(d)).get("sha256"),
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
+                **asked,
             },
         )
     if modalities.of(common["shape"]).preview == "grids":
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
 
 
-def draw_all(
-    stage: Stage, accelerator: Accelerator, samplers: list[Sampler], common: dict, *, out: Path | None
-) -> None:
+def save_asked(stage: Stage, plan: Plan, *, out: Path) -> dict[str, Any]:
+    """Writes what each sample was asked to be, the same for all samplers, and returns what metadata.json says of it.
+
+    labels.npy, int64 [seeds count]; of classes and images also a grid.
+    """
+    kind = plan.common["condition"]
+    asked = _asked(stage, plan, plan.w)["condition"].tensors()
+    for name, tensor in asked.items():
+        if name != "w":  # the same of all samples: in the metadata
+            np.save(out / f"{name}.npy", tensor.numpy(), allow_pickle=False)
+    one_step = out / f"{ONE_STEP}.npy"
+    if "labels" in asked and one_step.is_file():
+        _lay_out_classes(np.load(one_step, mmap_mode="r", allow_pickle=False), asked["labels"].numpy(), kind, out)
+    found = {"condition": kind.describe()}
+    if plan.w is None:
+        return found
+    return found | {"guidance": plan.w, "guided": [s.describe() for s in plan.at_scales]}
+
+
+def _asked(stage: Stage, plan: Plan, w: float | None) -> dict[str, Any]:
+    """The condition of all samples at a guidance scale, as `draw_samples` takes it; {} where there is none."""
+    if "condition" not in plan.common:
+        return {}
+    total = range(stage.config.sample.seeds * stage.config.sample.count)
+    return {"condition": asked_of(plan.common["condition"], total, seed=stage.config.seed, w=w)}
+
+
+def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | None) -> None:
     """Draws with every sampler, straight into its file; set k has the prior draws k count .. (k + 1) count - 1.
 
     out: the main process's folder; the others' is None.
     """
-    config, shape, device = stage.config, common["shape"], common["device"]
-    total = config.sample.seeds * config.sample.count
-    for sampler in progress(samplers, label=f"sample {stage.dynamics}", unit="sampler"):
-        file = None
+    config, common = stage.config, plan.common
+    main = [(s.name, s, config.sample.seeds, plan.w) for s in plan.samplers]
+    besides = [(s.name, s.sampler, s.sets, s.w) for s in plan.at_scales]
+    for name, sampler, sets, w in progress([*main, *besides], label=f"sample {stage.dynamics}", unit="sampler"):
+        file, total = None, sets * config.sample.count
         if out is not None:
             file = np.lib.format.open_memmap(
-                out / f"{sampler.name}.npy", "w+", dtype=sample_dtype(shape), shape=(total, *shape)
+                out / f"{name}.npy", "w+", dtype=sample_dtype(common["shape"]), shape=(total, *common["shape"])
             )
         if out is not None:  # before its memory is measured: a first call makes what all others use
-            stage.run.timings[f"seconds_batch_1.{sampler.name}"] = seconds_per_image(sampler, **common, batch_size=1)
-        with peak_memory(device) as peak:
+            stage.run.timings[f"seconds_batch_1.{name}"] = seconds_per_image(sampler, **common, batch_size=1)
+        with peak_memory(common["device"]) as peak:
             drawn = draw_samples(
                 sampler,
-                **common,
+                **(common | _asked(stage, plan, w)),
                 count=total,
                 batch_size=config.sample.batch_size,
                 seed=config.seed,
@@ -100,9 +184,9 @@ def draw_all(
             continue
         file.flush()
         timings = stage.run.timings
-        timings[f"seconds_per_image.{sampler.name}"] = drawn.seconds_per_image
+        timings[f"seconds_per_image.{name}"] = drawn.seconds_per_image
         if peak.megabytes is not None:
-            timings[f"peak_memory_mb.{sampler.name}"] = peak.megabytes
+            timings[f"peak_memory_mb.{name}"] = peak.megabytes
 
 
 def time_batches(stage: Stage, samplers: list[Sampler], common: dict) -> None:
@@ -111,6 +195,20 @@ def time_batches(stage: Stage, samplers: list[Sampler], common: dict) -> None:
     for size in TIMED_BATCHES if one_step else ():
         taken = seconds_per_image(one_step, **common, batch_size=size)
         stage.run.timings[f"seconds_in_batches_of.{size}"] = taken
+
+
+def _lay_out_classes(samples: np.ndarray, labels: np.ndarray, kind: ConditionKind, out: Path) -> None:
+    """A row of the first samples asked to be of each class, of ROWS classes at most; nothing for points."""
+    modality = modalities.of(samples.shape[1:])
+    if modality.preview != "grids":
+        return
+    count = len(kind.classes)
+    rows = []
+    for k in np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int)):
+        first = np.flatnonzero(labels == k)[:COLUMNS]
+        if len(first):
+            rows.append((kind.classes[k], modality.pictures(np.asarray(samples[first]))))
+    save_rows(rows, out / "grids" / "classes.png")
 
 
 def _lay_out(samplers: list[Sampler], out: Path, *, shown: int) -> None:

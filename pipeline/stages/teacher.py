@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from ifm import conditions, dynamics, pretrained
+from ifm.conditions.base import varying
+from ifm.config import Config
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_split
 from ifm.exact import ExactTeacher
@@ -21,7 +23,8 @@ from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "condition", "ode.sigma_data", f"ode.{stage.dynamics}", "network", "teacher")
+    ode = ("ode.sigma_data", f"ode.{stage.dynamics}")
+    return stage.sections("seed", "condition", "guidance.weaker", *ode, "network", "teacher")
 
 
 def work(stage: Stage) -> None:
@@ -35,7 +38,9 @@ def work(stage: Stage) -> None:
         _write_exact(stage, images)
         return
     accelerator = make_accelerator(config.teacher.precision, seed=config.seed)
-    kind = conditions.of_data(config.condition.kind, images)
+    kind, drop = conditions.of_data(config.condition.kind, images), config.condition.drop_probability
+    if kind is not None:
+        kind = kind.told_to(drops=drop > 0, scale=None)
     network = build_network(shape=images.shape, takes_anchor=False, condition=kind, **config.network.model_dump())
     teacher = Teacher(network, dynamics.of_params(d, config.ode))
     inputs = _inputs(images)
@@ -50,16 +55,24 @@ def work(stage: Stage) -> None:
         checkpoints=checkpoints,
         on_log=stage.run.log_row,
         read_condition=None if kind is None else partial(kind.read, images),
+        vary=varying(kind, drop=drop),
+        keep_after=_weaker_after(config),
     )
     if not accelerator.is_main_process:
         return
     train_images = config.teacher.steps * config.teacher.batch_size
     record = {"image_shape": list(images.shape), "train_images": train_images, "trained_on": inputs}
-    pretrained.save_model(teacher, paths.teacher(d), record=record)
+    pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=result.kept)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
     stage.run.log_model(stage.name, folder=paths.teacher(d), description=pretrained.describe(paths.teacher(d)))
+
+
+def _weaker_after(config: Config) -> int | None:
+    """The steps after which the weaker teacher of autoguidance is kept; None: there is none."""
+    share, steps = config.guidance.weaker, config.teacher.steps
+    return None if share is None else max(1, round(share * steps))
 
 
 def _inputs(images: SampleSet) -> dict[str, str]:
@@ -85,6 +98,7 @@ def _write_exact(stage: Stage, images: SampleSet) -> None:
     rows = np.arange(len(images))
     data = torch.from_numpy(images[rows])  # uint8 [n, C, H, W] or float32 [n, d]
     kind = conditions.of_data(config.condition.kind, images)
+    kind = None if kind is None else kind.told_to(drops=True, scale=None)  # in closed form it knows no class too
     have = None if kind is None else kind.read(images, rows)
     if images.random_flip:
         data = torch.cat([data, data.flip(-1)])

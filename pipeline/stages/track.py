@@ -99,6 +99,10 @@ def final_figures(results: Mapping[str, Any], dynamics: list[str]) -> dict[str, 
         for key, value in row.items():
             if _number(value) and key not in left and (not key.endswith(SPREAD) or key in deviations):
                 found[f"{key}/{sampler_name(d, row)}"] = value
+    for d, row in rows:
+        for at_scale in row.get("guided", ()):
+            name = sampler_name(d, at_scale)
+            found |= {f"{m.key}/{name}": at_scale[m.key] for m in catalogue.merits() if _number(at_scale.get(m.key))}
     for d, values in results["diagnostics"].items():
         found |= {f"diagnostics/{d}.{k}": v for k, v in flatten(values).items() if _number(v) and k != "paths"}
     return found | {f"reference/{k}": v for k, v in results["reference"].items() if _number(v)}
@@ -117,7 +121,7 @@ def _prominence(row: Mapping[str, Any], best: int | None) -> tuple[int, bool, in
 
 
 def sampler_name(d: str, row: Mapping[str, Any]) -> str:
-    """Of a row of figures: ve-flow-1nfe, ve-flow-4nfe-renoise, ve-teacher-35nfe; real images: real."""
+    """Of a row of figures: ve-flow-1nfe, ve-flow-4nfe-renoise, ve-teacher-35nfe, ve-flow-w2-1nfe; real images: real."""
     if row["model"] == "data":
         return "real"
     way = "" if row["sampler"] in ("one_step", "heun") else f"-{row['sampler']}"

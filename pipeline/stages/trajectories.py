@@ -7,9 +7,9 @@ import torch
 from ifm import objectives, pretrained
 from ifm.data.trajectories import TrajectoryMetadata, digest
 from ifm.files import fresh_folder
+from ifm.guidance import Guidance, solver_evaluations
 from ifm.hardware.processes import make_accelerator
 from ifm.networks.asking import prepare
-from ifm.solver import solver_nfe
 from ifm.trajectories import (
     generate,
     move_shards,
@@ -23,7 +23,7 @@ from pipeline.runner.stage import Stage, main
 
 
 def params(stage: Stage) -> dict:
-    return stage.sections("seed", "trajectories", "flow.objective", "flow.phases")
+    return stage.sections("seed", "guidance", "trajectories", "flow.objective")
 
 
 def work(stage: Stage) -> None:
@@ -34,6 +34,10 @@ def work(stage: Stage) -> None:
         return
     accelerator = make_accelerator("no", seed=config.seed)
     teacher, description = pretrained.load_teacher(paths.teacher(d)), pretrained.describe(paths.teacher(d))
+    guidance, kind = Guidance.of(config.guidance), teacher.condition_kind
+    if guidance is not None:
+        kind = kind.told_to(drops=kind.drops, scale=guidance.range)
+    teacher = pretrained.guided(teacher, paths.teacher(d), guidance)
     teacher = teacher.to(accelerator.device, memory_format=torch.channels_last)
     prepare(teacher, config.trajectories.precision)
     folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
@@ -43,31 +47,33 @@ def work(stage: Stage) -> None:
         shape = tuple(description["image_shape"])
         if kept := len(list(folder.glob("shard-*.npy"))):
             accelerator.print(f"{stage.name}: goes on after {kept} shards")
-        common = {"shape": shape, "seed": config.seed, "work": folder, "kind": teacher.condition_kind}
+        common = {"shape": shape, "seed": config.seed, "work": folder, "kind": kind}
         shards = generate(accelerator, teacher, teacher.dynamics, **common, **settings)
     else:
         accelerator.print(f"{stage.name}: trajectories.store is none: training solves each path when it needs it")
         shards = []
     if not accelerator.is_main_process:
         return
+    steps = settings["solver_steps"]
     metadata = TrajectoryMetadata(
         dynamics=d,
         count=settings["count"],
         times=stored_times(teacher.dynamics, settings).tolist(),
         solver_steps=settings["solver_steps"],
         rho=settings["rho"],
-        nfe=solver_nfe(settings["solver_steps"]),
+        nfe=solver_evaluations(teacher.dynamics, teacher.dynamics.solver_times(steps, rho=settings["rho"]), guidance),
         seed=config.seed,
         teacher=description["sha256"],
         shards=[shard.name for shard in shards],
         image_shape=description["image_shape"],
         sha256=digest(shards),
         precision=precision,
-        condition=None if teacher.condition_kind is None else teacher.condition_kind.describe(),
+        condition=None if kind is None else kind.describe(),
+        guidance=None if guidance is None else guidance.describe(),
     )
     with fresh_folder(paths.trajectories(d)) as out:
         if shards:
-            save_conditions(teacher.condition_kind, settings["count"], out, seed=config.seed)
+            save_conditions(kind, settings["count"], out, seed=config.seed)
         save_first(
             open_trajectories(
                 folder,

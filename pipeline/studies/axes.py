@@ -34,6 +34,17 @@ class Range:
 Values = tuple[Any, ...] | Range
 
 
+def asked_at(base: Mapping[str, Any], key: str, value: Any) -> str:
+    """The key that a value of an axis is set by: a scale inside the range that the flow takes trains nothing anew.
+
+    `guidance.scale` of [1, 4] in params.yaml is what the flow is trained for; each w in it is `sample.guidance`.
+    """
+    scale = base.get("guidance", {}).get("scale")
+    if key != "guidance.scale" or not isinstance(scale, list) or not isinstance(value, int | float):
+        return key
+    return "sample.guidance" if scale[0] <= value <= scale[1] else key
+
+
 def read_axes(words: Sequence[str]) -> dict[str, Values]:
     """What -S asks for, by dotted name: values in YAML, parted by commas, or a range LOW..HIGH or LOW..HIGH:log.
 

@@ -25,7 +25,7 @@ from ifm.metrics import catalogue, cautions
 from ifm.tracking import digest
 from pipeline.runner import paths
 from pipeline.studies import shared
-from pipeline.studies.axes import Range, column, corners, grid, read_axes, slug, words
+from pipeline.studies.axes import Range, asked_at, column, corners, grid, read_axes, slug, words
 from pipeline.studies.engine import LOGS, Engine, Experiment, Left, command, count, differing, status
 from pipeline.studies.experiments import DvcExperiments, check_checkout
 from pipeline.studies.pages import sweep as sweep_page
@@ -73,11 +73,12 @@ class Plan:
 
     def _run(self, values: Mapping[str, Any], seed: int) -> Run:
         whole = copy.deepcopy(dict(self.base))
-        for key, value in {"seed": seed, **values}.items():
+        for axis, value in {"seed": seed, **values}.items():
+            key = asked_at(self.base, axis, value)
             try:
                 params_file.set_value(whole, key, value)
             except UserError as error:
-                raise UserError(f"-S {key}: {error}") from None
+                raise UserError(f"-S {axis}: {error}") from None
         said = words(values)
         config = parse(whole, source=f"-S {said}" if said else str(paths.PARAMS))
         self._check(config)

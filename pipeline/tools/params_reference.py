@@ -27,7 +27,8 @@ Tracking is not a parameter either: `IFM_TRACKING`, `MLFLOW_TRACKING_URI`, `MLFL
 def allowed(known: dict[str, Any]) -> str:
     """What a value may be, in words, from its JSON schema."""
     if "anyOf" in known:
-        return " or ".join(allowed(one) for one in known["anyOf"])
+        first, *rest = (allowed(one) for one in known["anyOf"])
+        return " or ".join([first, *("a list of them" if each == f"list of: {first}" else each for each in rest)])
     if "enum" in known:
         return ", ".join(f"`{value}`" for value in known["enum"])
     if "const" in known:

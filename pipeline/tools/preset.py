@@ -1,4 +1,7 @@
-"""`make preset NAME=... [OBJECTIVE=...]`: edits params.yaml to named sets of values; comments and other values stay."""
+"""`make preset NAME=... [OBJECTIVE=...] [CONDITION=...]`: edits params.yaml to named sets of values.
+
+Comments and other values stay.
+"""
 
 import argparse
 import copy
@@ -19,8 +22,10 @@ from pipeline.runner import paths
 from pipeline.tools import params_file
 
 FOLDER = Path(__file__).parents[1] / "presets"
-DEFAULT_OBJECTIVES = {"digits": "trajectory-consistency"}  # of the others: trajectory
+DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-classes"), "trajectory-consistency")  # of the others: trajectory
+BUDGETS = {"digits-classes": "digits"}  # whose values an objective sets for it
 OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
+CONDITIONS = FOLDER / "conditions"
 
 
 def names() -> list[str]:
@@ -31,26 +36,34 @@ def objectives() -> list[str]:
     return sorted(path.stem for path in OBJECTIVES.glob("*.yaml"))
 
 
+def conditions() -> list[str]:
+    return sorted(path.stem for path in CONDITIONS.glob("*.yaml"))
+
+
 def default_objective(name: str) -> str:
     """What a preset's flow is trained by where nothing else is asked for: what measured best there."""
     return DEFAULT_OBJECTIVES.get(name, "trajectory")
 
 
-def apply(name: str, text: str, *, objective: str | None = None, data: str | None = None) -> str:
+def apply(
+    name: str, text: str, *, objective: str | None = None, condition: str | None = None, data: str | None = None
+) -> str:
     """params.yaml's text under a preset and what its flow is trained by, with the budget and values that go with both.
 
     text: any valid form of the file, e.g. DVC's own; data: the folder for the presets that read local files.
-    objective: None: the preset's own (`default_objective`).
+    objective, condition (what samples are asked to be): None: the preset's own.
     Every preset starts from the values of `digits`, which sets each key that any other or an objective sets: going from
     one to another leaves nothing behind.
-    Raises UserError for an unknown preset or objective, or a missing folder; ConfigError for a text that is no YAML, or
-    a result that is no valid configuration.
+    Raises UserError for an unknown preset, objective or condition, or a missing folder; ConfigError for a text that is
+    no YAML, or a result that is no valid configuration.
     """
     if name not in names():
         raise UserError(f"no preset {name!r}; there are {', '.join(names())}")
     objective = objective or default_objective(name)
     if objective not in objectives():
         raise UserError(f"no objective {objective!r}; there are {', '.join(objectives())}")
+    if condition is not None and condition not in conditions():
+        raise UserError(f"no condition {condition!r}; there are {', '.join(conditions())}")
     values = read_mapping(text, source=str(paths.PARAMS))
     base, chosen = _read(FOLDER / "digits.yaml"), _read(FOLDER / f"{name}.yaml")
     local = SOURCES[chosen[0]["data"]["source"]].key == "path"
@@ -61,7 +74,8 @@ def apply(name: str, text: str, *, objective: str | None = None, data: str | Non
     if data and data.encode(errors="replace").decode() != data:
         raise UserError(f"DATA={data!a}: the folder's name is not UTF-8, which params.yaml is; rename the folder")
     spelt: dict[params_file.Path, str] = {}
-    for overlay, words in (base, chosen, *_objective(objective, name)):
+    told = [] if condition is None else [_read(CONDITIONS / f"{condition}.yaml")]
+    for overlay, words in (base, chosen, *_objective(objective, name), *told):
         _merge(values, overlay, at="")
         spelt |= words
     if local:
@@ -84,7 +98,7 @@ def _objective(objective: str, name: str) -> tuple[Overlay, Overlay]:
     values, words = _read(OBJECTIVES / f"{objective}.yaml")
     for_all, for_one = (
         (values.get(part, {}), {path[1:]: word for path, word in words.items() if path[0] == part})
-        for part in ("all", name)
+        for part in ("all", BUDGETS.get(name, name))
     )
     return for_all, for_one
 
@@ -131,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make preset", description=main.__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
     parser.add_argument("--objective", metavar="NAME", help=", ".join(objectives()))
+    parser.add_argument("--condition", metavar="NAME", help=", ".join(conditions()))
     parser.add_argument("--data", help="folder of local files, for cifar10-jpeg and imagefolder")
     arguments = parser.parse_args()
     if not arguments.name:
@@ -139,10 +154,12 @@ def main() -> None:
         text, objective = params_text(paths.PARAMS), arguments.objective or default_objective(arguments.name)
         if arguments.data and arguments.name in names():
             check_data(arguments.name, arguments.data)
-        write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, data=arguments.data or None))
+        asked = {"condition": arguments.condition or None, "data": arguments.data or None}
+        write_text(paths.PARAMS, apply(arguments.name, text, objective=objective, **asked))
     except (UserError, ConfigError) as error:
         sys.exit(str(error))
     chosen = f"preset {arguments.name}, objective {objective}"
+    chosen += f", condition {arguments.condition}" if arguments.condition else ""
     print(f"{paths.PARAMS}: {chosen}; `git diff {paths.PARAMS}` shows it, `dvc repro` runs it")
 
 

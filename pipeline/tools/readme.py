@@ -36,6 +36,7 @@ def table(summary: pd.DataFrame) -> str:
         "| speed-up |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    summary = names.at_own_scale(summary)
     for line in headlines(summary):
         mine = summary[summary.dynamics == line.dynamics]
         flow, best = mine[mine.sampler == "one_step"], best_teachers(mine[mine.model == "teacher"])
@@ -52,17 +53,19 @@ def table(summary: pd.DataFrame) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     warned = [*(cautions.of_cells(summary["warnings"]) if "warnings" in summary else []), *outdated(summary)]
     rows += ["", *(f"*With care:* {text}" for text in warned)] if warned else []
-    return "\n".join([*rows, "", " ".join([_seeds(names.of_models(summary)), *_nearest(headlines(summary))])])
+    return "\n".join([*rows, "", _seeds(names.of_models(summary)), *_nearest(headlines(summary))])
 
 
 def _nearest(lines: Sequence[Headline]) -> list[str]:
-    """Whether samples are copies, in a sentence; none where it was not measured."""
+    """Whether samples are copies, as a list; none where it was not measured."""
     found = []
     for line in lines:
         flow, teacher, unseen = (f"{each.mean:.2f}" if each else MISSING for each in line.nearest)
         if line.nearest[0] and line.nearest[2]:
-            found.append(f"{TITLES.get(line.dynamics, line.dynamics)} {flow} (teacher {teacher}, test images {unseen})")
-    return [f"Median distance to the nearest training image: {', '.join(found)}."] if found else []
+            title = TITLES.get(line.dynamics, line.dynamics)
+            found.append(f"- {title}: flow {flow}, teacher {teacher}, test images {unseen}")
+    said = "Median distance to the nearest training image; copies would be nearer than test images are:"
+    return ["", said, "", *found] if found else []
 
 
 def _mean(found: Estimate | None, decimals: int) -> str:

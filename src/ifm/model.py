@@ -54,6 +54,7 @@ class IntegrationFlow(nn.Module):
         self.network, self.dynamics = network, dynamics
         self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
         self.samplers: Mapping[int, Way] = {}  # what measured best, by number of evaluations; see ifm.recorded
+        self.guidance: dict[str, Any] | None = None  # what it has inside: kind, scale, interval; see ifm.guidance
 
     @property
     def condition_kind(self) -> ConditionKind | None:

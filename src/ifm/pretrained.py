@@ -18,11 +18,13 @@ from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, joint_sha256, read_json, write_json
+from ifm.guidance import Guidance, Guided
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import load_network
 
 DESCRIPTION = "ifm.json"
 AVERAGE = "average-"  # begins the name of a further average's folder
+WEAKER = "weaker"  # a teacher's folder of an earlier state of it, for autoguidance
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 MEND = "copy or download the folder again, or make it with `dvc repro --force`"
 
@@ -41,19 +43,22 @@ def save_model(
     *,
     record: dict[str, Any],
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
+    weaker: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest.
 
-    averages: other weights of it by their decay; each is a model of its own in a folder below (`averages_of`).
+    averages: other weights of it by their decay; weaker: weights of an earlier state. Each is a model of its own in a
+    folder below (`averages_of`, `guided`).
     """
+    below = {f"{AVERAGE}{decay!r}": (weights, {"ema_decay": decay}) for decay, weights in (averages or {}).items()}
+    below |= {} if weaker is None else {WEAKER: (weaker, {})}
     with fresh_folder(folder) as temporary:
         _write_model(model, temporary, record)
-        own = {name: x.clone() for name, x in model.state_dict().items()} if averages else {}
-        for decay, weights in (averages or {}).items():
+        own = {name: x.clone() for name, x in model.state_dict().items()} if below else {}
+        for name, (weights, facts) in below.items():
             model.load_state_dict(weights)
-            inner = temporary / f"{AVERAGE}{decay!r}"
-            inner.mkdir()
-            _write_model(model, inner, record | {"ema_decay": decay})
+            (temporary / name).mkdir()
+            _write_model(model, temporary / name, record | facts)
         if own:
             model.load_state_dict(own)
 
@@ -72,6 +77,7 @@ def _write_model(model: Teacher | IntegrationFlow, folder: Path, record: dict[st
     if isinstance(model, IntegrationFlow):
         description |= {"scheme": model.scheme, "takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
         description |= {"two_times": isinstance(model, IntervalFlow)}
+        description |= {} if model.guidance is None else {"guidance": model.guidance}
     # Standard memory order, so that the file does not depend on how training laid out its weights.
     weights = model.network.to(memory_format=torch.contiguous_format).save(folder)
     description["parameters"] = sum(p.numel() for p in model.parameters())
@@ -131,6 +137,21 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
         return Teacher(load_network(folder), _dynamics(description)).eval()
 
 
+def guided(teacher: Teacher | ExactTeacher, folder: Path, guidance: Guidance | None) -> Teacher | ExactTeacher | Guided:
+    """The teacher of `folder` led by `guidance`, itself for None; the weaker one of autoguidance lies there too.
+
+    Raises ModelError where there is none, UserError where the teacher cannot be guided.
+    """
+    if guidance is None:
+        return teacher
+    weaker = None
+    if guidance.kind == "autoguidance":
+        if not (folder / WEAKER).is_dir():
+            raise NoModelError(f"{folder / WEAKER}: no earlier teacher there; set guidance.weaker and train it again")
+        weaker = load_teacher(folder / WEAKER).to(next(teacher.parameters()).device)
+    return guidance.around(teacher, teacher.condition_kind, weaker=weaker)
+
+
 def load_flow(folder: Path) -> IntegrationFlow:
     """Reads an integration flow in evaluation mode. Raises ModelError that names the folder."""
     description = _describe(folder, kind="flow")
@@ -145,6 +166,8 @@ def load_flow(folder: Path) -> IntegrationFlow:
         ).eval()
         can = {"takes_anchor": flow.takes_anchor, "two_times": isinstance(flow, IntervalFlow)}
         flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
+        found = Guidance.of(description.get("guidance"))
+        flow.guidance = None if found is None else found.describe()
         return flow
 
 

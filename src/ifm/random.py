@@ -30,6 +30,7 @@ PURPOSES = {
     "bank": 8,
     "dropout": 9,
     "condition": 10,
+    "drop": 11,
 }
 _KEY_RANGE = 2**63
 THREADS = min(8, os.cpu_count() or 1)  # that share the draws of a large batch

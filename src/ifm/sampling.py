@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,10 +51,10 @@ class Draws:
     ) -> "Draws":
         """Sample i's draws depend on (seed, i) alone.
 
-        condition: a kind, by whose law they are drawn, or the conditions of samples 0, 1, 2, ... themselves.
+        condition: a kind, by whose law they are drawn (`asked_of`), or the conditions of samples 0, 1, ... themselves.
         """
         if isinstance(condition, ConditionKind):
-            condition = condition.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
+            condition = asked_of(condition, members, seed=seed)
         elif condition is not None:
             condition = condition.rows(slice(members.start, members.stop))
         return cls(
@@ -63,6 +63,17 @@ class Draws:
             x_anchor=Streams(seed, "anchor", members, step=_SAMPLING).normal(shape).to(device),
             renoise=Streams(seed, "noise", members, step=_SAMPLING),
         )
+
+
+def asked_of(kind: ConditionKind, members: range, *, seed: int, w: float | None = None) -> Condition:
+    """What samples `members` are asked to be, drawn by the kind's law, on the host: of (seed, i) alone.
+
+    w: the guidance scale of all, where the kind has a range of it; None: the usual one.
+    """
+    drawn = kind.draw(generator=Streams(seed, "condition", members, step=_SAMPLING))
+    if kind.scale is None:
+        return drawn
+    return replace(drawn, w=torch.full((len(drawn),), kind.usual_scale if w is None else w))
 
 
 @dataclass(frozen=True)

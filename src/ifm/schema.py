@@ -38,12 +38,27 @@ class NameOf:
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"enum": list(self.table), "type": "string"}
 
-    def _check(self, value: Any) -> str:
+    def _check(self, value: Any) -> Any:
         if isinstance(value, str) and value in self.table:
             return value
         *others, last = [repr(name) for name in self.table]
         expected = f"{', '.join(others)} or {last}" if others else last
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+
+
+class NamesOf(NameOf):
+    """One key of a table or several different ones, as a list in any case: ``Annotated[list, NamesOf(OBJECTIVES)]``."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        one = super().__get_pydantic_json_schema__(schema, handler)
+        return {"anyOf": [one, {"type": "array", "items": one}]}
+
+    def _check(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            return [super()._check(value)]
+        if not value:
+            raise ValueError("list should have at least 1 item")
+        return _distinct([super(NamesOf, self)._check(one) for one in value])
 
 
 def load(target: Any) -> Any:

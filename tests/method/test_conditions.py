@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from ifm.random import EndlessShuffle, Streams
 from ifm.sampling import Draws, draw_samples, flow_sampler
 from ifm.solver import solve_ode
 from pipeline.runner import paths
-from pipeline.stages import diagnose
+from pipeline.stages import diagnose, report, track
 from tests.support.small_models import NETWORK
 from tests.support.stages import points, run_graph
 
@@ -66,7 +67,7 @@ def test_a_kind_is_made_again_from_what_it_says():
     again = conditions.build(json.loads(json.dumps(THREE.describe())))
     assert again.describe() == THREE.describe()
     assert conditions.build(None) is None
-    with pytest.raises(ValueError, match="unknown condition 'x'; known: classes"):
+    with pytest.raises(ValueError, match="unknown condition 'x'; known: class"):
         conditions.build({"kind": "x"})
     given = labels(0, 2)
     assert torch.equal(THREE.of_tensors(given.tensors()).labels, given.labels)
@@ -79,8 +80,8 @@ def test_a_data_set_without_labels_has_no_classes():
     class Unlabelled:
         labels, classes = None, None
 
-    with pytest.raises(UserError, match=r"condition\.kind: classes needs labels, and the data set has none"):
-        conditions.of_data("classes", Unlabelled)
+    with pytest.raises(UserError, match=r"condition\.kind: class needs labels, and the data set has none"):
+        conditions.of_data("class", Unlabelled)
     assert conditions.of_data("none", Unlabelled) is None
 
 
@@ -93,7 +94,7 @@ def test_a_network_hears_its_condition_and_says_where_it_is_missing(kind, shape,
     found = F(x, c, *end, condition=labels(0, 2, 1))
     assert not torch.allclose(found, F(x, c, *end, condition=labels(0, 0, 1)))
     assert torch.equal(found[2:], F(x, c, *end, condition=labels(1, 1, 1))[2:])
-    with pytest.raises(ValueError, match="this network needs classes"):
+    with pytest.raises(ValueError, match="this network needs a class"):
         F(x, c, *end)
     with pytest.raises(ValueError, match="this network takes no condition"):
         network(kind, shape, two_times=two_times)(x, c, *end, condition=labels(0, 0, 0))
@@ -239,21 +240,56 @@ def modes_of(samples):
     return np.linalg.norm(samples[:, None] - centres, axis=2).argmin(axis=1)
 
 
+SCALES = [1.0, 2.0, 4.0]  # a flow of [1, 3] takes the first two
+
+
+def check_scales(d, *, count):
+    """What is drawn and found at other guidance scales: of the flow where it takes them, of the teacher at all."""
+    folder = paths.samples(d)
+    told = json.loads((folder / "metadata.json").read_text())
+    assert told["guidance"] == 1.0
+    assert not (folder / "w.npy").exists()
+    drawn = {(s["model"], s["guidance"]) for s in told["guided"]}
+    assert drawn == {("flow", 1.0), ("flow", 2.0), *(("teacher", w) for w in SCALES)}
+    at_own, at_one = (np.load(folder / f"flow-one_step-nfe001{end}.npy") for end in ("", "-w1"))
+    assert np.array_equal(at_own, at_one)
+    row = json.loads((paths.METRICS / f"{d}.json").read_text())["flow-one_step-nfe001"]
+    models = [s["model"] for s in row["guided"]]
+    assert models == ["flow-w1", "flow-w2", "teacher-w1", "teacher-w2", "teacher-w4"]
+    assert row["guided"][0]["asked_class_share"] == row["asked_class_share"]
+    summary = pd.read_csv(paths.REPORTS / "summary.csv")
+    assert set(summary.model) == {"teacher", "flow", *models}
+    assert summary[summary.model.isin(models)].seconds_per_image.notna().all()
+    assert len(np.load(folder / "teacher-heun-nfe005-w4.npy")) == count
+    page = (paths.REPORTS / "index.html").read_text()
+    assert "<h2>Guidance</h2>" in page
+    tracked = track.final_figures(
+        {d: json.loads((paths.METRICS / f"{d}.json").read_text()), "diagnostics": {}, "reference": {}}, [d]
+    )
+    assert tracked[f"asked_class_share/{d}-flow-w2-1nfe"] == row["guided"][1]["asked_class_share"]
+
+
 @pytest.mark.parametrize(
-    ("objective", "kind", "store"),
-    [("trajectory", "exact", "disk"), ("trajectory", "network", "none"), ("data", "network", "disk"),
-     ("consistency", "exact", "disk"), ("interval", "network", "disk")],
+    ("objective", "kind", "store", "velocity", "guidance"),
+    [("trajectory", "exact", "disk", "reference", {"kind": "cfg", "scale": [1.0, 3.0], "interval": [0.1, 5.0]}),
+     ("trajectory", "network", "none", "reference", {"kind": "autoguidance", "scale": 2.0, "weaker": 0.5}),
+     ("data", "network", "disk", "teacher", {"kind": "cfg", "scale": 2.0}),
+     ("consistency", "exact", "disk", "reference", {"kind": "none"}),
+     ("interval", "network", "disk", "pair", {"kind": "cfg", "scale": [1.0, 3.0]})],
 )  # fmt: skip
-def test_the_graph_with_classes(objective, kind, store, tmp_path, monkeypatch):
+def test_the_graph_with_classes(objective, kind, store, velocity, guidance, tmp_path, monkeypatch):
     """Every stage on points that are told their mode; an exact teacher's samples lie in the mode that was asked for."""
     monkeypatch.chdir(tmp_path)
     values = points(
-        condition__kind="classes", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
+        condition__kind="class", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
         trajectories__store=store, anchor__policy="self", dynamics=["trig"] if objective == "data" else ["ve"],
-        flow__velocity="teacher" if objective == "interval" else "reference",
+        flow__velocity=velocity, **{f"guidance__{key}": value for key, value in guidance.items()},
+        evaluate__guidance_scales=SCALES if "interval" in guidance else [],
     )  # fmt: skip
     (d,) = values["dynamics"]
-    run_graph(values, up_to=diagnose)
+    run_graph(values, up_to=report if "interval" in guidance else diagnose)
+    if "interval" in guidance:
+        check_scales(d, count=values["sample"]["count"])
     for folder in (paths.teacher(d), paths.flow(d)):
         assert json.loads(next(Path(folder).glob("*.json")).read_text())
     flow, teacher = pretrained.load_flow(paths.flow(d)), pretrained.load_teacher(paths.teacher(d))
@@ -262,12 +298,21 @@ def test_the_graph_with_classes(objective, kind, store, tmp_path, monkeypatch):
     if objective == "trajectory":
         assert metadata["condition"] == flow.condition_kind.describe()
         assert (paths.trajectories(d) / "conditions.safetensors").is_file() == (store == "disk")
+        assert metadata["guidance"] == flow.guidance
+    assert (flow.guidance or {"kind": "none"})["kind"] == guidance["kind"]
+    assert (paths.teacher(d) / "weaker").is_dir() == ("weaker" in guidance)
     if kind == "exact":
         asked = Draws.of(
             flow.dynamics, (2,), range(100), seed=values["seed"], device=torch.device("cpu"),
             condition=flow.condition_kind,
         ).condition.labels.numpy()  # fmt: skip
         samples = np.load(paths.samples(d) / "teacher-heun-nfe005.npy")
+        assert np.array_equal(np.load(paths.samples(d) / "labels.npy"), asked)
+        assert (
+            json.loads((paths.samples(d) / "metadata.json").read_text())["condition"] == flow.condition_kind.describe()
+        )
+        judged = json.loads((paths.METRICS / f"{d}.json").read_text())["teacher-heun-nfe005"]
+        assert judged["asked_class_share"] == (modes_of(samples) == asked).mean()
         assert (modes_of(samples) == asked).mean() > 0.95
         if objective == "trajectory":
             stored = np.load(paths.trajectories(d) / "first.npy")[:, -1]
@@ -279,7 +324,7 @@ def test_a_trained_flow_goes_where_it_is_told(tmp_path, monkeypatch):
     """Eight modes, an exact teacher, 600 steps of a small network: one evaluation ends in the mode asked for."""
     monkeypatch.chdir(tmp_path)
     values = points(
-        condition__kind="classes", teacher__kind="exact", flow__init="scratch",
+        condition__kind="class", teacher__kind="exact", flow__init="scratch",
         flow__steps=600, flow__batch_size=64, flow__lr=3e-3, flow__checkpoint_every=600, flow__log_every=100,
         network__mlp={"width": 64, "layers": 2}, trajectories__count=1024, trajectories__shard_size=1024,
         trajectories__batch_size=256, trajectories__solver_steps=9, dynamics=["trig"], anchor__policy="none",

@@ -70,7 +70,7 @@ def test_stages_on_two_hosts(tmp_path):
         ("one", [sys.executable, *ONE_HOST]),
     ):
         project = clone_of_this(tmp_path / name)
-        edit(project.folder / "params.yaml", TINY | {"anchor.policy": "bank", "flow.phases": None})
+        edit(project.folder / "params.yaml", TINY | {"anchor.policy": "bank", "flow.objective": "trajectory"})
         project.run("git", "init", "-q")
         project.run("git", "add", "-A")
         project.run("git", "commit", "-qm", "tiny")

@@ -488,15 +488,16 @@ def test_processes_see_the_same_global_batches_and_reach_the_same_model(processe
         shares = json.loads((many / f"bank-{part}.json").read_text())
         assert shares["digest"] == json.loads((one / "bank-0.json").read_text())["digest"]  # bit for bit
         assert shares["bytes"] == len(range(part, 30, processes)) * 128
-    for name in ("teacher", "flow", "data", "consistency", "interval"):
+    for name in ("teacher", "flow", "data", "consistency", "interval", "led-teacher", "led-data", "led-interval"):
         a, b = (torch.load(out / f"{name}.pt", weights_only=True) for out in outputs)
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=2e-3, atol=2e-5)
-    shards = [sorted(p.name for p in out.glob("shards/*.npy")) for out in outputs]
-    assert shards[0] == shards[1]
-    assert len(shards[0]) == 3
-    for name in shards[0]:
-        assert (one / "shards" / name).read_bytes() == (many / "shards" / name).read_bytes()
+    for folder in ("shards", "led"):
+        shards = [sorted(p.name for p in out.glob(f"{folder}/*.npy")) for out in outputs]
+        assert shards[0] == shards[1]
+        assert len(shards[0]) == 3
+        for name in shards[0]:
+            assert (one / folder / name).read_bytes() == (many / folder / name).read_bytes()
 
 
 def test_an_intervals_anchor_is_made_at_its_own_start():

@@ -14,7 +14,7 @@ from ifm.errors import UserError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 VALUES = read_params(PARAMS)
-VALUES["flow"]["phases"] = None  # one objective, which the cases below change
+VALUES["flow"]["objective"] = "trajectory"  # one objective, which the cases below change
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_a_dynamics_is_made_of_its_section_and_sigma_data(name):
             "x",
             "flow.objective = 'x' is not allowed; allowed: 'trajectory', 'data', 'consistency', 'interval'",
         ),
-        ("flow.phases", [], "flow.phases = []: list should have at least 1 item after validation, not 0"),
+        ("flow.objective", [], "flow.objective = []: list should have at least 1 item"),
         ("flow.interval.same_share", 1.0, "flow.interval.same_share = 1.0: input should be less than 1"),
         ("flow.schedule", "x", "flow.schedule = 'x' is not allowed; allowed: 'data_only', 'mixed'"),
         ("flow.time_weight", "x", "flow.time_weight = 'x' is not allowed; allowed: 'none', 'inverse_scale'"),
@@ -161,7 +161,7 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "flow.consistency: last_intervals (5) must be at least first_intervals (20)",
         ),
         (
-            {"flow.phases": ["trajectory", "interval"]},
+            {"flow.objective": ["trajectory", "interval"]},
             "flow.init: teacher does not fit flow.objective: interval, whose network takes two times; set flow.init to "
             "scratch",
         ),
@@ -175,13 +175,13 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ),
         (
             {
-                "condition.kind": "classes",
+                "condition.kind": "class",
                 "data.source": "imagefolder",
                 "data.path": "x",
                 "data.label_column": None,
                 "evaluate.extractor": "pixels",
             },
-            "condition.kind: classes needs labels; set data.label_column, or condition.kind to none",
+            "condition.kind: class needs labels; set data.label_column, or condition.kind to none",
         ),
         (
             {"flow.objective": "interval", "flow.init": "scratch", "flow.scheme": "paper"},
@@ -198,13 +198,8 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "none, noise or self",
         ),
         (
-            {"flow.objective": "data", "flow.phases": ["trajectory", "consistency"]},
-            "flow: objective: data has no effect beside phases: [trajectory, consistency]; set phases to null, or to "
-            "it",
-        ),
-        (
-            {"flow.phases": ["trajectory", "consistency"], "anchor.policy": "bank"},
-            "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through several; "
+            {"flow.objective": ["trajectory", "consistency"], "anchor.policy": "bank"},
+            "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names several; "
             "use none, noise or self",
         ),
         (
@@ -268,7 +263,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"teacher.kind": "exact", "flow.init": "scratch"},
         {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
         {"flow.objective": "interval", "flow.init": "scratch", "sample.flow_samplers": ["chain"]},
-        {"flow.phases": ["trajectory", "consistency"]},
+        {"flow.objective": ["trajectory", "consistency"]},
     ],
 )
 def test_values_at_the_edge_of_what_fits(changes: dict[str, Any]):
@@ -335,7 +330,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
                 "trig.log_time_mean",
             )
         },
-        "None": nullable | paths | {"flow.huber_c", "flow.phases", "trajectories.rho", "evaluate.weights_sha256"},
+        "None": nullable | paths | {"flow.huber_c", "trajectories.rho", "evaluate.weights_sha256"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

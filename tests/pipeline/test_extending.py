@@ -90,27 +90,27 @@ def power_phase(given):
 POWER = objectives.Objective(power_phase, "Power", cost=lambda flow: 1, options=PowerOptions)
 
 
-@pytest.mark.parametrize("phases", [None, ["trajectory", "power_loss"]])
-def test_an_objective(phases, tmp_path, monkeypatch):
+@pytest.mark.parametrize("objective", ["power_loss", ["trajectory", "power_loss"]])
+def test_an_objective(objective, tmp_path, monkeypatch):
     monkeypatch.setitem(objectives.OBJECTIVES, "power_loss", POWER)
     monkeypatch.chdir(tmp_path)
     run_graph(points(
-        dynamics=["rf"], flow__objective="power_loss", flow__phases=phases, flow__power_loss={"power": 1.5},
+        dynamics=["rf"], flow__objective=objective, flow__power_loss={"power": 1.5},
         teacher__kind="exact", flow__init="scratch",
     ), up_to=diagnose)  # fmt: skip
     said = pretrained.describe(paths.flow("rf"))["objective"]
-    assert said == ("power_loss" if phases is None else "trajectory+power_loss")
+    assert said == ("power_loss" if objective == "power_loss" else "trajectory+power_loss")
     curve = pd.read_csv(paths.curve("flow-rf"))
     assert curve.loss.notna().all()
     metadata = json.loads((paths.trajectories("rf") / "metadata.json").read_text())
-    assert metadata["count"] == (0 if phases is None else 64)
+    assert metadata["count"] == (0 if objective == "power_loss" else 64)
 
 
 def test_a_two_time_network_goes_on_from_the_paths(tmp_path, monkeypatch):
     """[trajectory, interval]: one network of two times, trained on the whole path first and on its parts then."""
     monkeypatch.chdir(tmp_path)
     values = points(
-        dynamics=["ve"], flow__phases=["trajectory", "interval"], flow__init="scratch", teacher__kind="exact",
+        dynamics=["ve"], flow__objective=["trajectory", "interval"], flow__init="scratch", teacher__kind="exact",
         sample__flow_samplers=["chain", "renoise"],
     )  # fmt: skip
     run_graph(values, up_to=sample)
@@ -295,7 +295,7 @@ def test_a_data_source(tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "ring", Source("ring", ring, modality="points", labelled=True, columns=False))
     monkeypatch.chdir(tmp_path)
     run_graph(points(
-        dynamics=["ve"], data__source="ring", condition__kind="classes", teacher__kind="exact", flow__init="scratch",
+        dynamics=["ve"], data__source="ring", condition__kind="class", teacher__kind="exact", flow__init="scratch",
     ))  # fmt: skip
     assert set(pd.read_csv("reports/summary.csv").data) == {"ring"}
     assert pretrained.load_flow(paths.flow("ve")).condition_kind.classes == ["upper", "lower"]

@@ -61,7 +61,7 @@ def test_every_preset_is_the_same_on_what_dvc_has_written(name, tmp_path):
 
 @pytest.mark.parametrize("objective", preset.objectives())
 def test_every_objective_is_the_same_on_what_dvc_has_written(objective, tmp_path):
-    written = by_dvc(plainly("points", objective), tmp_path, "flow.steps=900", "flow.phases=[data]")
+    written = by_dvc(plainly("points", objective), tmp_path, "flow.steps=900", "flow.objective=[data]")
     assert applied("points", written, objective=objective) == plainly("points", objective)
 
 
@@ -273,7 +273,7 @@ def test_one_name_is_a_list_of_one():
     [
         (("dynamics: [ve, rf, pfgmpp]", "dynamics: rf"), "dynamics = 'rf' must be a list: [rf]"),
         (("channels: [24, 32, 64]", "channels: 32"), "network.channels = 32 must be a list: [32]"),
-        (("phases: [trajectory, consistency]", "phases: data"), "flow.phases = 'data' must be a list: [data]"),
+        (("flow_steps: [1, 2, 4, 8]", "flow_steps: 1"), "sample.flow_steps = 1 must be a list: [1]"),
     ],
 )
 def test_a_name_where_a_list_has_to_be_is_said_before_dvc_is_asked(change, said, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(project):
 def test_without_a_teacher_its_stages_do_no_work(project):
     """teacher.kind: none with `interval`: the stages say so, the page has the flow alone, and going back is free."""
     project.set(
-        teacher__kind="none", flow__objective="interval", flow__phases=None, flow__init="scratch",
+        teacher__kind="none", flow__objective="interval", flow__init="scratch",
         sample__flow_samplers=["selected", "renoise", "chain"],
     )  # fmt: skip
     out = project.run("dvc", "repro")
@@ -166,7 +166,7 @@ def test_without_a_teacher_its_stages_do_no_work(project):
     ]  # fmt: skip
     assert "Flow, sub-intervals" in (project.folder / "reports/index.html").read_text()
     project.set(
-        teacher__kind="network", flow__objective="trajectory", flow__phases=["trajectory", "consistency"],
+        teacher__kind="network", flow__objective=["trajectory", "consistency"],
         flow__init="teacher",
         sample__flow_samplers=["selected"],
     )  # fmt: skip

@@ -32,7 +32,9 @@ def leaves(values, at=""):
 
 
 def test_there_are_the_documented_presets():
-    assert set(preset.names()) == {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points"}
+    assert set(preset.names()) == {
+        "digits", "digits-classes", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", preset.names())
@@ -78,6 +80,30 @@ def test_objectives_are_valid_for_every_preset_and_leave_nothing_behind(name, ob
     assert re.findall(r"#.*", text) == re.findall(r"#.*", TEXT)
     assert applied("digits", text) == TEXT
     assert applied(name, text) == applied(name)
+
+
+def test_classes_are_asked_for_by_their_presets_and_by_condition():
+    def of(name, **more):
+        return parse(preset.parse_yaml(applied(name, **more)))
+
+    digits, classes = of("digits"), of("digits-classes")
+    assert (digits.condition.kind, digits.guidance.kind) == ("none", "none")
+    assert (classes.condition.kind, classes.guidance.kind, classes.guidance.scale) == ("class", "cfg", [1.0, 4.0])
+    same = {"condition", "guidance", "evaluate"}
+    assert classes.model_dump(exclude=same) == digits.model_dump(exclude=same)
+    assert applied("digits-classes", condition="none") == TEXT
+    assert of("cifar10", condition="class").condition.kind == "class"
+    assert of("cifar10", condition="class").model_dump(exclude={"condition"}) == of("cifar10").model_dump(
+        exclude={"condition"}
+    )
+    assert applied("digits", applied("cifar10", condition="class")) == TEXT
+    guidance = of("imagenet64").guidance
+    assert (guidance.kind, guidance.scale, guidance.weaker) == ("autoguidance", 1.7, 0.125)
+    with pytest.raises(UserError, match="no condition 'text'; there are class, none"):
+        preset.apply("digits", TEXT, condition="text")
+    with pytest.raises(UserError, match=r"condition\.kind: class needs labels") as error:
+        preset.apply("imagefolder", TEXT, condition="class", data="images/mine")
+    assert "\n" not in str(error.value)
 
 
 def test_objectives_name_presets_that_exist():

@@ -42,6 +42,17 @@ def trials(*words, **options):
     return [made.trial(values) for values in grid(read_axes(words))]
 
 
+def test_a_scale_that_the_flow_takes_trains_nothing_anew():
+    base = preset.parse_yaml(preset.apply("digits-classes", (ROOT / "params.yaml").read_text(encoding="utf-8")))
+    low, high, beyond = (trial.runs[0] for trial in trials("guidance.scale=1.0,3.0,8.0", base=base))
+    assert (low.settings, high.settings) == ({"sample.guidance": 1.0}, {"sample.guidance": 3.0})
+    assert beyond.settings == {"guidance.scale": 8.0}
+    assert low.config.guidance.scale == [1.0, 4.0]
+    keys = [{name: run.nodes[name].key for name in ("flow@ve", "sample@ve")} for run in (low, high, beyond)]
+    assert keys[0]["flow@ve"] == keys[1]["flow@ve"] != keys[2]["flow@ve"]
+    assert len({key["sample@ve"] for key in keys}) == 3
+
+
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 

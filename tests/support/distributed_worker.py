@@ -10,8 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, dynamics
+from ifm.conditions.base import varying
+from ifm.conditions.classes import Classes, ClassLabels
+from ifm.guidance import Guidance
 from ifm.hardware.processes import ProcessExchange, local_positions
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
+from ifm.networks import build_network
 from ifm.networks.unet import build_unet
 from ifm.objectives.consistency import consistency_phase
 from ifm.objectives.data import data_phase
@@ -58,6 +62,44 @@ def live(bank, positions):
         bank.write(visit, -0.7 * x + torch.from_numpy(positions).view(-1, 1, 1, 1).half())
     state = bank.state()
     return hashlib.sha256(state[bank.KEY].numpy().tobytes()).hexdigest() if state else None
+
+
+def led(accelerator: Accelerator, settings: TrainSettings, out: Path) -> dict[str, torch.nn.Module]:
+    """Points with classes: a teacher whose labels are left out, its guided paths, and flows with guidance inside."""
+    data = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    d, kind = dynamics.build("trig"), Classes(classes=["a", "b"], shares=[0.5, 0.5], drops=True)
+    ranged = kind.told_to(drops=True, scale=(1.0, 3.0))
+
+    def read(rows):
+        return ClassLabels(torch.from_numpy(rows % 2))
+
+    def mlp(kind, **more):
+        torch.manual_seed(0)
+        return build_network(
+            kind="mlp", shape=(2,), takes_anchor=False, condition=kind, mlp={"width": 16, "layers": 1}, **more
+        )
+
+    teacher = Teacher(mlp(kind), d)
+    told = {"read_condition": read, "vary": varying(kind, drop=0.3)}
+    train_teacher(accelerator, teacher, data, settings=settings, random_flip=False, seed=1, keep_after=3, **told)
+    guidance = Guidance("cfg", (1.0, 3.0))
+    generate(
+        accelerator, guidance.around(Teacher(mlp(kind), d).eval(), kind), d, shape=(2,), count=20, stored_times=3,
+        solver_steps=4, rho=7.0, batch_size=4, shard_size=8, seed=1, work=out, kind=ranged,
+    )  # fmt: skip
+    pairs = {"random_flip": False, "batch_size": settings.batch_size, "seed": 1, "read_condition": read}
+    fixed = guidance.around(Teacher(mlp(kind), d).eval().requires_grad_(False), kind)
+    flow = IntegrationFlow(mlp(ranged), d, scheme="edm", takes_anchor=False)
+    phase = data_phase(
+        accelerator, flow, data, distance="l2", huber_c=None, t_max_share=0.5, mean=lambda step: fixed,
+        vary=varying(ranged, drop=0.0), **pairs,
+    )  # fmt: skip
+    train_flow(accelerator, flow, [phase], policy=anchors.NoAnchor(), settings=settings, seed=1)
+    interval = IntervalFlow(mlp(ranged, two_times=True), d, takes_anchor=False)
+    how = {"same_share": 0.5, "whole_share": 0.5, "power": 1.0, "guidance": guidance}
+    phase = interval_phase(accelerator, interval, data, **how, **pairs, vary=varying(ranged, drop=0.3))
+    train_flow(accelerator, interval, [phase], policy=anchors.NoAnchor(), settings=settings, seed=1)
+    return {"led-teacher": teacher, "led-data": flow, "led-interval": interval}
 
 
 def main(out: Path) -> None:
@@ -114,9 +156,12 @@ def main(out: Path) -> None:
     train_flow(
         accelerator, on_data, [data_phase(accelerator, on_data, images.array, **how, **pairs)], policy=policy, **run
     )
+    guided = led(accelerator, settings, out / "led")
     state = policy.state()
     (out / f"batches-{accelerator.process_index}.json").write_text(json.dumps(images.asked))
     if accelerator.is_main_process:
+        for name, model in guided.items():
+            torch.save(model.state_dict(), out / f"{name}.pt")
         torch.save(teacher.state_dict(), out / "teacher.pt")
         torch.save(flow.state_dict(), out / "flow.pt")
         torch.save(free.state_dict(), out / "consistency.pt")

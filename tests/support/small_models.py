@@ -23,6 +23,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "vp": {"name": "vp"},
     "vp-cosine": {"name": "vp", "options": {"schedule": "cosine"}},
     "trig-classes": {"name": "trig", "condition": Classes(classes=["a", "b", "c"], shares=[0.2, 0.3, 0.5])},
+    "ve-scale": {"condition": Classes(classes=["a", "b"], shares=[0.5, 0.5], drops=True, scale=[0.5, 4.0])},
+    "rf-interval-scale-cross": {
+        "name": "rf",
+        "two_times": True,
+        "anchor_input": "cross_attention",
+        "condition": Classes(classes=["a", "b", "c"], shares=[0.2, 0.3, 0.5], scale=[2.0, 4.0]),
+    },
     "trig-interval": {"name": "trig", "two_times": True},
     "pfgmpp-interval-none": {"name": "pfgmpp", "two_times": True, "takes_anchor": False},
 }

@@ -16,13 +16,16 @@ import pytest
 import torch
 
 from ifm import dynamics, pretrained
+from ifm.conditions.classes import Classes
 from ifm.errors import UserError
 from ifm.model import Teacher, build_flow
 from ifm.networks import build_network
 from ifm.sampling import draw_samples, flow_sampler
 from ifm.tracking import serving
 from ifm.tracking.packaging import package
+from ifm.use.models import IntegrationFlow
 from tests.support.mlflow_server import free_port, stop, wait_for
+from tests.support.small_models import small_flow
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (1, 8, 8)
@@ -108,6 +111,50 @@ def test_several_steps_are_as_the_model_records(flow_folder: Path, tmp_path: Pat
 def test_a_value_out_of_range_is_named(served, asked: dict, words: str):
     with pytest.raises(ValueError, match=words):
         served.predict(asked)
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_classes(flow_folder: Path) -> tuple[IntegrationFlow, serving.FlowModel]:
+    """A flow of points with classes, and the model that serves it."""
+    folder, model = flow_folder.parent / "classes", serving.FlowModel()
+    flow = small_flow(shape=(2,), condition=Classes(classes=["cat", "dog", "owl"], shares=[0.2, 0.3, 0.5]))
+    pretrained.save_model(flow, folder, record={"image_shape": [2]})
+    model.load_context(SimpleNamespace(artifacts={"flow": str(folder)}))
+    return flow, model
+
+
+def test_rows_may_ask_for_classes(with_classes):
+    flow, model = with_classes
+    table = pd.DataFrame({"n": [2, 3, 2], "class": ["owl", "all", None], "seed": [1, 1, 1]})
+    expected = [flow.sample(2, seed=1, classes=2), flow.sample(3, seed=1, classes="all"), flow.sample(2, seed=1)]
+    np.testing.assert_allclose(model.predict(None, table), np.concatenate(expected), atol=1e-5)
+    found = model.predict(None, pd.DataFrame([{"n": 2, "seed": 1}]), params={"class": "0"})
+    np.testing.assert_allclose(found, flow.sample(2, seed=1, classes="cat"), atol=1e-5)
+
+
+def test_a_class_that_is_none_is_one_line(with_classes, served):
+    with pytest.raises(UserError, match=r"unknown class 'cow'; known: 0 cat, 1 dog, 2 owl$"):
+        with_classes[1].predict(None, pd.DataFrame([{"class": "cow"}]))
+    with pytest.raises(UserError, match="the model takes no class: it was trained"):
+        served.predict({"n": 1, "class": "0"})
+
+
+def test_rows_may_ask_for_a_guidance_scale(with_classes, flow_folder: Path):
+    folder, model = flow_folder.parent / "scaled", serving.FlowModel()
+    kind = Classes(classes=["cat", "dog"], shares=[0.5, 0.5], drops=True, scale=[0.5, 4.0])
+    flow = small_flow(shape=(2,), condition=kind)
+    pretrained.save_model(flow, folder, record={"image_shape": [2]})
+    model.load_context(SimpleNamespace(artifacts={"flow": str(folder)}))
+    table = pd.DataFrame({"n": [2, 2, 2], "class": ["dog", None, "cat"], "guidance": [3.0, 2.0, np.nan]})
+    expected = [flow.sample(2, classes=1, guidance=3), flow.sample(2, guidance=2), flow.sample(2, classes=0)]
+    np.testing.assert_allclose(model.predict(None, table), np.concatenate(expected), atol=1e-5)
+    with pytest.raises(UserError, match="guidance 9 is outside the range"):
+        model.predict(None, pd.DataFrame([{"guidance": 1.0}, {"guidance": 9.0}]))
+    with pytest.raises(UserError, match="the flow has no guidance inside"):
+        with_classes[1].predict(None, pd.DataFrame([{"guidance": 2.0}]))
 
 
 def test_nothing_is_pickled(packaged: Path):

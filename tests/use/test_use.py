@@ -177,6 +177,14 @@ def test_the_pipeline_makes_one_image_at_least(batch_size, tmp_path):
         pipeline_of(small_flow(), tmp_path)(batch_size=batch_size)
 
 
+def asked_of_each(flow, labels, *, w):
+    """ClassLabels within what the flow takes; w: one for all, or of each. None where it takes none."""
+    if flow.condition_kind is None:
+        return None
+    told = None if flow.condition_kind.scale is None else torch.zeros(len(labels)) + w
+    return ClassLabels(labels % len(flow.condition_kind.classes), told)
+
+
 def pipeline_of(flow, folder):
     """The exported pipeline, as diffusers loads it."""
     from diffusers import DiffusionPipeline
@@ -299,8 +307,9 @@ def test_the_diffusers_pipeline_computes_what_the_flow_does(tmp_path, kind):
     pipe.set_progress_bar_config(disable=True)
     n, shape, dynamics = 3, data_shape(flow), flow.dynamics
     x_T, x_anchor = draws_of(n, shape=shape, scale=dynamics.t_max)
-    condition = None if flow.condition_kind is None else ClassLabels(torch.tensor([0, 2, 1]))
+    condition = asked_of_each(flow, torch.tensor([0, 2, 1]), w=3.0)
     given = {"latents": x_T, "anchor": x_anchor, "class_labels": None if condition is None else condition.labels}
+    given |= {} if condition is None or condition.w is None else {"guidance_scale": 3.0}
     x_anchor = x_anchor if flow.takes_anchor else None
     common = {"x_anchor": x_anchor, "condition": condition}
 
@@ -327,10 +336,24 @@ def test_the_diffusers_pipeline_computes_what_the_flow_does(tmp_path, kind):
     again = pretrained.load_flow(tmp_path / "out" / "unet")  # ours reads the exported folder
     same(sample(again, x_T, **common), one)
     if condition is not None:
-        with pytest.raises(ValueError, match="this flow needs class_labels"):
-            pipe(latents=x_T)
-        with pytest.raises(ValueError, match="class_labels must be from 0 to 2, got 3"):
-            pipe(latents=x_T, class_labels=3)
+        names = [flow.condition_kind.classes[i] for i in condition.labels.tolist()]
+        same(pipe(**given | {"class_labels": names}, output_type="latent").images, one)
+        for wrong in (3, -1, "d", [0, 3], []):
+            with pytest.raises(ValueError, match=r"class_labels must be from 0 to [12], or names, got"):
+                pipe(latents=x_T, class_labels=wrong)
+        if condition.w is None:
+            said = "this flow has guidance_scale 1 inside and takes no other, got 2"
+        else:
+            usual = asked_of_each(flow, condition.labels, w=flow.condition_kind.usual_scale)
+            found = pipe(**given | {"guidance_scale": None}, output_type="latent").images
+            same(found, sample(flow, x_T, **common | {"condition": usual}))
+            assert not torch.allclose(found, one, atol=1e-2)
+            said = "guidance_scale must be from .* to 4, got 5"
+        with pytest.raises(ValueError, match=said):
+            pipe(**given | {"guidance_scale": 2 if condition.w is None else 5})
+    else:
+        with pytest.raises(ValueError, match="this flow takes no class_labels"):
+            pipe(latents=x_T, class_labels=0)
 
 
 @pytest.mark.parametrize("kind", ["ve", "rf-paper-none", "vp-cosine", "trig-interval", "pfgmpp-cross"])
@@ -390,12 +413,28 @@ def test_a_recorded_sampler_is_the_default_and_on_the_card(tmp_path, capsys):
     assert "| evaluations: 2 | renoise at t = 80, 0.8 (fid 0.44) |" in card
 
 
-def test_a_condition_beside_an_intervals_end_has_no_place_in_diffusers_class_slot(tmp_path):
+def test_a_class_beside_an_intervals_end_is_a_part_of_its_own_for_diffusers(tmp_path):
+    """diffusers' class slot has room for one of the two."""
     flow = small_flow(two_times=True, condition=Classes(classes=["a", "b"], shares=[0.5, 0.5]))
-    save_model(flow, tmp_path / "m", record={})
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="class slot cannot hold an interval's end and a condition; use --format onnx"):
-        write_folder(flow, tmp_path / "m", tmp_path / "out")
+    pipe = pipeline_of(flow, tmp_path)  # which write_folder compares with the flow
+    assert pipe.embedding.scale is None
+    assert len(pipe(batch_size=2, num_inference_steps=2).images) == 2
+
+
+def test_the_pipeline_draws_classes_by_shares_and_the_same_noise_for_each(tmp_path):
+    pipe = pipeline_of(small_flow(**KINDS["trig-classes"]), tmp_path)
+
+    def images(**given):
+        common = {"batch_size": 3, "num_inference_steps": 2, "sampler": "renoise", "output_type": "latent"}
+        return pipe(generator=torch.Generator().manual_seed(1), **common, **given).images
+
+    free = images()
+    assert torch.equal(images(class_labels=pipe._labels.clone()), free)  # the rest of the draws is the same
+    drawn = pipe._class_labels(None, 4000, torch.Generator().manual_seed(0))
+    from scipy import stats
+
+    assert stats.chisquare(torch.bincount(drawn, minlength=3).numpy(), [800, 1200, 2000]).pvalue > 1e-3
+    assert pipe._class_labels([2, 0], 3, None).tolist() == [2, 0, 2]
 
 
 def test_an_exported_folder_is_a_model_for_ifm_and_for_diffusers_save_pretrained(saved, tmp_path):
@@ -431,13 +470,16 @@ def test_the_pipelines_prior_has_the_law_of_the_dynamics(tmp_path):
     torch.testing.assert_close(pipe.draw_prior(3, each)[2:], alone)
 
 
+BESIDE = "diffusers_embedding.py"
+
+
 def _constants(flow):
     index = diffusers_folder._index(flow)
     return {key: value for key, value in index.items() if not key.startswith("_") and key != "unet"}
 
 
 def test_the_pipelines_file_needs_torch_and_diffusers_alone():
-    tree = ast.parse(diffusers_folder.PIPELINE.read_text())
+    tree = ast.parse(diffusers_folder.PIPELINE.read_text() + diffusers_folder.PIPELINE.with_name(BESIDE).read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} == {"math", "torch", "diffusers", "PIL"}  # PIL is diffusers' own
@@ -451,7 +493,14 @@ SLOW = [pytest.param(kind, form, marks=pytest.mark.slow) for kind in KINDS for f
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [("points", "pt2"), ("trig-classes", "onnx"), ("pfgmpp-cross", "pt2"), ("ve-interval", "onnx"), *SLOW],
+    [
+        ("points", "pt2"),
+        ("trig-classes", "onnx"),
+        ("rf-interval-scale-cross", "pt2"),
+        ("pfgmpp-cross", "pt2"),
+        ("ve-interval", "onnx"),
+        *SLOW,
+    ],
 )
 def test_graphs_compute_what_the_flow_does_for_any_batch(tmp_path, kind, form):
     if form == "onnx":
@@ -463,8 +512,9 @@ def test_graphs_compute_what_the_flow_does_for_any_batch(tmp_path, kind, form):
     for n in (1, 2, 70):
         x_T, x_anchor = draws_of(n, shape=data_shape(flow), scale=flow.dynamics.t_max)
         inputs = {"x_T": x_T, "x_anchor": x_anchor} if flow.takes_anchor else {"x_T": x_T}
-        condition = None if flow.condition_kind is None else ClassLabels(torch.arange(n) % 3)
-        inputs |= {} if condition is None else condition.tensors()
+        condition = asked_of_each(flow, torch.arange(n), w=2 + torch.arange(n) / n)
+        inputs |= {} if condition is None else {"class_labels": condition.labels}
+        inputs |= {} if condition is None or condition.w is None else {"guidance": condition.w}
         if form == "pt2":
             found = torch.export.load(written.path).module()(*inputs.values())
         else:

@@ -14,37 +14,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("diffusers", "onnx", "pt2")
 PICTURE, SHOWN, COLUMNS = "samples.png", 64, 8
-
-USAGE = {
-    "diffusers": """```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{id}", custom_pipeline="{id}", trust_remote_code=True)
-images = pipe(batch_size=16).images  # one evaluation; num_inference_steps=2, 4, ... for more
-```
-
-`pipeline.py` is short and needs torch and diffusers alone: read it before you trust it. With `ifm` installed:
-
-```python
-from ifm import IntegrationFlow
-
-images = IntegrationFlow.from_pretrained("{id}").sample(16)  # uint8 [16, C, H, W]
-```""",
-    "onnx": """```python
-import numpy as np, onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-{numpy}
-x_0_hat = session.run(None, {feed})[0]{range}
-```""",
-    "pt2": """```python
-import torch
-
-model = torch.export.load("model.pt2").module()
-{torch}
-x_0_hat = model({arguments}){range}
-```""",
-}
+UNKNOWN = "path/to/this/folder"  # in the card's code, for a name that would need escaping
+ROWS = 10  # classes of the picture at most
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,25 +40,27 @@ def run(given: argparse.Namespace) -> None:
     _check(given)
     evaluation = None if given.evaluation is None else card.read_evaluation(given.evaluation)
     from ifm.files import fresh_folder, write_text
-    from ifm.use import graphs, loading, models
+    from ifm.use import graphs, loading, models, usage
 
     graphs.check_packages(given.format)
     model = loading.find(given.model, revision=given.revision)
     flow = models.usable(loading.load_any(model, named=given.model))
     _check_model(given, flow)
+    where = given.push_to_hub or given.out.resolve().name
     with fresh_folder(given.out) as folder:
         difference = _write(given.format, flow, model, folder)
         picture, caption = _picture(given.grid, flow, folder)
         text = card.model_card(
             loading.describe(model),
             title=given.title or given.out.resolve().name,
-            usage=_usage(given, flow),
+            usage=usage.code(given.format, flow, where=where if re.fullmatch(r"[\w./-]+", where) else UNKNOWN),
             library={"diffusers": "diffusers", "onnx": "onnx"}.get(given.format),
             data=given.dataset,
             license_id=given.license,
             evaluation=evaluation,
             picture=picture,
             caption=caption,
+            classes=_classes(flow),
         )
         write_text(folder / "README.md", text)
     print(f"{given.out}: {given.format}; read again, it differs from the model by at most {difference:.2g}", end=" ")
@@ -152,37 +125,30 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
     modality = modalities.of(data_shape(flow))
     if modality.preview != "grids":
         return None, ""
-    from ifm.modalities.pictures import save_grid
+    from ifm.modalities.pictures import save_grid, save_rows
 
+    classes = _classes(flow)
+    numbers = None if classes is None else spread(len(classes), ROWS)
+    n = SHOWN if numbers is None else COLUMNS * len(numbers)
     try:
-        save_grid(modality.pictures(flow.sample(SHOWN)), folder / PICTURE, columns=COLUMNS)
+        images = modality.pictures(flow.sample(n, classes=numbers))
     except ValueError as error:
         raise UserError(f"the model's samples: {error}") from error
-    return PICTURE, f"{SHOWN} samples in one evaluation: numbers 0 to {SHOWN - 1} of seed 0, not chosen."
+    by_class, which = "", f"numbers 0 to {n - 1} of seed 0, not chosen"
+    if numbers is None:
+        save_grid(images, folder / PICTURE, columns=COLUMNS)
+    else:
+        save_rows([(classes[c], images[i :: len(numbers)]) for i, c in enumerate(numbers)], folder / PICTURE)
+        of = "each class" if len(numbers) == len(classes) else f"{len(numbers)} of {len(classes)} classes"
+        by_class = f", {COLUMNS} of {of}"
+    return PICTURE, f"{n} samples in one evaluation{by_class}: {which}."
 
 
-def _usage(given: argparse.Namespace, flow: "IntegrationFlow") -> str:
-    """How to use the exported files, as code for the card."""
-    from ifm import modalities
-    from ifm.use.drawing import data_shape
+def _classes(flow: "IntegrationFlow") -> list[str] | None:
+    """Their names, of a flow that takes them."""
+    return getattr(flow.condition_kind, "classes", None)
 
-    modality, shape = modalities.of(data_shape(flow)), (16, *data_shape(flow))
-    names = ["x_T", "x_anchor"] if flow.takes_anchor else ["x_T"]
-    import torch
 
-    scale = float(flow.dynamics.coefficients(torch.tensor([flow.dynamics.t_max], dtype=torch.float64)).b)
-    D = getattr(flow.dynamics, "augmented_dimensions", None)
-    lead = {"x_T": "" if scale == 1 else f"{scale:g} * ", "x_anchor": ""}
-    notes = {
-        "x_T": f"  # then divide each sample by sqrt(chi2 / {D:g}), chi2 of {D:g} degrees of freedom" if D else "",
-        "x_anchor": "  # the anchor starts as noise",
-    }
-    draws = {"numpy": f"np.random.standard_normal({shape}).astype(np.float32)", "torch": f"torch.randn{shape}"}
-    where = given.push_to_hub or given.out.resolve().name
-    return USAGE[given.format].format(
-        id=where if re.fullmatch(r"[\w./-]+", where) else "path/to/this/folder",
-        feed="{" + ", ".join(f'"{n}": {n}' for n in names) + "}",
-        arguments=", ".join(names),
-        range=f"  # {modality.noun} in {modality.range}" if modality.range else "",
-        **{by: "\n".join(f"{n} = {lead[n]}{draw}{notes[n]}" for n in names) for by, draw in draws.items()},
-    )
+def spread(count: int, shown: int) -> list[int]:
+    """At most `shown` of the numbers below `count`, evenly apart."""
+    return sorted({i * count // min(count, shown) for i in range(min(count, shown))})

@@ -1,6 +1,7 @@
 """What the subcommands of `ifm` share: numbers, places to write to, hardware."""
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable
@@ -23,6 +24,17 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def number(text: str) -> float:
+    """A parser of numbers from 0 on."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text!r}")
+    return found
 
 
 def local_path(text: str) -> Path:

@@ -2,16 +2,19 @@
 
 import argparse
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ifm.cli.options import at_least, check_writable, hardware
+from ifm.cli.options import at_least, check_writable, hardware, number
 from ifm.errors import UserError
 
 if TYPE_CHECKING:
     from ifm.sampling import Sampler
     from ifm.use.loading import Model
 
+COUNT = 64
 SAMPLERS = ("selected", "one_step", "anchor", "renoise", "chain")
 
 
@@ -24,9 +27,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--count",
         dest="n",
         type=at_least(1),
-        default=64,
         metavar="N",
-        help="how many samples (default: %(default)s)",
+        help=f"how many samples (default: {COUNT}; of several classes as many of each, at least one)",
+    )
+    add(
+        "--class",
+        dest="classes",
+        metavar="CLASS",
+        help="of a model with classes: numbers or names, which the samples have in turn: 3, 0-9, cat,dog or all "
+        "(default: drawn by the data's shares)",
+    )
+    add(
+        "--guidance",
+        type=number,
+        metavar="W",
+        help="of a flow that takes a range of scales, or of a teacher at twice the evaluations: 1 is the class's own "
+        "samples, more leads further (default: 1, or what the flow has inside)",
     )
     add("--steps", type=at_least(1), metavar="N", help="evaluations of a flow (default: 1)")
     add("--sampler", choices=SAMPLERS, help="of a flow (default: selected, which measured best for so many steps)")
@@ -49,10 +65,14 @@ def run(given: argparse.Namespace) -> None:
     from ifm.modalities import files
 
     out, kind = _output(given.out)
+    from ifm.conditions.asking import in_words
     from ifm.use import drawing, loading
+    from ifm.use.asked import check_guidance, class_numbers, condition_of
 
     folder = loading.find(given.model, revision=given.revision)
     model = loading.load_any(folder, named=given.model)
+    numbers = _asked("--class", given.classes, class_numbers, model, given.model)
+    _asked("--guidance", given.guidance, check_guidance, model, given.model)
     sampler = _sampler(given, model)
     shape = drawing.data_shape(model)
     modality = modalities.of(shape)
@@ -60,15 +80,30 @@ def run(given: argparse.Namespace) -> None:
     if write is None:
         use = files.in_words(files.writers(modality.name))
         raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")
+    of = 1 if numbers is None else len(numbers)
+    n = given.n or max(COUNT // of, 1) * of
+    condition = condition_of(model, n, classes=numbers, guidance=given.guidance, seed=given.seed)
+    asked = "" if given.guidance is None else f", guidance {given.guidance:g}"
+    if numbers is not None:
+        names = model.condition_kind.classes
+        asked = f", {in_words(numbers, names)}{asked}"
+        if kind == ".png":
+            write = partial(files.write_class_grid, labels=condition.labels.tolist(), classes=names)
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
-        model.to(device), sampler, given.n, seed=given.seed, batch_size=given.batch_size, accelerator=accelerator
+        model.to(device),
+        sampler,
+        n,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        accelerator=accelerator,
+        condition=condition,
     )
     try:
         if accelerator is None or accelerator.is_main_process:
-            write(out, drawn, given.n, shape)
-            how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}"
-            print(f"{out}: {given.n} {modality.described(shape)} of {given.model}, {how}")
+            write(out, drawn, n, shape)
+            how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}{asked}"
+            print(f"{out}: {n} {modality.described(shape)} of {given.model}, {how}")
         else:
             for _ in drawn:  # each process works its share of the batches
                 pass
@@ -90,9 +125,19 @@ def _sampler(given: argparse.Namespace, model: "Model") -> "Sampler":
             other = "--steps and --sampler" if flow else "--nfe"
             raise UserError(f"{option}: {given.model} holds a {'flow' if flow else 'teacher'}, which has {other}")
     try:
-        return choose(model, steps=given.steps or 1, sampler=given.sampler, nfe=given.nfe or 35)
+        return choose(
+            model, steps=given.steps or 1, sampler=given.sampler, nfe=given.nfe or 35, guidance=given.guidance
+        )
     except ValueError as error:
         raise UserError(f"{given.model}: {error}") from error
+
+
+def _asked(option: str, value: Any, read: Callable[["Model", Any], Any], model: "Model", named: str) -> Any:
+    """What `read` makes of an option's value. Its UserError begins with the option."""
+    try:
+        return read(model, value)
+    except UserError as error:
+        raise UserError(f"{option} {value}: {error} ({named})") from error
 
 
 def _output(text: str) -> tuple[Path, str]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ifm.conditions.base import ConditionKind, Labelled
 
 NONE = "none"
-CONDITIONS: dict[str, Any] = {"classes": "ifm.conditions.classes:Classes"}
+CONDITIONS: dict[str, Any] = {"class": "ifm.conditions.classes:Classes"}
+OLD_NAMES = {"classes": "class"}  # as files of before say
 
 
 def of_data(kind: str, samples: "Labelled") -> "ConditionKind | None":
@@ -26,6 +27,7 @@ def build(described: Mapping[str, Any] | None) -> "ConditionKind | None":
         return None
     options = dict(described)
     kind = options.pop("kind", None)
+    kind = OLD_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in CONDITIONS:
         raise ValueError(f"unknown condition {kind!r}; known: {', '.join(CONDITIONS)}")
     return load(CONDITIONS[kind])(**options)

@@ -14,6 +14,8 @@ from ifm.dynamics.base import NoiseSource
 Rows = slice | Tensor | np.ndarray
 C = TypeVar("C", bound="Condition")
 ReadCondition = Callable[[np.ndarray], "Condition"]  # numbers of samples [b] -> their conditions, on the host
+# (conditions of a batch, a stream for each) -> as the step shows them, both on the host; see `ConditionKind.vary`
+VaryCondition = Callable[["Condition", NoiseSource], "Condition"]
 
 
 class Labelled(Protocol):
@@ -24,11 +26,12 @@ class Labelled(Protocol):
 
 
 class Condition:
-    """What each sample of a batch is asked to be. A frozen dataclass whose fields are tensors [B, ...]."""
+    """What each sample of a batch is asked to be. A frozen dataclass whose fields are tensors [B, ...], or None."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The fields by name, without those that are None."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: x for name, x in found.items() if x is not None}
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors().values())))
@@ -57,6 +60,13 @@ def told(condition: Condition | None) -> dict[str, Condition]:
     return {} if condition is None else {"condition": condition}
 
 
+def varying(kind: "ConditionKind | None", *, drop: float) -> VaryCondition | None:
+    """`kind.vary` with this `drop`; None where it would change nothing, and draw nothing."""
+    if kind is None or not (drop or kind.scale):
+        return None
+    return lambda condition, generator: kind.vary(condition, drop=drop, generator=generator)
+
+
 def register(kind: type[C]) -> type[C]:
     """Lets torch.export look into a Condition's dataclass: a decorator."""
     torch.utils._pytree.register_dataclass(kind)
@@ -70,6 +80,8 @@ class ConditionKind(ABC):
     """
 
     name: ClassVar[str]  # as in the table
+    drops: bool = False  # whether networks know "no condition" too, see `none`
+    scale: tuple[float, float] | None = None  # the range of the guidance scale w that networks take; None: they do not
 
     @property
     @abstractmethod
@@ -87,7 +99,33 @@ class ConditionKind(ABC):
 
     @abstractmethod
     def draw(self, *, generator: NoiseSource) -> Condition:
-        """Conditions by the data's own law, one for each stream of the generator, on the host."""
+        """Conditions by the data's own law, one for each stream of the generator, on the host. w is even in `scale`."""
+
+    @property
+    def usual_scale(self) -> float | None:
+        """w of samples where none is asked for: 1, or the end of the range that is nearest to it."""
+        return None if self.scale is None else min(max(1.0, self.scale[0]), self.scale[1])
+
+    def told_to(self, *, drops: bool, scale: tuple[float, float] | None) -> Self:
+        """This kind as a network with other `drops` and `scale` takes it. Raises ValueError if it cannot be guided."""
+        if scale is not None:
+            raise ValueError(f"condition {self.name} knows no guidance")
+        return self
+
+    def none(self, count: int) -> Condition:
+        """That nothing is asked of `count` samples, on the host. Raises ValueError where a kind cannot say so."""
+        raise ValueError(f"condition {self.name} cannot be left out")
+
+    def vary(self, condition: Condition, *, drop: float, generator: NoiseSource) -> Condition:
+        """Conditions of training data as a step shows them: left out with probability `drop`, w even in `scale`.
+
+        One stream of the generator for each, on the host.
+        """
+        return condition
+
+    def left_out(self, condition: Condition) -> Tensor:
+        """Where nothing is asked: bool [B]."""
+        return torch.zeros(len(condition), dtype=torch.bool, device=next(iter(condition.tensors().values())).device)
 
     @abstractmethod
     def embedding(self, width: int) -> nn.Module:

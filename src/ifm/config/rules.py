@@ -13,6 +13,7 @@ from ifm.config.sections import (
     DiagnoseConfig,
     EvaluateConfig,
     FlowConfig,
+    GuidanceConfig,
     NetworkConfig,
     OdeConfig,
     SampleConfig,
@@ -35,6 +36,7 @@ class Config(Section):
     dynamics: Annotated[list[Annotated[str, NameOf(DYNAMICS)]], Field(min_length=1), Distinct]
     data: DataConfig
     condition: ConditionConfig
+    guidance: GuidanceConfig
     ode: OdeConfig
     network: NetworkConfig
     teacher: TeacherConfig
@@ -144,7 +146,7 @@ class Config(Section):
                 )
         if self.anchor.policy == "bank" and len(asked) > 1:
             raise ValueError(
-                "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.phases go through "
+                "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "
                 "several; use none, noise or self"
             )
         if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
@@ -156,9 +158,65 @@ class Config(Section):
             raise ValueError(
                 f"sample.flow_samplers: chain goes through sub-intervals, which flow.objective: {able} alone learns"
             )
-        if self.condition.kind == "classes" and not _has_labels(self.data):
-            raise ValueError("condition.kind: classes needs labels; set data.label_column, or condition.kind to none")
+        if self.condition.kind == "class" and not _has_labels(self.data):
+            raise ValueError("condition.kind: class needs labels; set data.label_column, or condition.kind to none")
+        if self.guidance.kind != "none":
+            check_guidance(self)
+        check_scales(self)
         return self
+
+
+def check_guidance(config: Config) -> None:
+    """Raises ValueError where what `guidance` asks for has no teacher, no class or no second denoiser."""
+    kind, teacher, velocity = config.guidance.kind, config.teacher.kind, config.flow.velocity
+    if config.condition.kind != "class":
+        raise ValueError(
+            f"guidance.kind: {kind} needs condition.kind: class, got {config.condition.kind}; set it to class, or "
+            "guidance.kind to none"
+        )
+    asked = objectives.of(config.flow)
+    by_pairs = [name for name, objective in asked.items() if not objective.needs_paths and velocity == "pair"]
+    for name in by_pairs:
+        if name != "interval":
+            raise ValueError(
+                f"guidance.kind: {kind} with flow.objective: {name} needs a denoiser to lead, and flow.velocity: pair "
+                "has none; set it to reference or teacher"
+            )
+    if velocity == "teacher" and teacher == "none" and "data" in asked:
+        raise ValueError(
+            "flow.velocity: teacher needs a teacher to ask for guidance, and teacher.kind is none; set it to network "
+            "or exact, or flow.velocity to reference"
+        )
+    if kind == "cfg" and not config.condition.drop_probability and (teacher == "network" or by_pairs):
+        raise ValueError(
+            "guidance.kind: cfg needs a network that knows no class too; set condition.drop_probability above 0"
+        )
+    if kind == "autoguidance":
+        if teacher != "network" or config.guidance.weaker is None:
+            raise ValueError(
+                "guidance.kind: autoguidance needs an earlier state of a trained teacher; set teacher.kind to network "
+                "and guidance.weaker to a share of its training, e.g. 0.25"
+            )
+        for name, objective in asked.items():
+            if not objective.needs_paths and velocity != "teacher":
+                raise ValueError(
+                    f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity "
+                    "to teacher"
+                )
+
+
+def check_scales(config: Config) -> None:
+    """Raises ValueError where samples are asked for at a guidance scale that there is none of."""
+    scale, asked, scales = config.guidance.scale, config.sample.guidance, config.evaluate.guidance_scales
+    if config.guidance.kind == "none":
+        for key, value in (("sample.guidance", asked), ("evaluate.guidance_scales", scales or None)):
+            if value is not None:
+                raise ValueError(f"{key} = {value} needs guidance, and guidance.kind is none; set it to cfg")
+    elif asked is not None:
+        low, high = scale if isinstance(scale, list) else (scale, scale)
+        if not low <= asked <= high:
+            takes = f"a range: {scale}" if isinstance(scale, list) else f"{scale} alone"
+            raise ValueError(f"sample.guidance = {asked}: the flow takes {takes} (guidance.scale); set it to null")
 
 
 def _has_labels(data: DataConfig) -> bool:

@@ -12,7 +12,7 @@ from ifm.data.sources import SOURCES, Source
 from ifm.modalities import Modality
 from ifm.networks import ANCHOR_INPUTS, NETWORKS, UNetOptions
 from ifm.objectives import OBJECTIVES
-from ifm.schema import Count, Distinct, NameOf, Positive, Section
+from ifm.schema import Count, Distinct, NameOf, NamesOf, Positive, Section
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -40,6 +40,26 @@ def _alone(values: list) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _rising(values: list) -> list:
+    if len(values) != 2 or not values[0] < values[1]:
+        raise ValueError("must be a range: [low, high], low below high")
+    return values
+
+
+def _one_or_rising(values: list) -> list:
+    return values if len(values) == 1 else _rising(values)
+
+
+NotNegative = Annotated[float, Field(ge=0)]
+# A number, or a range [low, high]. Checked as a list, so that a fault is told in one line.
+Scale = Annotated[
+    list[NotNegative],
+    Field(min_length=1),
+    BeforeValidator(_in_a_list),
+    AfterValidator(_one_or_rising),
+    AfterValidator(_alone),
+    PlainSerializer(lambda values: values),
+]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # A decay, or a list of them. Checked as a list, so that a fault is told in one line.
 Decays = Annotated[
@@ -134,6 +154,16 @@ class ConditionConfig(Section):
     """`condition`: what teacher and flow are told of each sample."""
 
     kind: Annotated[str, NameOf({NONE: None}, CONDITIONS)]
+    drop_probability: Annotated[float, Field(ge=0, lt=1)]
+
+
+class GuidanceConfig(Section):
+    """`guidance`: of the teacher towards its condition, and inside the flow."""
+
+    kind: Literal["none", "cfg", "autoguidance"]
+    scale: Scale
+    interval: Annotated[list[NotNegative], AfterValidator(_rising)] | None
+    weaker: Annotated[float, Field(gt=0, lt=1)] | None
 
 
 class TrainConfig(Section):
@@ -189,8 +219,7 @@ class TrajectoriesConfig(Section):
 class FlowConfig(TrainConfig):
     """`flow`."""
 
-    objective: Annotated[str, NameOf(OBJECTIVES)]
-    phases: Annotated[list[Annotated[str, NameOf(OBJECTIVES)]], Field(min_length=1), Distinct] | None
+    objective: Annotated[list[str], NamesOf(OBJECTIVES)]
     scheme: Literal["edm", "paper"]
     init: Literal["teacher", "scratch"]
     distance: Literal["pseudo_huber", "adaptive_huber", "l2"]
@@ -206,11 +235,6 @@ class FlowConfig(TrainConfig):
     def _fits_the_objective(self) -> Self:
         asked = objectives.of(self)
         named = list(asked)
-        if self.objective not in named:
-            phases = ", ".join(named)
-            raise ValueError(
-                f"objective: {self.objective} has no effect beside phases: [{phases}]; set phases to null, or to it"
-            )
         if "trajectory" in named and not self.t_max_share:
             raise ValueError("t_max_share must be above 0 with objective: trajectory, got 0; the others allow 0")
         if self.schedule == "mixed" and named != ["data"]:
@@ -222,7 +246,7 @@ class FlowConfig(TrainConfig):
                 others = " or ".join(objective.schemes)
                 raise ValueError(f"scheme: {self.scheme} does not fit objective: {name}; use {others}")
         if self.steps < len(named):
-            raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} phases")
+            raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} objectives")
         return self
 
 
@@ -257,6 +281,7 @@ class SampleConfig(Section):
     flow_steps: Annotated[list[Count], Field(min_length=1), Distinct]
     flow_samplers: Annotated[list[Literal["selected", "anchor", "renoise", "chain"]], Distinct]
     grid_images: Count
+    guidance: NotNegative | None
     precision: Precision
 
 
@@ -284,6 +309,7 @@ class EvaluateConfig(Section):
     neighbours: Count
     neighbour_samples: Annotated[int, Field(ge=2)]
     sliced_projections: Count
+    guidance_scales: Annotated[list[NotNegative], Distinct]
     teacher_nfe: Annotated[list[Count], Field(min_length=1), Distinct]
 
     @model_validator(mode="after")

@@ -30,9 +30,13 @@ class TrajectoryMetadata:
     sha256: str  # see `digest`
     precision: str = "no"  # of the teacher's network
     condition: dict[str, Any] | None = None  # the kind of the paths' conditions, see `ifm.conditions.build`
+    guidance: dict[str, Any] | None = None  # of the teacher, see `ifm.guidance.Guidance`; not in the file where None
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "metadata.json", asdict(self))
+        found = asdict(self)
+        if self.guidance is None:
+            del found["guidance"]
+        write_json(folder / "metadata.json", found)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -110,6 +110,17 @@ _ENTRIES = (
         role=Role.DETAIL, format=Probability(), spread=False,
     ),
     Metric(
+        "asked_class_share", "In the class asked for", Better.HIGHER, kinds=BOTH,
+        tooltip="the share of samples that the classifier puts into the class that was asked for.",
+        compute=lambda of: of.asked_class_share, where=lambda of: of.asked_class_share is not None,
+        format=Aligned(least=3, most=4),
+    ),
+    Metric(
+        "fid_within_classes", "FID within classes", Better.LOWER,
+        tooltip="the mean over classes of the FID between a class’s samples of all seeds and its real images.",
+        ideal=0, role=Role.SIDE, format=Aligned(least=3), spread=False,
+    ),
+    Metric(
         "train_distance_auc", "Farther from training data than unseen", None,
         tooltip="the probability that a sample is farther from training data than an unseen image is; 0 for copies.",
         ideal=0.5, compute=lambda of: of.copies["train_distance_auc"], where=lambda of: of.copies is not None,

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ifm.metrics.asked import asked_class_share
 from ifm.metrics.classes import inception_score
 from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.neighbours import Manifold, chosen, copies, nearest, precision_recall
@@ -78,6 +79,8 @@ class Comparison:
     found: Found
     real: Real
     samples: np.ndarray | None = None  # as they are: uint8 [n, C, H, W] or float32 [n, d]; None: not at hand
+    said: np.ndarray | None = None  # the class of each, int64 [n], by the data's own classifier; None: there is none
+    asked: np.ndarray | None = None  # the class that each was asked to be, int64 [n]; None: none was asked for
 
     @cached_property
     def fid(self) -> float:
@@ -111,6 +114,11 @@ class Comparison:
         if self.real.unseen_distances is None:
             return None
         return copies(nearest(self.found.features, self.real.train)[0], self.real.unseen_distances)
+
+    @property
+    def asked_class_share(self) -> float | None:
+        """None where no class was asked for, or nothing says which class a sample is of."""
+        return None if self.said is None or self.asked is None else asked_class_share(self.said, self.asked)
 
     @cached_property
     def sliced_wasserstein(self) -> float:

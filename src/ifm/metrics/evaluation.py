@@ -1,7 +1,7 @@
 """Figures of a folder of samples against the reference, sampler by sampler."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -13,13 +13,15 @@ from ifm import modalities
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import catalogue, cautions, teachers
+from ifm.metrics.asked import LABELS, fid_figures, fids_by_class, read_asked, shares_by_class
 from ifm.metrics.classes import class_figures
 from ifm.metrics.classifier import classify
 from ifm.metrics.comparison import Comparison, Found, Measures, Real, least_samples, without_neighbours
 from ifm.metrics.extraction import extract
 from ifm.metrics.figures import fid_trend, figures_of, image_figures, over_sets
+from ifm.metrics.metric import POINTS
 from ifm.metrics.neighbours import nearest
-from ifm.metrics.points import nearest_shares
+from ifm.metrics.points import nearest_centres
 from ifm.metrics.reference import BATCH, Reference
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def evaluate_samples(
     reference: Reference,
     *,
     measures: Measures,
+    labels: np.ndarray | None = None,
     accelerator: "Accelerator | None" = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Evaluation:
@@ -49,8 +52,10 @@ def evaluate_samples(
 
     Each figure is the mean over the folder's sets of samples, one a sampling seed, with its standard deviation beside
     it: those of the catalogue that such data have, for images `fid_trend`, and `class_figures` of all sets together
-    where there are classes.
+    where there are classes. Where the samples were asked for by class, also of all sets together: asked_shares by
+    class, and for images `fid_figures` within classes.
 
+    labels: of the real images that the reference is made of, int64 [m]; None: no FID within classes.
     endpoint_rms: root mean square difference, in units of data in [-1, 1], from the teacher at its largest NFE started
     at the same x_T; averaged over samples, for the flow's samplers: that teacher is nearest to the ODE's solution.
     ratio: what they are judged by over the figure of the teacher at its best NFE (`teachers.best` of the means over
@@ -80,26 +85,19 @@ def evaluate_samples(
     real = reference.real(measures)  # one for all samplers: it keeps what it has computed
     kind = modalities.of(expected).name
     judge = catalogue.judge(kind)
+    asked = _asked(folder, metadata, reference, arrays)
+    judging = Judging(reference, real, kind, asked, labels, accelerator)
     by_set: dict[str, list[float]] = {}
     figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, real)
     closest: dict[str, list[tuple[int, int]]] = {}
     for sampler in progress(metadata["samplers"]):
         name, images = sampler["name"], arrays[sampler["name"]]
-        found = extract(reference.extractor, images, batch_size=BATCH, accelerator=accelerator)
-        row = {key: sampler[key] for key in ("model", "sampler", "nfe")}
-        row |= {"n_samples": len(images) // seeds, "seeds": seeds}
-        sets = [Comparison(found.part(s), real, images[s]) for s in _sets(len(images), seeds)]
-        each = [figures_of(one, kind) for one in sets]
-        row |= over_sets(each) | ({} if points else fid_trend([one.found for one in sets], real))
+        row, each, found = judging.judge(sampler, images, seeds=seeds)
         by_set[name] = [one[judge.key] for one in each]
         if sampler["model"] == "flow" and finest is not None:
             if len(images) != len(finest):
                 raise UserError(f"{folder}: {name} has {len(images)} {what}, the teacher {len(finest)}; {MEND}")
             row |= over_sets([{"endpoint_rms": endpoint_rms(images[s], finest[s])} for s in _sets(len(images), seeds)])
-        counts = _class_counts(reference, images)
-        if counts is not None:
-            row |= class_figures(counts, reference.class_shares)
-        row["warnings"] = _cautions(reference, None if points else real, len(images) // seeds)
         figures[name] = row
         if not points and sampler["sampler"] == "one_step":
             closest[name] = closest_pairs(found.features, real.train)
@@ -108,7 +106,81 @@ def evaluate_samples(
         for name in (s["name"] for s in metadata["samplers"] if s["model"] == "flow"):
             _add_ratio(figures[name], by_set[name], by_set[best["name"]])
             figures[name][teachers.AGAINST] = best["nfe"]
+    for row in figures.values():
+        if metadata.get("guided") and row["sampler"] == "one_step":
+            row["guided"] = [_at_scale(row, metadata["guidance"]), *_guided(folder, metadata, judging, expected)]
     return Evaluation(figures, closest)
+
+
+def _guided(
+    folder: Path, metadata: Mapping[str, Any], judging: "Judging", shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Figures at the other guidance scales: of the flow in one step, and of the teacher at its best NFE at each."""
+    judge, found = catalogue.judge(judging.kind), []
+    of_teacher: dict[float, list[dict[str, Any]]] = {}
+    for sampler in metadata["guided"]:
+        images = _load(folder, sampler["name"], shape)
+        row = _at_scale(judging.judge(sampler, images, seeds=sampler["seeds"])[0], sampler["guidance"])
+        if sampler["model"] == "teacher":
+            of_teacher.setdefault(sampler["guidance"], []).append(row)
+        elif sampler["guidance"] != metadata["guidance"]:
+            found.append(row)
+    return found + [best for rows in of_teacher.values() if (best := teachers.best(rows, judge)) is not None]
+
+
+def _at_scale(row: Mapping[str, Any], w: float) -> dict[str, Any]:
+    """A row's single figures under the name of its model and guidance scale."""
+    kept = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
+    return kept | {"model": f"{row['model']}-w{w:g}", "guidance": w}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What the samples of every sampler of a folder are judged with."""
+
+    reference: Reference
+    real: Real
+    kind: str  # of data: images, points
+    asked: np.ndarray | None  # the class that each sample was asked to be, int64 [n]; None: none was asked for
+    labels: np.ndarray | None  # of the real images, int64 [m]
+    accelerator: "Accelerator | None" = None
+
+    def judge(
+        self, sampler: Mapping[str, Any], images: np.ndarray, *, seeds: int
+    ) -> tuple[dict[str, Any], list[dict[str, float | None]], Found]:
+        """A sampler's row of figures, the figures of each of its `seeds` sets, and the features."""
+        found = extract(self.reference.extractor, images, batch_size=BATCH, accelerator=self.accelerator)
+        said, asked = _classes(self.reference, images), None if self.asked is None else self.asked[: len(images)]
+        each, points = len(images) // seeds, self.kind == POINTS
+        sets = [
+            Comparison(found.part(s), self.real, images[s], said=_rows(said, s), asked=_rows(asked, s))
+            for s in _sets(len(images), seeds)
+        ]
+        of_sets = [figures_of(one, self.kind) for one in sets]
+        row = {key: sampler[key] for key in ("model", "sampler", "nfe")} | {"n_samples": each, "seeds": seeds}
+        row |= over_sets(of_sets) | ({} if points else fid_trend([one.found for one in sets], self.real))
+        row |= self._of_classes(found, said, asked)
+        row["warnings"] = _cautions(self.reference, None if points else self.real, each)
+        return row, of_sets, found
+
+    def _of_classes(self, found: Found, said: np.ndarray | None, asked: np.ndarray | None) -> dict[str, Any]:
+        """`class_figures`, and by class asked for the share of its samples in it, and FID; of all sets together."""
+        figures: dict[str, Any] = {}
+        if said is not None:
+            shares = self.reference.class_shares
+            count = len(self.reference.metadata["classes"] or self.reference.centres)
+            figures |= class_figures(np.bincount(said, minlength=count), shares)
+            if asked is not None:
+                figures["asked_shares"] = shares_by_class(said, asked, classes=count)
+        if asked is not None and self.labels is not None and self.kind != POINTS:
+            count = len(self.reference.metadata["classes"])
+            by_class = fids_by_class(found.features, asked, self.real.features, self.labels, classes=count)
+            figures |= fid_figures(by_class)
+        return figures
+
+
+def _rows(values: np.ndarray | None, rows: slice) -> np.ndarray | None:
+    return None if values is None else values[rows]
 
 
 def _of_real_images(reference: Reference, real: Real) -> dict[str, dict[str, Any]]:
@@ -151,14 +223,27 @@ def _sets(count: int, seeds: int) -> list[slice]:
     return [slice(i * each, (i + 1) * each) for i in range(seeds)]
 
 
-def _class_counts(reference: Reference, samples: np.ndarray) -> np.ndarray | None:
-    """How many images of each class the classifier sees, how many points lie nearest to each mode's centre: [K]."""
-    if reference.centres is not None:
-        return np.rint(nearest_shares(np.asarray(samples), reference.centres) * len(samples)).astype(np.int64)
-    if reference.classifier is None:
+def _asked(
+    folder: Path, metadata: Mapping[str, Any], reference: Reference, arrays: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """The classes that the samples were asked to be: int64 [n]; None where nothing was asked. Raises UserError."""
+    classes = (metadata.get("condition") or {}).get("classes")
+    if classes is None:
         return None
-    classes = len(reference.metadata["classes"])
-    return np.bincount(classify(reference.classifier, samples), minlength=classes)
+    if classes != reference.metadata["classes"]:
+        raise UserError(f"{folder}: samples of other classes than the reference's; {MEND}")
+    asked = read_asked(folder, count=len(next(iter(arrays.values()))), classes=len(classes))
+    for name, samples in arrays.items():
+        if len(samples) != len(asked):
+            raise UserError(f"{folder}: {name} has {len(samples)} samples, {LABELS} {len(asked)} labels; {MEND}")
+    return asked
+
+
+def _classes(reference: Reference, samples: np.ndarray) -> np.ndarray | None:
+    """The class that the classifier sees in each image, of points the mode whose centre is nearest: int64 [n]."""
+    if reference.centres is not None:
+        return nearest_centres(np.asarray(samples), reference.centres)
+    return None if reference.classifier is None else classify(reference.classifier, samples)
 
 
 def endpoint_rms(images: np.ndarray, paired: np.ndarray) -> float:

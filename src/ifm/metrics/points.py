@@ -37,12 +37,16 @@ def mean_distance(a: np.ndarray, b: np.ndarray) -> float:
     return math.fsum(sums) / (len(a) * len(b))
 
 
-def nearest_shares(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The share of points [n, d] that lie nearest to each of the centres [k, d]: [k]."""
+def nearest_centres(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The centre of [k, d] that each of the points [n, d] lies nearest to: int64 [n]."""
     from scipy.spatial.distance import cdist
 
-    points, centres = _checked(points, centres)
-    return np.bincount(cdist(points, centres).argmin(axis=1), minlength=len(centres)) / len(points)
+    return cdist(*_checked(points, centres)).argmin(axis=1)
+
+
+def nearest_shares(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The share of points [n, d] that lie nearest to each of the centres [k, d]: [k]."""
+    return np.bincount(nearest_centres(points, centres), minlength=len(centres)) / len(points)
 
 
 def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 A writer takes (path, batches, n, shape): batches of (members, samples at rest [m, *shape]), n samples in all.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,16 @@ def write_grid(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> Non
     from ifm.modalities.pictures import save_grid
 
     save_grid(np.concatenate([images for _, images in drawn]), out, columns=min(COLUMNS, n))
+
+
+def write_class_grid(
+    out: Path, drawn: Batches, n: int, shape: tuple[int, ...], *, labels: Sequence[int], classes: Sequence[str]
+) -> None:
+    """One PNG with a row for each class, behind its name. labels: of the n images; classes: all names."""
+    from ifm.modalities.pictures import save_rows
+
+    images, of = np.concatenate([images for _, images in drawn]), np.array(labels)
+    save_rows([(classes[label], images[of == label]) for label in dict.fromkeys(labels)], out)
 
 
 def write_images(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ifm.files import atomic_path
 
 COLUMNS = 8  # of the pipeline's grids
+ROW, ROW_FONT, LONGEST_NAME = 16, 14, 24  # of rows with names: tiles at most, size of letters, length in letters
 
 
 def grid(images: np.ndarray, *, columns: int, pad: int = 1) -> np.ndarray:
@@ -51,6 +52,34 @@ def side_by_side(
         canvas.paste(picture, (left, lead))
         left += picture.width + gap
     _write(path, _png(canvas))
+
+
+def save_rows(rows: Sequence[tuple[str, np.ndarray]], path: Path, *, scale: int | None = None) -> None:
+    """Writes one PNG: for each (name, uint8 [n, C, H, W]) a row of tiles behind its name, top to bottom.
+
+    A row of more than ROW images goes on below. A long name is cut.
+    """
+    if not rows:
+        raise ValueError("save_rows needs at least one row")
+    columns = min(ROW, max(len(images) for _, images in rows))
+    parts = [(_cut(name), _tiles(images, columns=columns, scale=scale)) for name, images in rows]
+    font, gap = ImageFont.load_default(ROW_FONT), 4
+    lead = math.ceil(max(font.getlength(name) for name, _ in parts)) + 2 * gap
+    height = sum(max(picture.height, 2 * ROW_FONT) + gap for _, picture in parts) - gap
+    canvas = Image.new("RGB", (lead + max(picture.width for _, picture in parts), height), "white")
+    top = 0
+    for name, picture in parts:
+        tall = max(picture.height, 2 * ROW_FONT)
+        ImageDraw.Draw(canvas).text((gap, top + tall / 2), name, fill="#1a1a1a", font=font, anchor="lm")
+        canvas.paste(picture, (lead, top))
+        top += tall + gap
+    _write(path, _png(canvas))
+
+
+def _cut(name: str) -> str:
+    """In one line of bounded length."""
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 3]}..."
 
 
 def shrink_png(png: bytes, factor: float) -> bytes:

@@ -31,6 +31,8 @@ def prepare(model: nn.Module, precision: str, *, recorded: bool = False) -> nn.M
 
     recorded: small batches come again and again, so that recordings of them pay.
     """
+    for part in getattr(model, "asked", ()):  # of a guided denoiser
+        prepare(part, precision, recorded=recorded)
     lower(model, precision)
     network = getattr(model, "network", None)
     if network is None or isinstance(vars(model).get("forward"), Compiled | Graphed):

@@ -76,7 +76,7 @@ class Network(nn.Module, ABC):
             raise ValueError(f"this network takes {'two times' if self.two_times else 'one time'}")
         if (condition is not None) != (self.condition_kind is not None):
             kind = self.condition_kind
-            raise ValueError("this network takes no condition" if kind is None else f"this network needs {kind.name}")
+            raise ValueError("this network takes no condition" if kind is None else f"this network needs a {kind.name}")
 
     @torch.no_grad()
     def start_from(self, source: nn.Module) -> list[str]:

@@ -145,11 +145,13 @@ class UNet(Network):
         """diffusers' network with our embedding in its class slot, for programs without ifm: a copy.
 
         An interval's end is embedded as a time ("timestep"), class labels by their number. Raises ValueError for other
-        conditions, and for both at once, which one slot cannot hold.
+        conditions, a guidance scale among them, and for both at once, which one slot cannot hold.
         """
         model = copy.deepcopy(self.model)
         if self.end is None and self.condition is None:
             return model
+        if getattr(self.condition, "scale", None) is not None:
+            raise ValueError("diffusers' class slot cannot hold a guidance scale")
         table = getattr(self.condition, "table", None)
         if (self.end is not None and self.condition is not None) or (self.end is None and table is None):
             held = "an interval's end and a condition" if self.end is not None else self.condition_kind.name

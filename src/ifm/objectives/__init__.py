@@ -91,8 +91,8 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def of(flow: Any) -> dict[str, Objective]:
-    """The objectives that the section `flow` asks for, in the order of its phases."""
-    return {name: OBJECTIVES[name] for name in flow.phases or [flow.objective]}
+    """The objectives that the section `flow` asks for, in their order."""
+    return {name: OBJECTIVES[name] for name in flow.objective}
 
 
 def needs_paths(flow: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ifm import losses
 from ifm.conditions.base import Condition
 from ifm.dynamics.base import Dynamics
+from ifm.guidance import Guidance
 from ifm.hardware.devices import Rows
 from ifm.model import IntegrationFlow
 from ifm.random import Streams
@@ -124,6 +125,7 @@ class Ingredients(Protocol):
     flow: IntegrationFlow
     seed: int
     config: Any  # the section `flow` of params.yaml
+    guidance: Guidance | None  # what the flow is to have inside
 
     def trajectories(self) -> Trajectories:
         """The teacher's paths."""
@@ -135,7 +137,7 @@ class Ingredients(Protocol):
         """The arguments of `ifm.objectives.pairs.draw_pairs` that the data and params.yaml fix."""
 
     def mean(self) -> "Mean | None":
-        """What velocities are averaged over (flow.velocity): see `ifm.objectives.pairs.averaged`."""
+        """What velocities are averaged over (flow.velocity), guided: see `ifm.objectives.pairs.averaged`."""
 
 
 def comparing(config: Any) -> dict[str, Any]:

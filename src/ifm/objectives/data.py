@@ -9,8 +9,8 @@ from ifm import losses
 from ifm.conditions.base import told
 from ifm.hardware.devices import RowReader, Rows
 from ifm.model import IntegrationFlow
-from ifm.objectives.base import Batch, Comparison, Ingredients, Phase, comparing, time_weight
-from ifm.objectives.pairs import draw_pairs
+from ifm.objectives.base import Batch, Comparison, Ingredients, Mean, Phase, comparing, time_weight
+from ifm.objectives.pairs import averaged, draw_pairs
 
 
 def loss(
@@ -59,13 +59,15 @@ def data_phase(
     huber_c: float | None,
     weighting: str = "none",
     mixed: bool = False,
+    mean: Mean | None = None,
     **pairs: Any,
 ) -> Phase:
     """The paper's algorithm, on images (uint8 [n, C, H, W]) or points (float32 [n, d]); pairs: see `draw_pairs`.
 
     Each sample is an image x_0, perturbed by fresh z to a fresh t: t_max with probability t_max_share, else by the
     dynamics' training law. x_0_hat = g(x_0^(n), x_t, t) is held to x_0 and, if `mixed`, with weight 1 - 1/n to
-    x_0^(n); then, under policy `bank`, x_0^(n+1) = x_0_hat.
+    x_0^(n); then, under policy `bank`, x_0^(n+1) = x_0_hat. mean: a guided denoiser, whose D_w takes the place of x_0,
+    as E[x_0 | x_t] would: the plain algorithm leads towards that one.
     """
     comparison = Comparison(accelerator, distance, huber_c)
 
@@ -77,7 +79,8 @@ def data_phase(
         return x_0_hat, loss(x_0_hat, x_0=at.x_0, x_anchor=batch.x_anchor, n=n, weight=weight, **how)
 
     read = RowReader(images, accelerator.device)
-    return Phase(len(images), draw_pairs(accelerator, flow.dynamics, read, **pairs), step_loss, read.expect)
+    draw = averaged(draw_pairs(accelerator, flow.dynamics, read, **pairs), flow.dynamics, mean)
+    return Phase(len(images), draw, step_loss, read.expect)
 
 
 def _visits(batch: Batch) -> Tensor:
@@ -90,4 +93,5 @@ def phase(given: Ingredients) -> Phase:
     """The phase that params.yaml asks for."""
     config = given.config
     options = {"t_max_share": config.t_max_share, "mixed": config.schedule == "mixed", "weighting": config.time_weight}
+    options |= {"mean": given.mean() if given.guidance else None}
     return data_phase(given.accelerator, given.flow, given.images(), **options, **comparing(config), **given.pairs())

@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifm import losses
 from ifm.anchors import evenly_chosen
-from ifm.conditions.base import rows_of, told
+from ifm.conditions.base import Condition, rows_of, told
 from ifm.dynamics.base import expand
+from ifm.guidance import Guidance, combined, scale_of, within
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import LaunchError, local_positions
 from ifm.hardware.sharded import shards
@@ -60,13 +61,15 @@ def interval_phase(
     whole_share: float,
     power: float,
     mean: Mean | None = None,
+    guidance: Guidance | None = None,
     **pairs: Any,
 ) -> Phase:
     """Mean velocities over [s, t] in the path's angle (MeanFlow, Geng et al. 2025; docs/interval.md).
 
     A share `same_share` of a batch has s = t, where the target is the pair's own velocity. Of the others a share
     `whole_share` has s = t_min, and the rest two draws of the time law in order; their target takes a forward-mode
-    derivative of the flow. mean: see `averaged`. images, pairs: as in `data_phase`.
+    derivative of the flow. mean: see `averaged`. guidance: of the pairs' velocities, see `guided_velocity`; a `mean` is
+    guided itself. images, pairs: as in `data_phase`.
     Raises LaunchError under FSDP: the derivative asks the bare network, between the gathers of a split one.
     """
     if shards(accelerator):
@@ -94,6 +97,8 @@ def interval_phase(
         at, x_anchor = batch.at, batch.x_anchor
         theta, theta_s = dynamics.angle(at.t), dynamics.angle(at.s)
         target = dynamics.angular_velocity(at.x_0, z=at.z, theta=theta)
+        if guidance is not None:
+            target = guided_velocity(flow, at, velocity=target, x_anchor=x_anchor, guidance=guidance)
         rows_apart = to_device((~evenly_chosen(batch.positions, same_share)).nonzero().squeeze(1), target.device)
         if len(rows_apart):
             y = at.x_t / expand(dynamics.scale(at.t), at.x_t)
@@ -111,6 +116,30 @@ def interval_phase(
         return None, loss(u_hat, target=target, power=power)
 
     return Phase(len(images), averaged(draw, dynamics, mean), step_loss, read.expect)
+
+
+@torch.no_grad()
+def guided_velocity(
+    flow: IntervalFlow, at: Examples, *, velocity: Tensor, x_anchor: Tensor | None, guidance: Guidance
+) -> Tensor:
+    """v_0 + w (v - v_0), v a pair's dy/dtheta and v_0 the flow's own velocity without a condition: [B, ...].
+
+    MeanFlow's guided target (Geng et al. 2025, eq. 19), one evaluation more. Where the condition is left out it is v
+    itself, by which the flow learns v_0.
+    """
+    dynamics, kind = flow.dynamics, flow.condition_kind
+    none = _with_scale(kind.none(len(velocity)).to(velocity.device), at.condition)
+    y, theta = at.x_t / expand(dynamics.scale(at.t), at.x_t), dynamics.angle(at.t)
+    v_0 = flow.mean_velocity(y, theta, theta_s=theta, x_anchor=x_anchor, condition=none)
+    inside = within(dynamics, at.t, guidance.interval) & ~kind.left_out(at.condition)
+    w = None if guidance.range else guidance.scale
+    return combined(v_0, velocity, scale_of(w, at.condition, velocity), inside=inside)
+
+
+def _with_scale(none: Condition, asked: Condition) -> Condition:
+    """No condition, at the guidance scales that were asked for."""
+    w = asked.tensors().get("w")
+    return none if w is None else replace(none, w=w)
 
 
 @contextmanager
@@ -147,4 +176,5 @@ def phase(given: Ingredients) -> Phase:
     """The phase that params.yaml asks for."""
     own = given.config.interval
     options = {"same_share": own.same_share, "whole_share": own.whole_share, "power": own.power, "mean": given.mean()}
+    options |= {"guidance": given.guidance if options["mean"] is None else None}
     return interval_phase(given.accelerator, given.flow, given.images(), **options, **given.pairs())

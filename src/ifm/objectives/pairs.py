@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ifm.conditions.base import ConditionKind, ReadCondition, told
+from ifm.conditions.base import ConditionKind, ReadCondition, VaryCondition, told
 from ifm.dynamics.base import Dynamics, expand
 from ifm.exact import ExactTeacher
 from ifm.hardware.devices import RowReader, Rows, to_device
@@ -48,10 +48,12 @@ def draw_pairs(
     t_max_share: float = 0.0,
     even_share: float = 0.0,
     read_condition: ReadCondition | None = None,
+    vary: VaryCondition | None = None,
 ) -> Draw:
     """Images or points x_0 [b, ...], perturbed by fresh z to a fresh t; all draws depend on (seed, step) alone.
 
-    t_max_share, even_share: see `draw_time`. read_condition: the conditions of data by their numbers.
+    t_max_share, even_share: see `draw_time`. read_condition: the conditions of data by their numbers; vary: how a step
+    shows them (left out, with a guidance scale).
     """
     positions, device = local_positions(accelerator, batch_size), accelerator.device
 
@@ -64,7 +66,10 @@ def draw_pairs(
         if random_flip:
             mirrored = to_device(noise.uniform(), device) < 0.5
             x_0 = torch.where(expand(mirrored, x_0).bool(), x_0.flip(-1), x_0)
-        condition = None if read_condition is None else read_condition(rows).to(device)
+        condition = None if read_condition is None else read_condition(rows)
+        if vary is not None:
+            condition = vary(condition, Streams(seed, "drop", positions, step=step))
+        condition = None if condition is None else condition.to(device)
         return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=mirrored, condition=condition)
 
     return draw
@@ -74,7 +79,7 @@ def averaged(draw: Draw, dynamics: Dynamics, mean: Mean | None) -> Draw:
     """`draw` with the mean pair in place of each: x_0 becomes E[x_0 | x_t], and z what makes x_t of it.
 
     Every velocity of consistency and interval is linear in (x_0, z) given x_t: its mean stays and its spread goes. With
-    a teacher as `mean` it is distillation. None: `draw` itself.
+    a teacher as `mean` it is distillation; with a guided one the pair is guided (`ifm.guidance`). None: `draw` itself.
     """
     if mean is None:
         return draw

@@ -18,6 +18,18 @@ class PointSamples:
 
 
 @dataclass(frozen=True)
+class AskedClasses:
+    """What is shown of the flow's samples in one step that were asked to be of a class; of one dynamics."""
+
+    grid: bytes = b""  # PNG: a row of samples for each class, behind its name; empty: there is none
+    shares: Sequence[float | None] | None = None  # by class asked for, of its samples in it
+    fids: Sequence[float | None] | None = None  # by class asked for
+    # At several guidance scales, the flow in one step and the teacher at its best: model ("flow-w2"), guidance, nfe,
+    # and the catalogue's figures.
+    guided: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """What the page shows. See `render` for what may be missing."""
 
@@ -38,6 +50,7 @@ class Report:
     batch_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     # dynamics -> share of each class among the flow's samples in one step
     class_shares: Mapping[str, Sequence[float]] | None = None
+    asked: Mapping[str, AskedClasses] = field(default_factory=dict)  # by dynamics
     # dynamics -> what the scatter plots show, for data that are points
     points: Mapping[str, PointSamples] = field(default_factory=dict)
     real_shares: Sequence[float] | None = None

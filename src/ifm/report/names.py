@@ -36,6 +36,7 @@ SAMPLERS = {
     "chain": "Flow, sub-intervals",
     "selected": "Flow, selected",
 }
+MODELS = ("teacher", "flow")
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
 COORDINATES = "coordinates"  # the extractor of points
 OTHER_COLOURS = ("#56B4E9", "#F0E442")  # of the Okabe-Ito set too: for names that the table has not
@@ -117,5 +118,10 @@ def variant_title(objective: str, anchor: str) -> str:
 
 
 def of_models(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows without those of real data."""
-    return summary[summary["model"] != "data"]
+    """The rows without those of real data, and of models at other guidance scales."""
+    return summary[summary["model"].isin(MODELS)]
+
+
+def at_own_scale(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of models at other guidance scales (flow-w2, teacher-w2)."""
+    return summary[summary["model"].isin((*MODELS, "data"))]

@@ -6,7 +6,7 @@ The page shows what the numbers say and adds no verdict: a bad ratio stands ther
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -17,6 +17,7 @@ from markupsafe import Markup
 from ifm.metrics import catalogue, cautions
 from ifm.metrics.metric import FLOOR
 from ifm.report import names, plots
+from ifm.report.asked import asked
 from ifm.report.assets import asset
 from ifm.report.contents import Report
 from ifm.report.diagnostics import diagnostics
@@ -63,6 +64,7 @@ def render(report: Report) -> str:
     check(report.summary)
     if report.summary.empty:
         raise ValueError("the summary has no rows: nothing to report")
+    whole, report = report.summary, replace(report, summary=names.at_own_scale(report.summary))
     panels = plots.training_curves(report.curves)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,8 +85,9 @@ def render(report: Report) -> str:
         memorisation=memorisation(report),
         batches=_batches(report),
         scatters=scatters(report.points),
-        table=full_table(report.summary),
+        table=full_table(whole),
         classes=classes(report),
+        asked=asked(report),
         diagnostics=diagnostics(report.diagnostics),
         curves=[(names.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
         protocol=protocol(report),

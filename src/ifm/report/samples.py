@@ -39,13 +39,14 @@ def pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str, 
         {
             "name": names.DYNAMICS.get(key, key),
             "colour": None if key == REAL else names.css_colour(key),
-            "pictures": [_picture(caption, png, names.DYNAMICS.get(key, key)) for caption, png in pictures],
+            "pictures": [picture_of(caption, png, names.DYNAMICS.get(key, key)) for caption, png in pictures],
         }
         for key, pictures in fitted.items()
     ]
 
 
-def _picture(caption: str, png: bytes, name: str) -> dict[str, Any]:
+def picture_of(caption: str, png: bytes, name: str) -> dict[str, Any]:
+    """A PNG as a data URI, with its size and what it is called."""
     width, height = struct.unpack(">II", png[16:24])
     uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     return {
@@ -132,7 +133,7 @@ def memorisation(report: Report) -> list[dict[str, Any]]:
                 "colour": names.css_colour(dynamics),
                 "farther": written(farther, 3),
                 "copies": written(Estimate(100 * copies.mean, _times(copies.deviation, 100), copies.seeds), 1),
-                "picture": _picture("samples above their nearest training images", png, name) if png else None,
+                "picture": picture_of("samples above their nearest training images", png, name) if png else None,
             }
         )
     return rows

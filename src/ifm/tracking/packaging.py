@@ -30,8 +30,11 @@ def package(model: Path, out: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from ifm.tracking.serving import DEFAULTS
+    from ifm.tracking.serving import CLASS, DEFAULTS, GUIDANCE
 
+    # A model without classes has the last two as well: MLflow drops unknown columns without a word.
+    columns = {name: (DataType.long, value) for name, value in DEFAULTS.items()}
+    columns |= {CLASS: (DataType.string, None), GUIDANCE: (DataType.double, None)}
     shape = tuple(description["image_shape"])
     drawn = TensorSpec(np.dtype(modalities.of(shape).dtype), (-1, *shape), name=None)
     here = Path(__file__).parent
@@ -42,9 +45,9 @@ def package(model: Path, out: Path) -> None:
         code_paths=[str(here.parent)],
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.long, name, required=False) for name in DEFAULTS]),
+            inputs=Schema([ColSpec(kind, name, required=False) for name, (kind, _) in columns.items()]),
             outputs=Schema([drawn]),
-            params=ParamSchema([ParamSpec(name, DataType.long, value) for name, value in DEFAULTS.items()]),
+            params=ParamSchema([ParamSpec(name, kind, value) for name, (kind, value) in columns.items()]),
         ),
         input_example=pd.DataFrame([DEFAULTS]),
         metadata={"ifm": json.dumps(description)},

@@ -1,4 +1,4 @@
-"""The model inside an MLflow model: rows of n, seed and steps in, images out. MLflow runs this file to load it."""
+"""The model inside an MLflow model: rows of a request in, images out. MLflow runs this file to load it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from mlflow.models import set_model
 
 from ifm import pretrained
 from ifm.sampling import SELECTED, draw_samples, flow_sampler
+from ifm.use.asked import check_guidance, class_numbers, condition_of
 
 BATCH = 256
 LIMITS = {"n": (1, 10_000), "seed": (0, 2**63 - 1), "steps": (1, 64)}
 DEFAULTS = {"n": 1, "seed": 0, "steps": 1}
+CLASS = "class"  # a number, a name, or several in turn, as text: "3", "cat", "0-9", "all"
+GUIDANCE = "guidance"  # the scale w, a number
 
 
 class FlowModel(mlflow.pyfunc.PythonModel):
@@ -30,13 +33,20 @@ class FlowModel(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].
 
-        model_input: rows of n, seed and steps (MLflow makes a table of a dict or a list of them). Missing values are
-        taken from params. More than one step refines the estimate in the way that measured best, as the flow records.
+        model_input: rows of n, seed, steps, class and guidance (MLflow makes a table of a dict or a list of them).
+        Missing values are taken from params. More than one step refines the estimate in the way that measured best, as
+        the flow records. class, guidance: as of `ifm sample`; where a class is missing, drawn by the data's shares.
+        All rows are checked before the first is drawn.
         """
-        return np.concatenate([self._draw(**row) for row in rows_of(model_input, params or {})])
+        rows = rows_of(model_input, params or {})
+        for row in rows:
+            check_guidance(self.flow, row[GUIDANCE])
+            row["classes"] = class_numbers(self.flow, row.pop(CLASS))
+        return np.concatenate([self._draw(**row) for row in rows])
 
-    def _draw(self, *, n: int, seed: int, steps: int) -> np.ndarray:
+    def _draw(self, *, n: int, seed: int, steps: int, classes: list[int] | None, guidance: float | None) -> np.ndarray:
         sampler = flow_sampler(self.flow, kind=SELECTED, steps=steps)
+        asked = condition_of(self.flow, n, classes=classes, guidance=guidance, seed=seed)
         drawn = draw_samples(
             sampler,
             dynamics=self.flow.dynamics,
@@ -45,14 +55,24 @@ class FlowModel(mlflow.pyfunc.PythonModel):
             batch_size=min(n, BATCH),
             seed=seed,
             device=self.device,
+            condition=self.flow.condition_kind if asked is None else asked,
         )
         return drawn.images
 
 
-def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, int]]:
-    """The request: a dict of n, seed and steps for each row. Raises ValueError that names a bad value."""
+def rows_of(table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """The request: a dict of what `DEFAULTS`, CLASS and GUIDANCE name for each row. Raises ValueError."""
     rows = table.to_dict(orient="records") or [{}]
-    return [{name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS} for row in rows]
+    return [
+        {name: _whole(name, row.get(name), params.get(name)) for name in DEFAULTS}
+        | {name: _given(row.get(name), params.get(name)) for name in (CLASS, GUIDANCE)}
+        for row in rows
+    ]
+
+
+def _given(*values: Any) -> Any:
+    """The first value that is there; None where none is. A table's missing values are None, NaN or empty."""
+    return next((v for v in values if v is not None and v == v and v != ""), None)
 
 
 def _whole(name: str, *values: Any) -> int:

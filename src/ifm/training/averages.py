@@ -1,4 +1,4 @@
-"""Averages of the weights over steps (EMA): the one that training goes by, and further ones to choose from."""
+"""Averages of the weights over steps (EMA): the one that training goes by, further ones, and an earlier state."""
 
 from collections.abc import Iterator, Sequence
 
@@ -41,6 +41,31 @@ class FurtherAverages:
     def state(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint; split ones stay split."""
         return {f"average.{k}.{i}": x for k, mean in enumerate(self._means) for i, x in enumerate(mean)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Restores the result of `state`, from whole tensors."""
+        for name, x in self.state().items():
+            x.copy_(like(tensors[name], x))
+
+
+class EarlierAverage:
+    """The first average as it was after some steps. Nothing, and no memory, where none is asked for."""
+
+    def __init__(self, after: int | None, mean: list[Tensor]) -> None:
+        self._after = after
+        self.mean = None if after is None else [x.detach().clone() for x in mean]
+
+    @torch.no_grad()
+    def update(self, mean: list[Tensor], *, step: int) -> None:
+        """Takes the average if step `step` (from 0) is the one asked for."""
+        if self.mean is not None and step + 1 == self._after:
+            for kept, x in zip(self.mean, mean, strict=True):
+                kept.copy_(x)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint; split ones stay split."""
+        return {} if self.mean is None else {f"earlier.{i}": x for i, x in enumerate(self.mean)}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:

@@ -80,6 +80,7 @@ class FitResult:
     resumed_from: int = 0  # the step it went on from; 0 for a fresh start
     seconds: float = 0.0  # training time, over all attempts
     averages: dict[float, dict[str, Tensor]] = field(default_factory=dict)  # further ones: decay -> state_dict, on CPU
+    kept: dict[str, Tensor] | None = None  # the average of an earlier step: state_dict, on CPU
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -101,6 +102,7 @@ def fit(
     on_log: OnLog | None = None,
     memory: Memory | None = None,
     average: nn.Module | None = None,
+    keep_after: int | None = None,
     label: str = "training",
     seed: int = 0,
 ) -> FitResult:
@@ -111,6 +113,7 @@ def fit(
 
     memory: further state for checkpoints, besides the model, its average and the optimizer.
     average: a copy of the model that `loss` may call; its parameters are the averages of every step.
+    keep_after: a number of steps, after which the average is kept besides, as an earlier state (`FitResult.kept`).
     seed: for dropout, together with the step and the process.
     Resumes from the newest checkpoint, with exactly the steps of an undisturbed run.
     A step whose gradient is not finite changes only the count in the curve. The tenth in a row raises Diverged, and the
@@ -137,6 +140,7 @@ def fit(
         else:
             _share(average, own, ema)
     further = averages.FurtherAverages(settings.further_decays, ema)
+    earlier = averages.EarlierAverage(keep_after, ema)
     called = Compiled(trained) if compiles() and not splits else trained
     # A recorded backward pass writes where the last one left the gradients: parts of a batch would not add up.
     replays = records and not (compiles() or settings.gradient_checkpointing or settings.gradient_accumulation > 1)
@@ -148,6 +152,7 @@ def fit(
     if saved:
         unpack(saved.tensors, own, ema, optimizer)
         further.restore(saved.tensors)
+        earlier.restore(saved.tensors)
         if memory:
             memory.restore(saved.tensors)
         first = saved.record["step"]
@@ -171,6 +176,7 @@ def fit(
             value = _backward(accelerator, trained, loss(called, step), parts=settings.gradient_accumulation)
             norm = update(lr=learning_rate(step, settings), decay=averages.ema_decay(step, settings.ema_decay))
             further.update(parameters, step=step)
+            earlier.update(ema, step=step)
             seen.add(value, norm)
 
             done = step + 1
@@ -188,7 +194,9 @@ def fit(
             stopped = stop.asked
             if checkpoints and (stopped or (done % settings.checkpoint_every == 0 and done < settings.steps)):
                 kept = seen.state() | (memory.state() if memory else {})  # by all processes
-                packed = sharded.collect(pack(own, ema, optimizer) | further.state(), keep=accelerator.is_main_process)
+                packed = sharded.collect(
+                    pack(own, ema, optimizer) | further.state() | earlier.state(), keep=accelerator.is_main_process
+                )
                 if accelerator.is_main_process:
                     record = _record(accelerator, done, result.history, clock.seconds())
                     checkpoints.save(done, Snapshot(packed | kept, record))
@@ -206,9 +214,14 @@ def fit(
         if splits:
             sharded.copy_whole(own, model)
 
-    for decay, means in further:
+    def taken(means: list[Tensor]) -> dict[str, Tensor]:
         take(means)
-        result.averages[decay] = {name: x.detach().cpu().clone() for name, x in model.state_dict().items()}
+        return {name: x.detach().cpu().clone() for name, x in model.state_dict().items()}
+
+    for decay, means in further:
+        result.averages[decay] = taken(means)
+    if earlier.mean is not None:
+        result.kept = taken(earlier.mean)
     take(ema)
     model.eval()
     accelerator.free_memory()

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm import losses
-from ifm.conditions.base import ReadCondition, rows_of, told
+from ifm.conditions.base import ReadCondition, VaryCondition, rows_of, told
 from ifm.dynamics.base import expand
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions, parts_of
@@ -29,12 +29,16 @@ def train_teacher(
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
     read_condition: ReadCondition | None = None,
+    vary: VaryCondition | None = None,
+    keep_after: int | None = None,
 ) -> FitResult:
     """Fits the teacher to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
 
-    read_condition: the condition of some of the images by their numbers; None: the teacher takes none.
+    read_condition: the condition of some of the images by their numbers; None: the teacher takes none. vary: leaves
+    some of them out. keep_after: see `fit`.
 
-    It ends with its averaged weights. The global batch of a step, its times and its noise depend on (seed, step) alone.
+    It ends with its averaged weights. The global batch of a step, its times, its noise and the conditions that are left
+    out depend on (seed, step) alone.
     """
     dynamics = teacher.dynamics
     positions = local_positions(accelerator, settings.batch_size)
@@ -44,7 +48,10 @@ def train_teacher(
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         rows = order.batch(step)[positions]
         x_0 = at_work(read(rows))  # [b, C, H, W] or [b, d]
-        condition = None if read_condition is None else read_condition(rows).to(device)
+        condition = None if read_condition is None else read_condition(rows)
+        if vary is not None:
+            condition = vary(condition, Streams(seed, "drop", positions, step=step))
+        condition = None if condition is None else condition.to(device)
         read.expect(order.batch(step + 1)[positions])
         draws = Streams(seed, "noise", positions, step=step)
         t = to_device(dynamics.draw_time(generator=draws), device)  # [b]
@@ -63,6 +70,7 @@ def train_teacher(
         settings=settings,
         checkpoints=checkpoints,
         on_log=on_log,
+        keep_after=keep_after,
         label=f"teacher {dynamics.name}",
         seed=seed,
     )

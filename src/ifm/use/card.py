@@ -16,6 +16,8 @@ from ifm.metrics.metric import SPREAD
 
 PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
 PUBLISHED = ("inception", "dinov2")  # extractors whose figures are also published
+TAGS = ["integration-flow", "one-step-generation", "arxiv:2504.20179"]
+CLASSES = 100  # named at most
 FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sha256")
 
 
@@ -68,10 +70,11 @@ def model_card(
     evaluation: Evaluation | None = None,
     picture: str | None = None,
     caption: str = "",
+    classes: Sequence[str] | None = None,
 ) -> str:
     """README.md with the Hub's front matter. Texts of users (title, data, names in files) are escaped.
 
-    usage: Markdown, taken as it is; picture: a file beside it.
+    usage: Markdown, taken as it is; picture: a file beside it; classes: that the flow takes, by number.
     """
     from huggingface_hub import ModelCardData
 
@@ -79,20 +82,24 @@ def model_card(
     front = ModelCardData(
         library_name=library,
         license=license_id,
-        pipeline_tag="unconditional-image-generation" if images else None,
-        tags=["integration-flow", "one-step-generation", "arxiv:2504.20179", dynamics],
+        pipeline_tag="unconditional-image-generation" if images and classes is None else None,
+        tags=TAGS + ([] if classes is None else ["class-conditional"]) + [dynamics],
         datasets=[data] if data and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", data) else None,
     )
     parts = [f"---\n{front.to_yaml()}\n---", f"# {escape(title)}"]
+    made = f"{'an image' if images else 'a point'}{'' if classes is None else ' of a class'}"
     parts.append(
         "An integration flow ([arXiv 2504.20179](https://arxiv.org/abs/2504.20179)): noise becomes "
-        f"{'an image' if images else 'a point'} in one evaluation of the network. "
+        f"{made} in one evaluation of the network. "
         f"Dynamics: {escape(DYNAMICS[dynamics].title if dynamics in DYNAMICS else str(dynamics))}."
         + (f" Trained on: {escape(data)}." if data else "")
     )
     if picture:
         parts.append(f"![samples]({picture})\n\n*{escape(caption)}*")
     parts += [f"## Use\n\n{usage}"]
+    if classes is not None:
+        named = ", ".join(f"{i} {escape(name)}" for i, name in enumerate(classes[:CLASSES]))
+        parts.append(f"## Classes\n\n{named}{', ...' if len(classes) > CLASSES else ''} ({len(classes)} in all).")
     if evaluation:
         parts.append(f"## Figures\n\n{_figures(evaluation)}")
     parts.append(f"## Model\n\n{_facts(description)}")
@@ -164,6 +171,7 @@ def _figure(row: Mapping[str, Any], key: str) -> str:
 def _facts(description: Mapping[str, Any]) -> str:
     facts = {f"dynamics: {key}": value for key, value in description["dynamics"].items()}
     facts |= {key: description[key] for key in FACTS if description.get(key) is not None}
+    facts |= {f"guidance: {key}": value for key, value in (description.get("guidance") or {}).items()}
     facts |= {f"evaluations: {n}": _sampler(entry) for n, entry in description.get(recorded.KEY, {}).items()}
     one = modalities.of(description).one if "image_shape" in description else "image"
     names = {key: key.replace("image", one) for key in facts}

@@ -26,8 +26,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
     degrees of freedom, `rf` has 1 - t and t, `trig` cos t and sin t, `vp` the linear or cosine schedule of DDPM.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "embedding->unet"
+    _optional_components = ["embedding"]  # noqa: RUF012, as diffusers has it
     _labels: torch.Tensor | None = None  # of the images that a call is making
+    _w: torch.Tensor | None = None  # their guidance scales
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         beta_min: float | None = None,
         beta_max: float | None = None,
         classes: list[str] | None = None,
+        shares: list[float] | None = None,
         scheme: str = "edm",
         takes_anchor: bool = True,
         anchor_input: str = "channels",
@@ -51,9 +54,12 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         renoise_t_min: float = 0.002,
         renoise_rho: float = 7.0,
         samplers: dict[str, dict] | None = None,
+        guidance_range: list[float] | None = None,
+        guidance_scale: float = 1.0,
+        embedding: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet)
+        self.register_modules(unet=unet, embedding=embedding)
         self.register_to_config(
             dynamics=dynamics,
             t_min=t_min,
@@ -64,6 +70,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             beta_min=beta_min,
             beta_max=beta_max,
             classes=classes,
+            shares=shares,
             scheme=scheme,
             takes_anchor=takes_anchor,
             anchor_input=anchor_input,
@@ -74,6 +81,8 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             renoise_t_min=renoise_t_min,
             renoise_rho=renoise_rho,
             samplers=samplers,
+            guidance_range=guidance_range,
+            guidance_scale=guidance_scale,
         )
 
     @torch.no_grad()
@@ -87,7 +96,8 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
         noise: list[torch.Tensor] | None = None,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        guidance_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
@@ -99,7 +109,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         do. times: of the evaluations of `renoise`, t_max first.
         latents: x_T [B, C, H, W], scaled as `draw_prior` scales it; anchor: N(0, I), of the same shape; noise: for
         `renoise`, z of every step after the first. Each is drawn from `generator` where it is None.
-        class_labels: of each image, or one for all, where the flow was trained with classes (`config.classes`).
+        class_labels: numbers or names (`config.classes`) of a flow with classes, one for all images or in turn; None:
+        drawn by the data's shares (`config.shares`). x_T and noise from a generator are the same whichever it is.
+        guidance_scale: w of D_0 + w (D_c - D_0), which this one evaluation has inside, where the flow takes a range of
+        it (`config.guidance_range`); None: `config.guidance_scale`.
         output_type: `pil`, `np` (float [B, H, W, C] in [0, 1]), `pt` (float [B, C, H, W] in [0, 1]) or `latent`
         (x_0_hat, not clipped).
         """
@@ -108,13 +121,15 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampler, times = self._sampler(sampler, num_inference_steps, times)
+        numbers, w = self._class_numbers(class_labels), self._guidance(guidance_scale)
         x_T = self.draw_prior(batch_size, generator) if latents is None else latents
-        self._labels = self._class_labels(class_labels, len(x_T))
         x_T = x_T.to(self._execution_device, torch.float32)
         x_anchor = None
         if self.config.takes_anchor:
             x_anchor = randn_tensor(x_T.shape, generator=generator, device=x_T.device) if anchor is None else anchor
             x_anchor = x_anchor.to(x_T.device, torch.float32)
+        self._labels = self._class_labels(numbers, len(x_T), generator)
+        self._w = None if w is None else torch.full((len(x_T),), w, device=x_T.device)
         if sampler == "chain":
             x_0_hat = self._chain(x_T, x_anchor, num_inference_steps)
         elif sampler == "renoise":
@@ -125,17 +140,41 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _class_labels(self, given: int | list[int] | torch.Tensor | None, n: int) -> torch.Tensor | None:
-        """int64 [n]. Raises ValueError where they are missing, not wanted, or no classes."""
+    def _class_numbers(self, given: int | str | list[int | str] | torch.Tensor | None) -> list[int] | None:
+        """Of what `__call__` takes. Raises ValueError where they are no classes, or not wanted."""
         classes = self.config.classes
-        if (given is None) != (classes is None):
-            raise ValueError("this flow takes no class_labels" if classes is None else "this flow needs class_labels")
-        if classes is None:
+        if given is None:
             return None
-        labels = torch.as_tensor(given, dtype=torch.int64, device=self._execution_device).expand(n)
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-            raise ValueError(f"class_labels must be from 0 to {len(classes) - 1}, got {given}")
-        return labels
+        if classes is None:
+            raise ValueError("this flow takes no class_labels")
+        asked = given.tolist() if isinstance(given, torch.Tensor) else given
+        asked = asked if isinstance(asked, list | tuple) else [asked]
+        numbers = [classes.index(c) if isinstance(c, str) and c in classes else c for c in asked]
+        wrong = [c for c in numbers if not isinstance(c, int) or not 0 <= c < len(classes)]
+        if wrong or not numbers:
+            raise ValueError(f"class_labels must be from 0 to {len(classes) - 1}, or names, got {wrong or given}")
+        return numbers
+
+    def _guidance(self, given: float | None) -> float | None:
+        """What the network is told; None where it takes no scale. Raises ValueError for what the flow does not take."""
+        scales, usual = self.config.guidance_range, self.config.guidance_scale
+        w = usual if given is None else given
+        if scales is None and w != usual:
+            raise ValueError(f"this flow has guidance_scale {usual:g} inside and takes no other, got {w}")
+        if scales is not None and not scales[0] <= w <= scales[1]:
+            raise ValueError(f"guidance_scale must be from {scales[0]:g} to {scales[1]:g}, got {w}")
+        return None if scales is None else float(w)
+
+    def _class_labels(self, numbers: list[int] | None, n: int, generator) -> torch.Tensor | None:
+        """int64 [n]: the numbers in turn, or by the shares. One normal number each is drawn in either case."""
+        if self.config.classes is None:
+            return None
+        z = randn_tensor((n, 1), generator=generator, device=self._execution_device)[:, 0].double()
+        if numbers is not None:
+            return torch.tensor(numbers, device=z.device)[torch.arange(n, device=z.device) % len(numbers)]
+        ends = torch.tensor(self.config.shares, dtype=torch.float64, device=z.device).cumsum(0)
+        u = torch.special.ndtr(z) * ends[-1]
+        return torch.searchsorted(ends, u, right=True).clamp_max(len(ends) - 1)
 
     # --- samplers -------------------------------------------------------------------------------------------------
 
@@ -237,7 +276,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         for name, value in (("timestep", c_noise), ("class_labels", c_end)):
             if value is not None:
                 times[name] = torch.full((len(x_t),), self.config.time_scale * value, device=x_t.device)
-        if self._labels is not None:
+        if self.embedding is not None:
+            end = None if c_end is None else self.unet.time_proj(times["class_labels"])
+            times["class_labels"] = self.embedding(self._labels, self._w, end)
+        elif self._labels is not None:
             times["class_labels"] = self._labels
         F_x = self.unet(inputs.to(dtype), return_dict=False, **times)[0]
         return c_skip * x_t + c_out * F_x.to(x_t.dtype)

@@ -19,20 +19,24 @@ from ifm.model import IntegrationFlow
 from ifm.progress import progress
 from ifm.sampling import SELECTED, Draws, Sampler, flow_sampler, teacher_sampler
 from ifm.steps import several_steps, way_of
+from ifm.use.asked import led
 from ifm.use.loading import Model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def choose(model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int = 35) -> Sampler:
+def choose(
+    model: Model, *, steps: int = 1, sampler: str | None = None, nfe: int = 35, guidance: float | None = None
+) -> Sampler:
     """How to sample: a flow in `steps` evaluations, a teacher in `nfe` of Heun's (odd).
 
     sampler: a name, or None: what the flow records for so many steps, or else what it can do (`ifm.steps.way_of`).
-    Raises ValueError for what the model cannot do.
+    guidance: of a teacher; a flow hears it by its condition (`ifm.use.asked`). Raises ValueError for what the model
+    cannot do.
     """
     if not isinstance(model, IntegrationFlow):
-        return teacher_sampler(model, nfe=nfe)
+        return teacher_sampler(led(model, guidance), nfe=nfe)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if sampler in (None, SELECTED):

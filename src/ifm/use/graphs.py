@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from ifm.errors import UserError
 from ifm.model import IntegrationFlow
 from ifm.pretrained import DESCRIPTION
+from ifm.random import Streams
 from ifm.sampling import Draws
 from ifm.use.drawing import data_shape
 
 # Largest difference in units of the data, which are in [-1, 1]: a level of 8 bits is 78 times as much.
 TOLERANCE = 1e-4
 TRACED, CHECKED = 3, (1, 3, 65)  # batch sizes
+INPUTS = {"labels": "class_labels", "w": "guidance"}  # a condition's tensors, as diffusers and others call them
 ONE_FILE = 2**31 - 2**27  # bytes of weights that an .onnx file can hold itself; protobuf ends at 2 GiB
 FILES = {"onnx": "model.onnx", "pt2": "model.pt2"}
 Run = Callable[[tuple[Tensor, ...]], Tensor]  # (x_T) or (x_T, x_anchor) -> x_0_hat
@@ -108,16 +110,19 @@ def check_packages(kind: str) -> None:
 
 
 def example_draws(flow: IntegrationFlow, size: int) -> Draws:
-    """What `size` samples start from."""
-    common = {"seed": 0, "device": torch.device("cpu"), "condition": flow.condition_kind}
+    """What `size` samples start from, their conditions as training draws them: with the guidance scale all over."""
+    kind = flow.condition_kind
+    condition = None if kind is None else kind.draw(generator=Streams(0, "condition", range(size)))
+    common = {"seed": 0, "device": torch.device("cpu"), "condition": condition}
     return Draws.of(flow.dynamics, data_shape(flow), range(size), **common)
 
 
 def named_example(flow: IntegrationFlow, size: int) -> dict[str, Tensor]:
-    """x_T of `size` samples, with x_anchor and the condition's tensors where the flow takes them, by name."""
+    """x_T of `size` samples and, where the flow takes them, x_anchor and the condition's tensors, by input."""
     draws = example_draws(flow, size)
     inputs = {"x_T": draws.x_T, "x_anchor": draws.x_anchor} if flow.takes_anchor else {"x_T": draws.x_T}
-    return inputs | ({} if draws.condition is None else draws.condition.tensors())
+    told = {} if draws.condition is None else draws.condition.tensors()
+    return inputs | {INPUTS.get(name, name): x for name, x in told.items()}
 
 
 def example(flow: IntegrationFlow, size: int) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from ifm.conditions.base import Condition
 from ifm.errors import UserError
 from ifm.exact import ExactTeacher
 from ifm.use import drawing, loading
+from ifm.use.asked import Asked, check_guidance, condition_of
 
 
 class _Loads:
@@ -34,13 +35,24 @@ class Teacher(_Loads, bare.Teacher):
     """`ifm.model.Teacher`, which can be loaded and sampled."""
 
     def sample(
-        self, n: int, *, nfe: int = 35, seed: int = 0, batch_size: int = 200, condition: Condition | None = None
+        self,
+        n: int,
+        *,
+        nfe: int = 35,
+        seed: int = 0,
+        batch_size: int = 200,
+        classes: Asked | None = None,
+        guidance: float | None = None,
+        condition: Condition | None = None,
     ) -> np.ndarray:
         """uint8 [n, C, H, W], or points float32 [n, d], by Heun with `nfe` evaluations (odd): see `ifm.use.drawing`.
 
-        condition: of the n samples; None: drawn by the data's law where the model takes one.
+        classes, condition: as of `IntegrationFlow.sample`. guidance: D_0 + w (D_c - D_0) in place of D_c, by twice the
+        evaluations.
         """
-        how = drawing.choose(self, nfe=nfe)
+        check_guidance(self, guidance)
+        how = drawing.choose(self, nfe=nfe, guidance=guidance)
+        condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
         return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
@@ -55,15 +67,21 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         seed: int = 0,
         sampler: str | None = None,
         batch_size: int = 200,
+        classes: Asked | None = None,
+        guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
         """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
 
         sampler: one_step, anchor, renoise or chain; None: the one that measured best for so many steps, which the
         model records (`ifm.steps.way_of`).
-        condition: of the n samples; None: drawn by the data's law where the model takes one.
+        classes: numbers or names, in turn where they are fewer than n, e.g. 3, "cat", "0-9", "all", [3, 5]; None: drawn
+        by the data's shares where the model takes classes. Sample i starts from the same noise whichever it is.
+        guidance: the scale w of a flow that takes a range of it; None: 1, or the end of the range nearest to it.
+        condition: both as an object, of each of the n samples. Raises UserError for what the flow does not take.
         """
         how = drawing.choose(self, steps=steps, sampler=sampler)
+        condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
         return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
@@ -82,8 +100,14 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
         made = IntervalFlow(model.network, model.dynamics, **anchor)
     else:
         made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
-    made.samplers = model.samplers
+    made.samplers, made.guidance = model.samplers, model.guidance
     return made.train(model.training)
+
+
+def _one_of(condition: Condition | None, asked: Condition | None) -> Condition | None:
+    if condition is not None and asked is not None:
+        raise ValueError("condition says what classes and guidance say; give the one or the others")
+    return asked if condition is None else condition
 
 
 def _called(model: loading.Model) -> str:

@@ -10,6 +10,7 @@ from ifm.report.names import DYNAMICS, INK, PAPER, STAGES, colour, ordered, widt
 from ifm.report.plots.figure import log_y, svg
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CURVE_POINTS, LABEL = 300, 16  # of a curve; characters of a class's name under its bar
@@ -88,13 +89,7 @@ def class_histogram(
             rim = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
             size = min(5.5, max(1.8, 330 / len(classes) / len(dynamics)))
             dots += ax.plot(beside, np.multiply(shares[key], 100), "o", ms=size, color=colour(key), **rim)
-        shown = positions[:: -(-len(classes) // 24)]
-        names = [_shortened(classes[i]) for i in shown]
-        slanted = max(map(len, names)) * len(shown) > 50
-        slant = {"rotation": 45, "ha": "right"} if slanted else {}
-        ax.set_xticks(shown, names, **slant)
-        ax.tick_params(axis="x", length=0)
-        ax.grid(axis="x", visible=False)
+        class_ticks(ax, classes)
         ax.set_ylim(bottom=0)
         ax.set_ylabel("Share (%)")
         ax.set_xlabel("Class")
@@ -102,6 +97,16 @@ def class_histogram(
         figure.legend([bars, *dots], names, loc="outside lower center", ncols=4)
 
     return svg(draw, name="classes", label=f"Share of each class among samples and among real {sample}s")
+
+
+def class_ticks(ax: "Axes", classes: Sequence[str]) -> None:
+    """The names of classes under positions 0, 1, 2, ...: some of them where there are many."""
+    shown = range(0, len(classes), -(-len(classes) // 24))
+    names = [_shortened(classes[i]) for i in shown]
+    slanted = max(map(len, names)) * len(shown) > 50
+    ax.set_xticks(shown, names, **({"rotation": 45, "ha": "right"} if slanted else {}))
+    ax.tick_params(axis="x", length=0)
+    ax.grid(axis="x", visible=False)
 
 
 def _shortened(name: str) -> str:
