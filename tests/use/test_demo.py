@@ -88,6 +88,16 @@ def test_a_class_is_that_of_every_sample(folder, label):
     assert drawing.teacher(pair, Asked(count=4)) is None
 
 
+def test_guidance_is_the_flows_where_it_takes_a_range(tmp_path, ve):
+    classes = Classes(classes=["a", "b"], shares=[0.5, 0.5], drops=True, scale=[1, 4])
+    save_model(small_flow(condition=classes), tmp_path / "flow", record={"image_shape": [1, 8, 8]})
+    pair = Models([str(tmp_path / "flow")])[str(tmp_path / "flow")]
+    assert drawing.scale_of(pair) == (1, 4)
+    assert drawing.scale_of(ve) is None
+    expected = IntegrationFlow.from_pretrained(tmp_path / "flow").sample(3, classes=1, guidance=3.0)
+    np.testing.assert_array_equal(drawing.flow(pair, Asked(count=3, label=1, guidance=3.0)).samples, expected)
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_way_between_two_seeds_begins_and_ends_at_theirs(ve, steps):
     way = drawing.between(ve, Asked(seed=5, steps=steps), 9, frames=5).samples

@@ -1,6 +1,5 @@
 """Samples of a flow and its teacher from the same noise, and between two seeds, as pictures with the time they took."""
 
-import importlib.util
 import io
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from ifm.dynamics.base import NoiseSource
 from ifm.modalities.pictures import grid_png
 from ifm.sampling import Draws, Sampler
 from ifm.use import drawing
+from ifm.use.asked import condition_of
 from ifm.use.loading import Model
 
 SIDE = 512  # pixels of a picture of points
@@ -53,7 +53,8 @@ class Answer:
 
 def scale_of(pair: Pair) -> tuple[float, float] | None:
     """The guidance scales that the flow takes; None where it takes none."""
-    return getattr(pair.flow.condition_kind, "scale", None)
+    kind = pair.flow.condition_kind
+    return None if kind is None else kind.scale
 
 
 def usual_count(pair: Pair) -> int:
@@ -71,13 +72,9 @@ def teacher(pair: Pair, asked: Asked) -> Answer | None:
     model = pair.teacher
     if model is None:
         return None
-    guided = {"guidance": asked.guidance} if asked.guidance is not None and _can_be_guided(model) else {}
-    return _answer(model, drawing.choose(model, nfe=asked.nfe, **guided), asked)
-
-
-def _can_be_guided(model: Model) -> bool:
-    """Whether a teacher knows "no class" too."""
-    return bool(getattr(model.condition_kind, "drops", False))
+    kind = model.condition_kind
+    guidance = asked.guidance if kind is not None and kind.drops else None  # it must know "no class" too
+    return _answer(model, drawing.choose(model, nfe=asked.nfe, guidance=guidance), asked)
 
 
 def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:
@@ -90,13 +87,10 @@ def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:
 def condition(model: Model, asked: Asked) -> Condition | None:
     """Of each sample, on the CPU; None where nothing is asked for: classes are then drawn in their shares."""
     kind = model.condition_kind
-    guidance = asked.guidance if getattr(kind, "scale", None) else None
-    if kind is None or (asked.label is None and guidance is None):
+    if kind is None:
         return None
-    if importlib.util.find_spec("ifm.use.asked"):  # which knows guidance scales
-        condition_of = importlib.import_module("ifm.use.asked").condition_of
-        return condition_of(model, asked.count, classes=asked.label, guidance=guidance, seed=asked.seed)
-    return kind.of_tensors({"labels": torch.full((asked.count,), asked.label, dtype=torch.int64)})
+    guidance = None if kind.scale is None else asked.guidance
+    return condition_of(model, asked.count, classes=asked.label, guidance=guidance, seed=asked.seed)
 
 
 def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
