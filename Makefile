@@ -23,7 +23,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # uv compiles nothing, and an environment that forbids bytecode would have each stage compile torch and MLflow anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench audit kill-test check-cache ui readme params-reference clean
+.PHONY: help setup doctor repro track test test-slow lint preset sweep ablation objectives compare bench audit kill-test check-cache ui docs readme params-reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ ui: setup ## MLflow on this machine's loopback, with the project's store: PORT=5
 
 params-reference: setup ## docs/params.md, from the schema and params.yaml's comments
 	$(BIN)/python -m pipeline.tools.params_reference
+
+docs: setup ## the docs as a site, strictly (a dead link is an error): site/index.html; python -m mkdocs serve shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 readme: setup ## the README's picture and table, from the results at hand
 	$(BIN)/python -m pipeline.tools.readme

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from ifm import __version__, checkout, extras
-from ifm.cli import doctor, evaluate, export, sample, tracking
+from ifm.cli import demo, doctor, evaluate, export, sample, tracking
 from ifm.errors import UserError
 
 
@@ -65,6 +65,7 @@ COMMANDS = {
     "evaluate": (evaluate.add_options, evaluate.run),
     "sample": (sample.add_options, sample.run),
     "export": (export.add_options, export.run),
+    "demo": (demo.add_options, demo.run),
     "doctor": (doctor.add_options, doctor.run),
     **tracking.COMMANDS,
 }

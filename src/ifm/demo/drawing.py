@@ -1,0 +1,179 @@
+"""Samples of a flow and its teacher from the same noise, and between two seeds, as pictures with the time they took."""
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ifm import modalities
+from ifm.conditions.base import Condition
+from ifm.demo.models import Pair
+from ifm.dynamics.base import NoiseSource
+from ifm.modalities.pictures import grid_png
+from ifm.sampling import Draws, Sampler
+from ifm.use import drawing
+from ifm.use.asked import condition_of
+from ifm.use.loading import Model
+
+SIDE = 512  # pixels of a picture of points
+REACH = 1.2  # its edge, in units of the data
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the page asks for. Sample i of a seed starts from the same noise, whatever the rest is."""
+
+    seed: int = 0
+    count: int = 16
+    steps: int = 1
+    nfe: int = 17  # of the teacher, odd
+    label: int | None = None  # a class; None: all of them, in their shares
+    guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """samples [n, ...] at rest, and the seconds that they took all together."""
+
+    samples: np.ndarray
+    seconds: float
+    nfe: int
+
+    @property
+    def time(self) -> str:
+        """In words."""
+        evaluations = "1 evaluation" if self.nfe == 1 else f"{self.nfe} evaluations"
+        return f"{len(self.samples)} in {1000 * self.seconds:.0f} ms, {evaluations}"
+
+
+def scale_of(pair: Pair) -> tuple[float, float] | None:
+    """The guidance scales that the flow takes; None where it takes none."""
+    kind = pair.flow.condition_kind
+    return None if kind is None else kind.scale
+
+
+def usual_count(pair: Pair) -> int:
+    """How many samples the page shows at first: one image says more than one point."""
+    return 256 if modalities.of(pair.shape).preview == "scatter" else 16
+
+
+def flow(pair: Pair, asked: Asked) -> Answer:
+    """The flow's samples in `asked.steps` evaluations."""
+    return _answer(pair.flow, drawing.choose(pair.flow, steps=asked.steps), asked)
+
+
+def teacher(pair: Pair, asked: Asked) -> Answer | None:
+    """The teacher's from the same x_T and for the same classes, guided too if it can be; None where there is none."""
+    model = pair.teacher
+    if model is None:
+        return None
+    kind = model.condition_kind
+    guidance = asked.guidance if kind is not None and kind.drops else None  # it must know "no class" too
+    return _answer(model, drawing.choose(model, nfe=asked.nfe, guidance=guidance), asked)
+
+
+def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:
+    told = condition(model, asked)
+    began = time.perf_counter()
+    samples = drawing.draw(model, sampler, asked.count, seed=asked.seed, condition=told)
+    return Answer(samples, time.perf_counter() - began, sampler.nfe)
+
+
+def condition(model: Model, asked: Asked) -> Condition | None:
+    """Of each sample, on the CPU; None where nothing is asked for: classes are then drawn in their shares."""
+    kind = model.condition_kind
+    if kind is None:
+        return None
+    guidance = None if kind.scale is None else asked.guidance
+    return condition_of(model, asked.count, classes=asked.label, guidance=guidance, seed=asked.seed)
+
+
+def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
+    """Samples of the flow on the way from the first one of seed `asked.seed` to that of `last`: [frames, ...].
+
+    x_T and anchor turn from one to the other at an even angle. The ends are the samples of the two seeds. All are of
+    one class: the first where none is asked for.
+    """
+    model = pair.flow
+    sampler = drawing.choose(model, steps=asked.steps)
+    device = next(iter(model.state_dict().values())).device
+    told = condition(model, replace(asked, count=frames, label=0 if asked.label is None else asked.label))
+    a, b = (
+        Draws.of(model.dynamics, pair.shape, range(1), seed=seed, device=device, condition=told)
+        for seed in (asked.seed, last)
+    )
+    share = torch.linspace(0, 1, frames, device=device)
+    draws = Draws(
+        x_T=turned(a.x_T, b.x_T, share),
+        x_anchor=turned(a.x_anchor, b.x_anchor, share),
+        renoise=Turned(a.renoise, b.renoise, share.cpu()),
+        condition=None if told is None else told.to(device),
+    )
+    began = time.perf_counter()
+    with torch.inference_mode():
+        samples = modalities.at_rest(sampler.run(draws))
+    return Answer(samples, time.perf_counter() - began, asked.steps)
+
+
+def turned(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """The great circle from a to b, [1, ...] each, at shares of its angle [F]: [F, ...]. Norms go evenly."""
+    share = share.view(-1, *[1] * (a.ndim - 1))
+    norms = a.norm(), b.norm()
+    u, v = a / norms[0], b / norms[1]
+    angle = (u * v).sum().clamp(-1, 1).acos()
+    if angle < 1e-4:
+        return a + share * (b - a)
+    unit = (((1 - share) * angle).sin() * u + (share * angle).sin() * v) / angle.sin()
+    return ((1 - share) * norms[0] + share * norms[1]) * unit
+
+
+class Turned:
+    """A source of noise that turns from one source of one sample to another, as `turned` does."""
+
+    def __init__(self, a: NoiseSource, b: NoiseSource, share: Tensor) -> None:
+        self._a, self._b, self._share = a, b, share
+
+    def __len__(self) -> int:
+        return len(self._share)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return turned(self._a.normal(shape), self._b.normal(shape), self._share)
+
+    def uniform(self) -> Tensor:
+        return self._even(self._a.uniform(), self._b.uniform())
+
+    def chi_square(self, degrees: float) -> Tensor:
+        return self._even(self._a.chi_square(degrees), self._b.chi_square(degrees))
+
+    def _even(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + self._share * (b - a)
+
+
+def picture(samples: np.ndarray, *, columns: int = 4) -> Image.Image:
+    """A grid of images, or points in the plane of their first two coordinates."""
+    modality = modalities.of(samples.shape[1:])
+    if modality.preview == "scatter":
+        return scatter(samples)
+    if modality.preview != "grids":
+        raise ValueError(f"{modality.noun} have no picture in the demo yet")
+    return Image.open(io.BytesIO(grid_png(samples, columns=columns, scale=max(1, 96 // samples.shape[-1]))))
+
+
+def scatter(points: np.ndarray) -> Image.Image:
+    """float32 [n, d] as dots of a square of 2 * REACH."""
+    canvas = Image.new("RGB", (SIDE, SIDE), "white")
+    draw = ImageDraw.Draw(canvas)
+    for x, y in _plane(points):
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill="#3949ab")
+    return canvas
+
+
+def _plane(points: np.ndarray) -> Iterator[tuple[float, float]]:
+    second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
+    for x, y in zip(points[:, 0], second, strict=True):
+        yield SIDE * (0.5 + float(x) / (2 * REACH)), SIDE * (0.5 - float(y) / (2 * REACH))

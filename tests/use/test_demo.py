@@ -1,0 +1,234 @@
+"""`ifm demo`: what it draws, what it says to a wrong choice, and the page in a browser."""
+
+import importlib.util
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ifm.cli.demo import loopback
+from ifm.cli.main import main
+from ifm.conditions.classes import Classes
+from ifm.demo import drawing
+from ifm.demo.drawing import Asked
+from ifm.demo.models import Models, of_checkout, teacher_beside
+from ifm.errors import UserError
+from ifm.pretrained import save_model
+from ifm.random import Streams
+from ifm.use.models import IntegrationFlow, Teacher
+from tests.support.devtools import tab
+from tests.support.on_cpus import on_cpus
+from tests.support.small_models import small_flow, small_teacher
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkout's models: ve with its teacher, and trig with classes; beside it points without a teacher."""
+    folder = tmp_path_factory.mktemp("models")
+    record = {"image_shape": [1, 8, 8]}
+    classes = Classes(classes=["a", "b", "c"], shares=[0.2, 0.3, 0.5])
+    save_model(small_flow(), folder / "models/flow/ve", record=record)
+    save_model(small_teacher(), folder / "models/teacher/ve", record=record)
+    save_model(small_flow(name="trig", condition=classes), folder / "models/flow/trig", record=record)
+    save_model(small_flow(shape=(2,)), folder / "points", record={"image_shape": [2]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ve(folder):
+    return Models([str(folder / "models/flow/ve")])[str(folder / "models/flow/ve")]
+
+
+def test_flow_and_teacher_start_from_the_same_noise_as_everywhere(folder, ve):
+    asked = Asked(seed=3, count=5, steps=2, nfe=3)
+    flow = IntegrationFlow.from_pretrained(folder / "models/flow/ve").sample(5, seed=3, steps=2)
+    teacher = Teacher.from_pretrained(folder / "models/teacher/ve").sample(5, seed=3, nfe=3)
+    np.testing.assert_array_equal(drawing.flow(ve, asked).samples, flow)
+    np.testing.assert_array_equal(drawing.teacher(ve, asked).samples, teacher)
+    assert drawing.flow(ve, asked).nfe == 2
+    assert not np.array_equal(drawing.flow(ve, Asked(seed=4, count=5, steps=2)).samples, flow)
+
+
+def test_a_checkouts_models_and_who_stands_beside_whom(folder):
+    assert list(of_checkout(folder)) == ["trig", "ve"]
+    assert teacher_beside(folder / "models/flow/ve") == (folder / "models/teacher/ve").resolve()
+    assert teacher_beside(folder / "models/flow/trig") is None
+    with pytest.raises(UserError, match="no checkout; name one by --model"):
+        of_checkout(None)
+    with pytest.raises(UserError, match="models/flow: holds no model"):
+        of_checkout(folder / "points")
+
+
+@pytest.mark.parametrize("label", [0, 2])
+def test_a_class_is_that_of_every_sample(folder, label):
+    models = Models([str(folder / "models/flow/trig")])
+    pair = models[models.names[0]]
+    assert pair.classes == ["a", "b", "c"]
+    have = pair.flow.condition_kind.of_tensors({"labels": torch.full((4,), label)})
+    expected = IntegrationFlow.from_pretrained(folder / "models/flow/trig").sample(4, condition=have)
+    np.testing.assert_array_equal(drawing.flow(pair, Asked(count=4, label=label)).samples, expected)
+    assert drawing.teacher(pair, Asked(count=4)) is None
+
+
+def test_guidance_is_the_flows_where_it_takes_a_range(tmp_path, ve):
+    classes = Classes(classes=["a", "b"], shares=[0.5, 0.5], drops=True, scale=[1, 4])
+    save_model(small_flow(condition=classes), tmp_path / "flow", record={"image_shape": [1, 8, 8]})
+    pair = Models([str(tmp_path / "flow")])[str(tmp_path / "flow")]
+    assert drawing.scale_of(pair) == (1, 4)
+    assert drawing.scale_of(ve) is None
+    expected = IntegrationFlow.from_pretrained(tmp_path / "flow").sample(3, classes=1, guidance=3.0)
+    np.testing.assert_array_equal(drawing.flow(pair, Asked(count=3, label=1, guidance=3.0)).samples, expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_way_between_two_seeds_begins_and_ends_at_theirs(ve, steps):
+    way = drawing.between(ve, Asked(seed=5, steps=steps), 9, frames=5).samples
+    for seed, found in ((5, way[0]), (9, way[-1])):
+        end = drawing.flow(ve, Asked(seed=seed, count=1, steps=steps)).samples[0]
+        assert np.abs(found.astype(int) - end).max() <= 1  # another batch size, another rounding
+    assert len({frame.tobytes() for frame in way}) == 5
+
+
+def test_what_turns_is_as_large_as_noise_and_even_in_angle():
+    a, b = (Streams(seed, "prior", range(1)).normal((3, 16, 16)) for seed in (0, 1))
+    way = drawing.turned(a, b, torch.linspace(0, 1, 9)).flatten(1)
+    torch.testing.assert_close(way[0], a.flatten())
+    torch.testing.assert_close(way[-1], b.flatten())
+    norms = way.norm(dim=1)
+    assert min(a.norm(), b.norm()) - 1e-3 <= norms.min() <= norms.max() <= max(a.norm(), b.norm()) + 1e-3
+    units = way / norms[:, None]
+    angles = (units[1:] * units[:-1]).sum(1).clamp(-1, 1).acos()
+    torch.testing.assert_close(angles, angles[:1].expand(8), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(drawing.turned(a, a, torch.tensor([0.5])), a)
+
+
+def test_points_are_dots_where_they_are():
+    picture = np.asarray(drawing.picture(np.array([[0.6, 0.3]], np.float32)))
+    rows, columns = np.nonzero((picture != 255).any(-1))
+    side, reach = drawing.SIDE, 2 * drawing.REACH
+    assert abs(columns.mean() - side * (0.5 + 0.6 / reach)) <= 1
+    assert abs(rows.mean() - side * (0.5 - 0.3 / reach)) <= 1
+
+
+def test_what_cannot_be_shown_is_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match="holds a teacher; the demo shows flows"):
+        Models([str(folder / "models/teacher/ve")])
+    with pytest.raises(UserError, match="is of other data or dynamics"):
+        Models([str(folder / "points")], teacher=str(folder / "models/teacher/ve"))
+    with pytest.raises(UserError, match="there is no such folder"):
+        Models([str(tmp_path / "gone")])
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["demo"])
+    assert "gradio is not installed; pip install 'ifm[demo]'" in str(ended.value.code)
+
+
+def test_what_is_this_machine_alone():
+    assert loopback("127.0.0.1")
+    assert loopback("::1")
+    assert loopback("localhost")
+    assert not loopback("0.0.0.0")
+    assert not loopback("example.org")
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    """The page's address, of `ifm demo` in a process of its own."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("needs the extra [demo]: gradio is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    models = [f"--model={folder / name}" for name in ("models/flow/ve", "models/flow/trig", "points")]
+    env = on_cpus(OMP_NUM_THREADS="1", GRADIO_TEMP_DIR=str(folder / "gradio"))
+    words = [sys.executable, "-m", "ifm", "demo", *models, "--port", str(port)]
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.2)
+    assert process.poll() is None, process.stderr.read()[-2000:]
+    yield f"http://127.0.0.1:{port}/"
+    process.terminate()
+    process.wait(20)
+
+
+PIXELS = """(async () => {{
+  const image = document.querySelector("#{name} img");
+  if (!image || !image.complete || !image.naturalWidth) return "";
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  const canvas = Object.assign(document.createElement("canvas"), {{width, height}});
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL();
+}})()"""
+
+
+def test_a_click_shows_other_samples_and_the_same_seed_the_same(page, browser, tmp_path):
+    flow, teacher = PIXELS.format(name="flow"), PIXELS.format(name="teacher")
+
+    def seed(number):
+        opened.run(
+            f"""(() => {{ const box = document.querySelector("#seed input"); box.value = "{number}";
+            box.dispatchEvent(new Event("input", {{bubbles: true}}));
+            box.dispatchEvent(new Event("blur")); box.dispatchEvent(new Event("change", {{bubbles: true}})); }})()"""
+        )
+
+    def other(pixels, than):
+        return opened.until(f"(async () => {{ const now = await {pixels}; return now !== {than!r} && now; }})()")
+
+    with tab(browser, tmp_path / "profile") as opened:
+        opened.open(page)
+        first, theirs = opened.until(flow), opened.until(teacher)
+        assert first != theirs
+        opened.run('document.querySelector("#new-noise").click()')
+        clicked = other(flow, first)
+        assert int(opened.run('document.querySelector("#seed input").value')) != 0
+        assert other(teacher, theirs)
+        seed(0)
+        assert other(flow, clicked) == first
+        assert "1 evaluation" in opened.run('document.querySelector("#flow-time").innerText')
+        assert "17 evaluations" in opened.until('document.querySelector("#teacher-time").innerText')
+        opened.run('[...document.querySelectorAll("button")].find((one) => /Between two/.test(one.innerText)).click()')
+        opened.until('!!document.querySelector("#interpolate")')
+        opened.run('document.querySelector("#interpolate").click()')
+        assert opened.until(PIXELS.format(name="way"))
+        assert opened.errors == []
+        opened.open(page, width=390)
+        opened.until(flow)
+        assert opened.run("document.documentElement.scrollWidth") <= 390
+        assert not [error for error in opened.errors if "AbortError" not in error]  # of the page that was left
+
+
+def test_the_page_asks_nothing_of_others_and_listens_here_alone(page):
+    text = urllib.request.urlopen(page, timeout=20).read().decode()
+    assert not re.search(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]*\.(?:js|css|woff2?)', text)
+    port = int(page.rstrip("/").rpartition(":")[2])
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    hosts = {
+        fields[1].split(":")[0]
+        for fields in listening
+        if int(fields[1].split(":")[1], 16) == port and fields[3] == "0A"
+    }
+    assert hosts == {"0100007F"}
