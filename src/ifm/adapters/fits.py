@@ -13,13 +13,14 @@ def check_shape(config: Mapping[str, Any], *, shape: tuple[int, ...], takes_anch
     """Raises ValueError where a model's channels or size are not those of the data."""
     channels, size = shape[0], config.get("sample_size")
     if config["in_channels"] != channels * (2 if takes_anchor else 1):
-        raise ValueError(f"takes {config['in_channels']} channels, the data have {channels}")
+        raise ValueError(f"takes {config['in_channels']} channels, the data have {channels}; see data.channels")
     out = config.get("out_channels") or config["in_channels"]
     if out not in (channels, 2 * channels):
         raise ValueError(f"gives {out} channels for data of {channels}; a prediction and perhaps its variance are read")
     size = [size, size] if isinstance(size, int) else size
     if size is not None and list(size) != list(shape[1:]):
-        raise ValueError(f"is for {' x '.join(map(str, size))} pixels, the data have {' x '.join(map(str, shape[1:]))}")
+        theirs, ours = (" x ".join(map(str, each)) for each in (size, shape[1:]))
+        raise ValueError(f"is for {theirs} pixels, the data have {ours}; see data.image_size")
 
 
 def check_model(
