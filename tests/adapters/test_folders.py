@@ -214,6 +214,10 @@ def test_places(saved, tmp_path, monkeypatch):
         places.look_up(str(saved), revision="main", scheduler=None, root=tmp_path)
     with pytest.raises(UserError, match=r"^teacher\.scheduler = 'none': no such file or folder$"):
         places.look_up(str(saved), revision=None, scheduler="none", root=tmp_path)
+    fits = {"scheduler": None, "root": tmp_path, "shape": (1, 8, 8)}
+    places.check(str(saved), classes=None, drops=False, **fits)
+    with pytest.raises(UserError, match=r"^teacher\.path = .*: has no classes, the data have 10; see condition\.kind$"):
+        places.check(str(saved), classes=10, drops=False, **fits)  # before anything is decoded
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^teacher\.path = someone/model: no such folder, and the Hub .* be reached"):
         places.look_up("someone/model", revision=None, scheduler=None, root=tmp_path)

@@ -33,18 +33,24 @@ def check_model(
 ) -> None:
     """Raises ValueError where a model does not fit the data: channels, size, classes."""
     check_shape(config, shape=shape, takes_anchor=takes_anchor)
-    classes = config.get(entry.classes)
+    counted = None if condition is None else len(condition.options["classes"])
+    check_classes(config, entry, counted, drops=condition is not None and condition.options["drops"])
+
+
+def check_classes(config: Mapping[str, Any], entry: Model, classes: int | None, *, drops: bool) -> None:
+    """Raises ValueError where a model does not take the data's classes. classes: how many; None: without a condition.
+
+    drops: whether "no class" is asked for too.
+    """
+    theirs = config.get(entry.classes)
     if config.get("class_embed_type") is not None:
         raise ValueError(f"embeds a condition by {config['class_embed_type']}; numbers of classes are read")
-    if condition is None and classes is not None and not entry.null_class:
-        raise ValueError(f"wants one of {classes} classes for each image; set condition.kind: class")
-    if condition is None:
-        return
-    theirs, drops = len(condition.options["classes"]), condition.options["drops"]
-    if classes != theirs + (drops and not entry.null_class):
-        told = f"has {classes} classes" if classes else "has no classes"
+    if classes is None and theirs is not None and not entry.null_class:
+        raise ValueError(f"wants one of {theirs} classes for each image; set condition.kind: class")
+    if classes is not None and theirs != classes + (drops and not entry.null_class):
+        told = f"has {theirs} classes" if theirs else "has no classes"
         and_none = ", and one more stands for none (condition.drop_probability)" if drops else ""
-        raise ValueError(f"{told}, the data have {theirs}{and_none}; see condition.kind")
+        raise ValueError(f"{told}, the data have {classes}{and_none}; see condition.kind")
 
 
 def layer_counts(config: Mapping[str, Any]) -> list[Any]:
