@@ -46,7 +46,8 @@ from ifm.progress import progress
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-OF_MOMENTS = ("fid", "inception_score")  # what needs no more of the real images than their moments
+# What needs no more of the real images than their moments.
+OF_MOMENTS = ("fid", "inception_score", "inception_score_parts", "inception_score_deviation")
 # What the pipeline's messages call the options of this command.
 _OPTIONS = {
     "evaluate.inception_path": "--weights",
