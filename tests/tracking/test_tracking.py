@@ -525,23 +525,23 @@ def test_rows_are_named_by_what_differs_from_the_others(store: Path):
     first = tracked("a", flow={"lr": 1e-3, "steps": 100})
     assert names() == ["points rf"]
     tracked("b", flow={"lr": 2e-3, "steps": 100})
-    assert names() == ["points rf, flow.lr=0.001", "points rf, flow.lr=0.002"]
+    assert names() == ["points rf, lr=0.001", "points rf, lr=0.002"]
     tracked("c", flow={"lr": 4e-3, "steps": 200}, tags={"dvc.exp_name": "bold-fox"})
     tracked("d", name="digits ve", flow={"lr": 8e-3, "steps": 100})
     known = [
         "digits ve",
-        "points rf, flow.lr=0.001, flow.steps=100",
-        "points rf, flow.lr=0.002, flow.steps=100",
-        "points rf, flow.lr=0.004, flow.steps=200 [bold-fox]",
+        "points rf, lr=0.001, steps=100",
+        "points rf, lr=0.002, steps=100",
+        "points rf, lr=0.004, steps=200 [bold-fox]",
     ]
     assert names() == known
     client, _ = stores.connect()
     client.update_run(first, name="mine")
     tracked("e", flow={"lr": 1e-3, "steps": 100}, seed=1)
     assert names() == [
-        "digits ve", "mine", "points rf, flow.lr=0.001, flow.steps=100, seed=1",
-        "points rf, flow.lr=0.002, flow.steps=100, seed=0",
-        "points rf, flow.lr=0.004, flow.steps=200, seed=0 [bold-fox]",
+        "digits ve", "mine", "points rf, lr=0.001, steps=100, seed=1",
+        "points rf, lr=0.002, steps=100, seed=0",
+        "points rf, lr=0.004, steps=200, seed=0 [bold-fox]",
     ]  # fmt: skip
 
 
@@ -559,6 +559,8 @@ def test_names_are_short_and_tell_commits_apart():
         "c": "points rf, q=3, p0=2, p1=2 and 4 more",
         "d": "points rf, q=2, p0=1, p1=1 and 4 more",
     }
+    alike = [naming.Row(x, "points rf", {"flow.lr": x, "teacher.lr": "1" + x, "flow.steps": x}) for x in "12"]
+    assert naming.names(alike)["2"] == "points rf, flow.lr=2, steps=2, teacher.lr=12"
 
 
 def test_one_parent_a_state_and_children_keep_their_first(store: Path, tmp_path: Path):

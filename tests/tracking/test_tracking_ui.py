@@ -79,8 +79,8 @@ def look(shown: dict[str, Any], page: str, tmp_path: Path) -> str:
 def test_the_table_of_runs_has_a_row_for_each_state(shown: dict[str, Any], tmp_path: Path):
     text = look(shown, f"experiments/{shown['experiment']}/runs?workflowType=machine_learning", tmp_path)
     for seen in (
-        "digits ve, flow.lr=0.001",
-        "digits ve, flow.lr=0.003",
+        "digits ve, lr=0.001",
+        "digits ve, lr=0.003",
         "digits/processed (3c3b5c262dbe)",
         "dvc repro",
     ):
@@ -92,7 +92,7 @@ def test_two_states_compared(shown: dict[str, Any], tmp_path: Path):
     first, second = shown["runs"]
     page = f"compare-runs?runs=%5B%22{first}%22,%22{second}%22%5D&experiments=%5B%22{shown['experiment']}%22%5D"
     text = look(shown, page, tmp_path)
-    for seen in ("digits ve, flow.lr=0.001", "digits ve, flow.lr=0.003", "flow.lr", "0.001", "0.003", "2600"):
+    for seen in ("digits ve, lr=0.001", "digits ve, lr=0.003", "flow.lr", "0.001", "0.003", "2600"):
         assert re.search(rf"^{re.escape(seen)}$", text, re.MULTILINE), seen
     for seen in ("fid/ve-flow-1nfe", "0.636", "0.547", "recall/ve-flow-1nfe", "0.98"):
         assert re.search(rf"^{re.escape(seen)}$", text, re.MULTILINE), seen

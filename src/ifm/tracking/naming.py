@@ -48,9 +48,16 @@ def _varied(rows: Sequence[Row]) -> list[str]:
 
 
 def _told(row: Row, varied: Sequence[str]) -> str:
+    """Keys without their sections where no other of them ends alike: MLflow's column shows some 20 characters."""
     mine = [key for key in varied if key in row.params]
+    ends = [_end(key) for key in varied]
     more = f" and {len(mine) - SHOWN} more" if len(mine) > SHOWN else ""
-    return "".join(f", {key}={row.params[key]}" for key in mine[:SHOWN]) + more
+    shown = [(key if ends.count(_end(key)) > 1 else _end(key), row.params[key]) for key in mine[:SHOWN]]
+    return "".join(f", {key}={value}" for key, value in shown) + more
+
+
+def _end(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def rename(client: Any, experiment: str, run_id: str) -> str:
