@@ -10,6 +10,9 @@ from ifm.tracking.delivery import log_external_model, log_inputs, log_metrics, l
 from ifm.tracking.lineage import digest, flatten
 from ifm.tracking.locallog import Entry, LocalLog, now
 
+# MLflow's table asks for the registered models of those rows alone that have this tag, and else shows "-" under Models.
+HISTORY = "mlflow.log-model.history"
+
 
 @dataclass(frozen=True)
 class ModelRecord:
@@ -95,6 +98,8 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
                 tags=_version_tags(state, model),
             )
             versions[model.registered] = version
+    if versions:
+        client.set_tag(parent, HISTORY, "[]")
     if client.get_run(parent).info.status != "FINISHED":  # tracked again, it keeps its end
         client.set_terminated(parent, "FINISHED", end_time=ended)
     uri = store.name_in_records()
