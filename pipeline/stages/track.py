@@ -1,12 +1,9 @@
 """track: one MLflow run for this state of the pipeline, tied to the runs of its stages."""
 
 import csv
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ifm.config import read_mapping
 from ifm.files import read_json, write_json
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.metric import SPREAD, Role
@@ -19,7 +16,6 @@ from pipeline.runner.stage import Stage, data_inputs, data_name, locked_outputs,
 SINGLE = ("fetch", "preprocess", "reference", "report")
 BRANCHED = ("teacher", "trajectories", "flow", "select", "sample", "evaluate", "diagnose")
 NO_FIGURES = ("nfe", "n_samples", "seeds")
-CHANGES_NAMED = 3  # in a run's name
 
 
 def work(stage: Stage) -> None:
@@ -29,7 +25,7 @@ def work(stage: Stage) -> None:
     results = {name: read_json(paths.METRICS / f"{name}.json") for name in ("reference", *config.dynamics)}
     results["diagnostics"] = {d: read_json(paths.diagnostics(d)) for d in config.dynamics}
     records = {name: read_record(paths.run_record(name)) for name in names}
-    reference, made, experiment = results["reference"], locked_outputs(), os.environ.get("DVC_EXP_NAME")
+    reference, made = results["reference"], locked_outputs()
     figures = final_figures(results, config.dynamics) | costs(records)
     title = f"{data_name(config)} {'+'.join(config.dynamics)} seed {config.seed}"
     data = {path: made[path] for path in map(str, (paths.PROCESSED, paths.RAW)) if path in made}
@@ -38,7 +34,7 @@ def work(stage: Stage) -> None:
     warned = warnings(results, config.dynamics)
     state = PipelineState(
         key=digest({"params": stage.values, "results": results}),
-        name=_changes(stage.values) + title + (f" [{experiment}]" if experiment else ""),
+        name=f"{data_name(config)} {'+'.join(config.dynamics)}",
         params=stage.values,
         metrics=figures,
         records=list(records.values()),
@@ -159,20 +155,6 @@ def note(figures: Mapping[str, float], title: str, protocol: str, warned: Sequen
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _changes(values: Mapping[str, Any]) -> str:
-    """What tells this state from the commit it started from, to begin its name with: tables cut names short."""
-    done = subprocess.run(["git", "show", f"HEAD:./{paths.PARAMS}"], capture_output=True, check=False)
-    try:
-        before = flatten(read_mapping(done.stdout.decode("utf-8"), source=f"HEAD:{paths.PARAMS}"))
-    except ValueError:  # none is committed, or it cannot be read: nothing to tell from
-        return ""
-    now = flatten(values)
-    shown = [k for k in now if k in before and now[k] != before[k] and k not in ("seed", "dynamics")]
-    changed = ", ".join(f"{k}={now[k]}" for k in shown[:CHANGES_NAMED])
-    more = f" and {len(shown) - CHANGES_NAMED} more" if len(shown) > CHANGES_NAMED else ""
-    return f"{changed}{more}, " if shown else ""
 
 
 def _curve(name: str) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ from cleanfid import fid as cleanfid
 from PIL import Image
 from scipy import stats
 
-from ifm.metrics.classes import class_figures, inception_score
+from ifm.metrics.classes import class_figures, inception_score, inception_score_of_parts
 from ifm.metrics.classifier import Classifier
 from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.extraction import extract
@@ -246,6 +246,20 @@ def test_inception_score_between_one_and_the_number_of_classes():
     assert inception_score(p.astype(np.float32)) == pytest.approx(np.exp(np.mean(divergence)), rel=1e-5)
 
 
+def test_inception_score_of_ten_parts_is_the_published_code():
+    """openai/improved-gan, inception_score/model.py: consecutive parts, numpy's mean and std."""
+    p = np.random.default_rng(3).dirichlet(np.ones(7), 103)
+    scores = []
+    for i in range(10):
+        part = p[i * 103 // 10 : (i + 1) * 103 // 10]
+        divergence = part * (np.log(part) - np.log(np.expand_dims(np.mean(part, 0), 0)))
+        scores.append(np.exp(np.mean(np.sum(divergence, 1))))
+    assert inception_score_of_parts(p) == pytest.approx((np.mean(scores), np.std(scores)))
+    assert inception_score_of_parts(np.tile(np.eye(7), (10, 1))) == pytest.approx((7, 0))
+    with pytest.raises(ValueError, match="9 samples cannot be cut into 10 parts"):
+        inception_score_of_parts(p[:9])
+
+
 def test_class_counts_against_shares():
     found = class_figures([50, 30, 0, 20], [0.4, 0.4, 0.1, 0.1])
     expected = stats.chisquare([50, 30, 0, 20], [40, 40, 10, 10])
@@ -280,7 +294,8 @@ def test_figures_of_a_set_are_its_parts():
     assert figures["train_distance_auc"] > 0.5
     bare = image_figures(Found(found.features), Real(real.features, MEASURES))
     assert set(figures) - set(bare) == {
-        "inception_score", "train_distance_auc", "near_copies", "train_distance", "unseen_distance",
+        "inception_score", "inception_score_parts", "inception_score_deviation", "train_distance_auc",
+        "near_copies", "train_distance", "unseen_distance",
     }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The few figures that DVC shows, and what `dvc repro` ends with."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -89,26 +88,3 @@ def test_the_committed_figures_have_a_headline(d):
     if not any("teacher_nfe" in row for row in figures.values()):
         assert found.pop("ratio") is None
     assert all(isinstance(value, float | int) for value in found.values())
-
-
-@pytest.mark.parametrize("committed", [b"seed: [1\n", b"\xff\n", b"", b"- 1\n", None])
-def test_params_of_the_commit_that_cannot_be_read_do_not_stop_the_last_stage(committed, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    if committed is not None:
-        Path("params.yaml").write_bytes(committed)
-        subprocess.run(["git", "add", "-A"], check=True)
-        names = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", *names, "commit", "-qm", "start"], check=True)
-    assert track._changes({"flow": {"lr": 1e-4}}) == ""
-
-
-def test_changes_are_named_as_they_are_read(tmp_path, monkeypatch):
-    """`no` is a word and 1e-4 a number, in the commit's file as in today's."""
-    monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    Path("params.yaml").write_text("flow:\n  lr: 1e-4\n  precision: no\n")
-    subprocess.run(["git", "add", "-A"], check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"], check=True)
-    assert track._changes({"flow": {"lr": 1e-4, "precision": "no"}}) == ""
-    assert track._changes({"flow": {"lr": 2e-4, "precision": "bf16"}}) == "flow.lr=0.0002, flow.precision=bf16, "

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from ifm.metrics.weights import INCEPTION_SHA256
 from ifm.modalities.pictures import grid_png, save_grid, side_by_side
 from ifm.report import plots
-from ifm.report.contents import PointSamples, Report
+from ifm.report.contents import AskedClasses, PointSamples, Report
 from ifm.report.headlines import headline_cells, headlines, over_teacher
 from ifm.report.page import render, short_commit
+from ifm.report.published import CIFAR10, IMAGENET256, benchmark_of
 from ifm.report.rounding import significant
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.report.tables import full_table
@@ -189,10 +191,58 @@ def test_errors_against_a_closed_form_have_rows_where_there_is_one():
     assert rows["The teacher’s fine solve against the same"] == ["0.00789", "–"]
 
 
-def test_published_figures_are_said_not_to_compare(page):
-    text = Page(page).text
-    assert "not comparable" in text
-    assert all(fid in text for fid in ("2.86", "3.36", "2.91", "2.83", "2.92", "2.85", "2.46", "1.97", "1.91"))
+OF_THE_PAPERS = {
+    "extractor": "inception", "checksum": INCEPTION_SHA256, "split": "train", "dimension": 2048, "n_train": 50_000,
+    "n_test": 10_000, "image_shape": [3, 32, 32], "resize": "clean-fid: PIL bicubic",
+}  # fmt: skip
+
+
+def of_the_papers(*, data="uoft-cs/cifar10", samples=50_000, **changes):
+    """A report on CIFAR-10 by the papers' protocol, with changes of its reference."""
+    rows = full_report().summary.assign(extractor="inception", n_samples=samples, data=data)
+    return full_report(summary=rows, data=data, reference=OF_THE_PAPERS | changes)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_published_figures_stand_beside_figures_of_the_same_protocol_alone():
+    text = Page(render(of_the_papers())).text
+    shown = text[text.index("Published figures") :]
+    for method, fid, source in (
+        ("SiDA", "1.50", "2410.14919"), ("TCM", "2.46", "2410.14895"), ("CMT", "2.74", "2509.24526"),
+        ("CMT", "1.97", "2509.24526"), ("MeanFlow", "2.92", "2505.13447"), ("sCT", "2.85", "2410.11081"),
+        ("ECT", "3.60", "2406.14548"), ("ECT", "2.11", "2406.14548"), ("Integration Flow, VE", "2.86", "2504.20179"),
+        ("rectified flow", "3.36", "2504.20179"), ("Integration Flow, PFGM++", "2.91", "2504.20179"),
+    ):  # fmt: skip
+        assert re.search(rf"{re.escape(method)}\D*\d+\s+{re.escape(fid)}\s+arXiv {re.escape(source)}", shown), method
+    assert "are near, not equal" in shown  # the papers resize otherwise
+    assert "Drifting" not in shown
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": "digits"}, {"data": "uoft-cs/cifar100"}, {"samples": 10_000}, {"extractor": "classifier"},
+        {"checksum": "0" * 64}, {"split": "test"}, {"n_train": 40_000}, {"image_shape": [3, 64, 64]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_published_figures_of_another_protocol_are_not_shown(changes):
+    assert benchmark_of(of_the_papers()) is CIFAR10
+    assert benchmark_of(of_the_papers(**changes)) is None
+
+
+def test_published_figures_by_class_are_for_flows_by_class():
+    imagenet = of_the_papers(data="ILSVRC/imagenet-1k", n_train=1_281_167, image_shape=[3, 256, 256])
+    assert benchmark_of(imagenet) is None
+    assert benchmark_of(replace(imagenet, asked={"rf": AskedClasses()})) is IMAGENET256
+    assert [(f.method, f.nfe, f.fid) for f in IMAGENET256.figures] == [
+        ("Drifting", 1, "1.54"), ("FACM", 1, "1.70"), ("iMF-XL/2", 1, "1.72"), ("MeanFlow-XL/2", 1, "3.43"),
+        ("FACM", 2, "1.32"), ("iMF-XL/2", 2, "1.54"),
+    ]  # fmt: skip
+
+
+def test_a_page_of_another_protocol_has_no_published_figures(page):
+    assert "Published figures" not in Page(page).text
 
 
 def test_params_stand_exactly(page):

@@ -104,6 +104,8 @@ def test_teacher_and_flow_are_logged_with_their_figures_and_registered_once():
     assert {m.source_run_id for m in models.values()} == {record["run_id"] for record in records}
     outputs = client.get_run(made["run_id"]).outputs.model_outputs
     assert {output.model_id for output in outputs} == {model.model_id for model in models.values()}
+    # Only then MLflow's table of runs asks for the row's registered models, and links one.
+    assert client.get_run(made["run_id"]).data.tags["mlflow.log-model.history"] == "[]"
     (version,) = versions("ifm-flow-ve")
     md5 = "flowve".ljust(32, "0") + ".dir"
     assert (version.source, version.run_id) == (f"dvc://files/md5/fl/{md5[2:]}", made["run_id"])

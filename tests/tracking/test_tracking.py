@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ifm import tracking
-from ifm.tracking import PipelineState, delivery, digest, flatten, stage_run, states, track_state
+from ifm.tracking import PipelineState, delivery, digest, flatten, naming, stage_run, states, track_state
 from ifm.tracking import store as stores
 from ifm.tracking.locallog import all_logs, read
 from ifm.tracking.runs import _record
@@ -498,6 +498,69 @@ def test_the_parent_holds_all_params_and_metrics_and_its_children(store: Path, t
         assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == made["run_id"]
     assert [file.path for file in client.list_artifacts(made["run_id"])] == ["summary.csv"]
     assert len(runs()) == 3
+
+
+def test_a_row_takes_as_long_as_its_stages(store: Path, tmp_path: Path):
+    """They may be days apart: the row ends with the last and is as long as all together."""
+    took = [("fetch", 1_000.0, 5.0), ("teacher-ve", 90_000.0, 60.0), ("flow-ve", 90_010.0, 20.0)]
+    records = [stage_record(s, tmp_path) | {"started": at, "timings": {"stage_seconds": n}} for s, at, n in took]
+    track_state(state(records))
+    track_state(state(records))
+    info = only_run("tags.`ifm.kind` = 'pipeline'").info
+    assert (info.start_time, info.end_time) == (89_975_000, 90_060_000)
+
+
+def names() -> list[str]:
+    return sorted(run.info.run_name for run in runs("tags.`ifm.kind` = 'pipeline'"))
+
+
+def test_rows_are_named_by_what_differs_from_the_others(store: Path):
+    """Of a preset with many params only the swept ones are in the names; each new row names the others anew."""
+    shared = {"data": {"source": "points", "label_column": None}, "network": {"kind": "mlp"}, "seed": 0}
+
+    def tracked(key: str, *, name: str = "points rf", tags: dict[str, str] | None = None, **params: Any) -> str:
+        values = {"params": shared | params, "name": name, "tags": tags or {}, "metrics": {}}
+        return track_state(empty_state(key=key, **values))["run_id"]
+
+    first = tracked("a", flow={"lr": 1e-3, "steps": 100})
+    assert names() == ["points rf"]
+    tracked("b", flow={"lr": 2e-3, "steps": 100})
+    assert names() == ["points rf, lr=0.001", "points rf, lr=0.002"]
+    tracked("c", flow={"lr": 4e-3, "steps": 200}, tags={"dvc.exp_name": "bold-fox"})
+    tracked("d", name="digits ve", flow={"lr": 8e-3, "steps": 100})
+    known = [
+        "digits ve",
+        "points rf, lr=0.001, steps=100",
+        "points rf, lr=0.002, steps=100",
+        "points rf, lr=0.004, steps=200 [bold-fox]",
+    ]
+    assert names() == known
+    client, _ = stores.connect()
+    client.update_run(first, name="mine")
+    tracked("e", flow={"lr": 1e-3, "steps": 100}, seed=1)
+    assert names() == [
+        "digits ve", "mine", "points rf, lr=0.001, steps=100, seed=1",
+        "points rf, lr=0.002, steps=100, seed=0",
+        "points rf, lr=0.004, steps=200, seed=0 [bold-fox]",
+    ]  # fmt: skip
+
+
+def test_names_are_short_and_tell_commits_apart():
+    many = {f"p{i}": "1" for i in range(6)}
+    rows = [
+        naming.Row("a", "points rf", many | {"q": "1"}, commit="1" * 40),
+        naming.Row("b", "points rf", many | {"q": "1"}, commit="2" * 40),
+        naming.Row("c", "points rf", dict.fromkeys(many, "2") | {"q": "3"}),
+        naming.Row("d", "points rf", many | {"q": "2"}),
+    ]
+    assert naming.names(rows) == {
+        "a": "points rf, q=1, p0=1, p1=1 and 4 more @1111111",
+        "b": "points rf, q=1, p0=1, p1=1 and 4 more @2222222",
+        "c": "points rf, q=3, p0=2, p1=2 and 4 more",
+        "d": "points rf, q=2, p0=1, p1=1 and 4 more",
+    }
+    alike = [naming.Row(x, "points rf", {"flow.lr": x, "teacher.lr": "1" + x, "flow.steps": x}) for x in "12"]
+    assert naming.names(alike)["2"] == "points rf, flow.lr=2, steps=2, teacher.lr=12"
 
 
 def test_one_parent_a_state_and_children_keep_their_first(store: Path, tmp_path: Path):

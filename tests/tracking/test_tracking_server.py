@@ -205,7 +205,7 @@ def a_state(records: list[dict[str, Any]], folder: Path) -> PipelineState:
     (folder / "summary.csv").write_text("a,b\n")
     return PipelineState(
         key="s1",
-        name="digits ve seed 0",
+        name="digits ve",
         params={"seed": 0},
         metrics={"fid/ve-flow-1nfe": 2.0},
         records=records,
@@ -253,7 +253,7 @@ def test_a_server_that_dies_and_stays_away_gets_everything_later(
     found = {run.info.run_name: run for run in runs()}
     assert (found["fetch"].info.run_id, found["fetch"].info.status) == (cut.run_id, "FINISHED")
     assert points(cut.run_id, "loss") == [(step, 1 / step) for step in range(1, 11)]
-    parent = found["digits ve seed 0"]
+    parent = found["digits ve"]
     assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"fid/ve-flow-1nfe": 2.0})
     assert [f.path for f in stores.connect()[0].list_artifacts(parent.info.run_id)] == ["summary.csv"]
     for stage in ("fetch", "teacher-ve", "flow-ve"):

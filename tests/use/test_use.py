@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -576,8 +577,11 @@ def test_a_cards_texts_are_shown_as_they_are():
         evaluation=Evaluation(rows, {"extractor": NASTY}),
     )
     _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front)["license"] == "mit\nx: y"
-    assert "datasets" not in yaml.safe_load(front)
+    stated = yaml.safe_load(front)
+    assert (stated["license"], stated["license_name"]) == ("other", "mit-x-y")
+    assert "datasets" not in stated
+    (result,) = stated["model-index"][0]["results"]
+    assert (stated["model-index"][0]["name"], result["dataset"]["name"]) == (" ".join(NASTY.split()),) * 2
     page = MarkdownIt("gfm-like", {"linkify": False}).render(body)
     assert "<script" not in page
     assert page.count("<a ") == 1  # the paper's
@@ -588,6 +592,44 @@ def test_a_cards_texts_are_shown_as_they_are():
     assert f"Trained on: {shown}." in page
     assert f"<td>{shown}</td>\n<td>1</td>\n<td>1.25 ± 0.5</td>" in page
     assert "does not compare with published" in page
+
+
+def checked(text: str) -> ModelCardData:
+    """The card's data, read and written again by the Hub's own library, which raises where the form is wrong."""
+    data = ModelCard(text, ignore_metadata_errors=False).data
+    assert ModelCardData(**yaml.safe_load(data.to_yaml())).to_dict() == data.to_dict()
+    return data
+
+
+def test_a_cards_metadata_pass_the_hubs_check():
+    """A model-index with the model's own figures and their protocol, task, licence and data set."""
+    description = {"dynamics": {"name": "ve", "t_max": 80.0}, "image_shape": [3, 32, 32]}
+    rows = {
+        "flow-one_step-nfe001": {"model": "flow", "nfe": 1, "fid": 3.5, "fid_sd": 0.1, "kid": float("nan"),
+                                 "n_samples": 50_000, "seeds": 3},
+        "flow-selected-nfe002": {"model": "flow", "nfe": 2, "fid": 2.5, "recall": None},
+        "teacher-heun-nfe035": {"model": "teacher", "nfe": 35, "fid": 2.0},
+        "data-test": {"model": "data", "nfe": 0, "fid": 1.0},
+    }  # fmt: skip
+    protocol = {"extractor": "inception", "checksum": "ab", "split": "train", "resize": "clean-fid: PIL bicubic"}
+    known = {"title": "My flow", "usage": "u", "library": "diffusers", "evaluation": Evaluation(rows, protocol)}
+    data = checked(model_card(description, data="uoft-cs/cifar10", license_id="Apache-2.0", **known))
+    assert (data.license, data.datasets, data.library_name) == ("apache-2.0", ["uoft-cs/cifar10"], "diffusers")
+    assert data.pipeline_tag == "unconditional-image-generation"
+    assert [(r.metric_type, r.metric_value) for r in data.eval_results] == [("fid", 3.5), ("fid", 2.5)]
+    first = data.eval_results[0]
+    assert (first.task_type, first.dataset_type, first.dataset_split) == (data.pipeline_tag, "uoft-cs/cifar10", "train")
+    assert first.metric_name == "FID, 1 evaluation (flow-one_step-nfe001)"
+    assert first.metric_args == {
+        "nfe": 1, "n_samples": 50_000, "seeds": 3, "extractor": "inception", "checksum": "ab",
+        "resize": "clean-fid: PIL bicubic",
+    }  # fmt: skip
+    folder = checked(model_card(description, data="my photos!", license_id="Mine, 1.0", classes=["a"], **known))
+    assert (folder.license, folder.license_name, folder.pipeline_tag) == ("other", "mine-1.0", None)
+    assert (folder.eval_results[0].dataset_name, folder.eval_results[0].dataset_type) == ("my photos!", "my-photos")
+    assert folder.eval_results[0].task_type == "class-conditional-image-generation"
+    bare = checked(model_card({"dynamics": {"name": "rf"}, "image_shape": [2]}, title="t", usage="u", library=None))
+    assert (bare.eval_results, bare.pipeline_tag, bare.license) == (None, None, None)
 
 
 def test_a_card_names_the_hubs_data_set_and_reads_both_forms_of_figures(tmp_path):

@@ -13,16 +13,18 @@ from ifm.errors import UserError
 from ifm.files import write_json
 
 MEASURES = {"kid_subsets": 100, "kid_subset_size": 1000, "neighbours": 5, "neighbour_samples": 10_000, "seed": 0}
+RESIZE = ("clean", "legacy", "pytorch")  # ifm.metrics.statistics.MODES, without importing it
 EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
 
 
 def run(given: argparse.Namespace) -> None:
     """Figures of a folder or an array of images against real ones."""
-    _check_outputs(given.out, given.pairs)
+    _check_outputs(given)
     from ifm.metrics.collections import Resize
     from ifm.metrics.comparison import Measures
     from ifm.metrics.request import Request
     from ifm.metrics.scoring import score
+    from ifm.metrics.statistics import write_statistics
     from ifm.modalities.pictures import save_grid
 
     device, accelerator = hardware(given.device)
@@ -34,6 +36,7 @@ def run(given: argparse.Namespace) -> None:
             train=given.train,
             unseen=given.unseen,
             extractor=given.extractor,
+            mode=given.resize,
             weights=given.weights,
             weights_sha256=given.weights_sha256,
             resize=None if given.image_size is None else Resize(given.image_size, given.resample),
@@ -51,6 +54,8 @@ def run(given: argparse.Namespace) -> None:
             return
     if given.out is not None:
         write_json(given.out, {"protocol": found.protocol, "warnings": found.warnings, "figures": found.figures})
+    if given.write_statistics is not None:
+        write_statistics(given.write_statistics, found.real)
     if given.pairs is not None:
         save_grid(found.pairs, given.pairs, columns=len(found.pairs) // 2)
     parts = [_protocol_text(found.protocol), _warnings_text(found.warnings), _figures_text(found.figures)]
@@ -73,11 +78,13 @@ def _measures(given: argparse.Namespace) -> dict[str, int]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     images = "a folder of PNG, JPEG or WebP files, an .npy or an .npz"
     add = parser.add_argument
-    add("--samples", type=local_path, required=True, metavar="PATH", help=f"what is judged: {images}")
-    add("--reference", type=local_path, required=True, metavar="PATH", help=f"real images: {images}; or data/reference")
+    real = f"real images: {images}; or data/reference; or an .npz of their statistics, mu and sigma"
+    add("--samples", type=local_path, metavar="PATH", help=f"what is judged: {images}")
+    add("--reference", type=local_path, required=True, metavar="PATH", help=real)
     add("--train", type=local_path, metavar="PATH", help="training images, to look for copies of them")
     add("--unseen", type=local_path, metavar="PATH", help="held-out real images, which tell how near is too near")
     add("--extractor", choices=EXTRACTORS, help="default: the reference folder's, else inception")
+    add("--resize", choices=RESIZE, help="inception's 299 x 299: clean-fid's (default), or EDM's and StyleGAN's")
     add("--weights", type=local_path, metavar="PATH", help="the extractor's weights: a file or its folder")
     add("--weights-sha256", type=_sha256, metavar="HEX", help="their digest; default: the published file's")
     add("--image-size", type=at_least(1), metavar="N", help="resize all images to N x N, the largest centred square")
@@ -93,12 +100,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=at_least(0), metavar="N", help=f"of KID's subsets; {default['seed']}")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--out", type=local_path, metavar="FILE.json", help="where to write protocol and figures")
+    statistics = "where to write mu and sigma of the reference, as EDM and clean-fid do; --samples may be left out"
+    add("--write-statistics", type=local_path, metavar="FILE.npz", help=statistics)
     add("--pairs", type=local_path, metavar="FILE.png", help="a picture of the samples nearest to training images")
 
 
-def _check_outputs(out: Path | None, pairs: Path | None) -> None:
-    """Raises UserError where a result could not be written in the end."""
-    for option, path, suffix in (("--out", out, ".json"), ("--pairs", pairs, ".png")):
+def _check_outputs(given: argparse.Namespace) -> None:
+    """Raises UserError where there is nothing to do, or a result could not be written in the end."""
+    if given.samples is None and given.write_statistics is None:
+        raise UserError("--samples is missing: give what is to be judged, or --write-statistics for the reference's")
+    for option, suffix in (("--out", ".json"), ("--pairs", ".png"), ("--write-statistics", ".npz")):
+        path = getattr(given, option.removeprefix("--").replace("-", "_"))
         if path is None:
             continue
         if path.suffix.lower() != suffix or path.is_dir():
@@ -114,7 +126,7 @@ def _protocol_text(protocol: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """A value of the protocol in a line."""
-    if isinstance(value, Mapping) and "count" in value:
+    if isinstance(value, Mapping) and "count" in value and "statistics" not in value:
         shape = f" of {' x '.join(map(str, value['shape']))}" if "shape" in value else ""
         other = f", {value['passed_over']} other files passed over" if value.get("passed_over") else ""
         split = f", split {value['split']}" if "split" in value else ""
@@ -131,6 +143,8 @@ def _warnings_text(warnings: Sequence[str]) -> str:
 def _figures_text(figures: Mapping[str, Any]) -> str:
     """A line for each figure, its standard deviation over the sets beside it; shares of classes are for the JSON."""
     shown = {n: v for n, v in figures.items() if isinstance(v, int | float) and not n.endswith("_sd")}
+    if not shown:
+        return ""
     width = max(len(name) for name in shown)
     lines = []
     for name, value in shown.items():

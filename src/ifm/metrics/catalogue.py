@@ -62,6 +62,18 @@ _ENTRIES = (
         ),
     ),
     Metric(
+        "inception_score_parts", "Inception score, ten parts", Better.HIGHER,
+        tooltip="the mean of the scores of ten equal parts, as published scores are.",
+        compute=lambda of: of.inception_score_of_parts[0], where=lambda of: of.has_parts,
+        role=Role.DETAIL, format=Aligned(least=2), spread=False,
+    ),
+    Metric(
+        "inception_score_deviation", "Inception score, sd of parts", None,
+        tooltip="the standard deviation of the scores of those ten parts.",
+        compute=lambda of: of.inception_score_of_parts[1], where=lambda of: of.has_parts,
+        role=Role.DETAIL, format=Aligned(least=2), spread=False,
+    ),
+    Metric(
         "precision", "Precision", Better.HIGHER, tooltip="the share of samples that lie among real images.",
         compute=lambda of: of.neighbours["precision"], format=Aligned(least=3, most=3), plot=Plot(real=True),
     ),

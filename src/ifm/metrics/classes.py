@@ -4,17 +4,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
+PARTS = 10  # that a published inception score is the mean of
+
 
 def inception_score(probabilities: np.ndarray) -> float:
     """exp of the mean Kullback-Leibler divergence of p(y|x) from p(y) (Salimans et al. 2016), over all rows at once.
 
-    probabilities: [n, K]. 1 at least, K at most. The mean over samplings takes the place of the usual ten parts.
+    probabilities: [n, K]. 1 at least, K at most.
     """
     from scipy.special import xlogy
 
     p = np.asarray(probabilities, np.float64)
     marginal = p.mean(axis=0)
     return float(np.exp((xlogy(p, p) - xlogy(p, marginal)).sum(axis=1).mean()))
+
+
+def inception_score_of_parts(probabilities: np.ndarray, *, parts: int = PARTS) -> tuple[float, float]:
+    """Mean and standard deviation (over the parts, denominator `parts`) of the scores of equal consecutive parts.
+
+    The usual published form (Salimans et al. 2016, StyleGAN2-ADA): ten parts, usually of 5,000 samples each.
+    probabilities: [n >= parts, K], in an order that has nothing to do with their classes.
+    """
+    n = len(probabilities)
+    if n < parts:
+        raise ValueError(f"{n} samples cannot be cut into {parts} parts")
+    scores = [inception_score(probabilities[i * n // parts : (i + 1) * n // parts]) for i in range(parts)]
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def class_figures(counts: Sequence[int] | np.ndarray, real_shares: Sequence[float] | None) -> dict[str, object]:

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from ifm.metrics.asked import asked_class_share
-from ifm.metrics.classes import inception_score
+from ifm.metrics.classes import PARTS, inception_score, inception_score_of_parts
 from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.neighbours import Manifold, chosen, copies, nearest, precision_recall
 from ifm.metrics.points import energy_distance, mean_distance, sliced_wasserstein
@@ -100,6 +100,16 @@ class Comparison:
     @cached_property
     def inception_score(self) -> float:
         return inception_score(self.found.probabilities)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether there are class probabilities of enough samples for an inception score over parts."""
+        return self.found.probabilities is not None and len(self.found) >= PARTS
+
+    @cached_property
+    def inception_score_of_parts(self) -> tuple[float, float]:
+        """The mean over ten parts, and the standard deviation over them."""
+        return inception_score_of_parts(self.found.probabilities)
 
     @cached_property
     def neighbours(self) -> Mapping[str, float | None]:

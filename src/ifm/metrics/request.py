@@ -10,6 +10,7 @@ from ifm.files import read_json
 from ifm.metrics.collections import Images, Resize, same_shape
 from ifm.metrics.comparison import Measures, least_samples
 from ifm.metrics.reference import METADATA
+from ifm.metrics.statistics import PYTORCH, Statistics
 from ifm.metrics.stored import Pictures, open_pictures
 
 _NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
@@ -19,12 +20,13 @@ _NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
 class Request:
     """What to judge, and how."""
 
-    samples: Path
-    reference: Path  # images, or a folder that the stage `reference` made
+    samples: Path | None  # None: only the statistics of the reference are asked for
+    reference: Path  # images, a folder that the stage `reference` made, or an .npz of statistics
     measures: Measures
     train: Path | None = None
     unseen: Path | None = None
     extractor: str | None = None  # None: the reference folder's, else inception
+    mode: str | None = None  # how Inception's 299 x 299 are made; None: the reference's, else clean
     weights: Path | None = None
     weights_sha256: str | None = None
     resize: Resize | None = None
@@ -51,8 +53,11 @@ def reference_metadata(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def check_request(request: Request, made: Mapping[str, Any] | None) -> None:
-    """Raises UserError where options contradict each other or the reference folder."""
+def check_request(request: Request, made: Mapping[str, Any] | None, stated: Statistics | None = None) -> None:
+    """Raises UserError where options contradict each other or the reference: a folder, or statistics."""
+    _check_mode(request, made)
+    if stated is not None:
+        _check_options_of_statistics(request)
     if request.unseen is not None and request.train is None and made is None:
         raise UserError("--unseen is compared with the training images; give --train too")
     if request.train is not None and request.unseen is None and made is None and not request.pairs:
@@ -88,10 +93,42 @@ def check_request(request: Request, made: Mapping[str, Any] | None) -> None:
         )
 
 
-def opened_pictures(request: Request, made: Mapping[str, Any] | None) -> dict[str, Pictures]:
+def _check_mode(request: Request, made: Mapping[str, Any] | None) -> None:
+    if request.mode == PYTORCH:
+        raise UserError(
+            "--resize pytorch: pytorch-fid has a network file and a resizing of its own, which are not here; give the "
+            "reference as images, or statistics that clean-fid or EDM's fid.py made"
+        )
+    if request.mode is None:
+        return
+    name = request.extractor or (made["extractor"] if made else "inception")
+    if name != "inception":
+        raise UserError(f"--resize {request.mode}: is of --extractor inception, not of {name}; leave it out")
+    if made is not None:
+        raise UserError(
+            f"--resize {request.mode}: --reference {request.reference} has features of its own resizing (clean); leave "
+            "the option out, or give the reference as images"
+        )
+
+
+def _check_options_of_statistics(request: Request) -> None:
+    """Raises UserError at options that need more than a mean and a covariance."""
+    for name in ("train", "unseen", "pairs"):
+        if getattr(request, name):
+            raise UserError(
+                f"--{name}: --reference {request.reference} holds a mean and a covariance alone, and only FID and the "
+                "inception score are computed; leave the option out, or give the reference as images"
+            )
+    if request.samples is None:
+        raise UserError("--write-statistics: --reference holds statistics already; give images, or --samples too")
+
+
+def opened_pictures(
+    request: Request, made: Mapping[str, Any] | None, stated: Statistics | None = None
+) -> dict[str, Pictures]:
     """The sets of images that were given, by name. Raises UserError with the option before the message."""
     given = {"samples": request.samples, "train": request.train, "unseen": request.unseen}
-    if made is None:
+    if made is None and stated is None:
         given["reference"] = request.reference
     opened = {}
     for name, path in given.items():
@@ -105,13 +142,23 @@ def opened_pictures(request: Request, made: Mapping[str, Any] | None) -> dict[st
     return opened
 
 
-def check_counts(request: Request, opened: Mapping[str, Pictures], made: Mapping[str, Any] | None) -> None:
+def check_counts(
+    request: Request, opened: Mapping[str, Pictures], made: Mapping[str, Any] | None, stated: Statistics | None = None
+) -> None:
     """Raises UserError where a set of images is too small for the figures."""
+    if request.samples is None:
+        if made is None and len(opened["reference"]) < 2:
+            raise UserError(f"--reference {request.reference}: one image has no covariance; give more")
+        return
     k = request.measures.neighbours
     least = max(least_samples(request.measures), 2 * k, 4)
     count = len(opened["samples"])
     if count % request.sets:
         raise UserError(f"--sets {request.sets}: {count} samples cannot be cut into {request.sets} equal sets")
+    if stated is not None:
+        if count // request.sets < 2:
+            raise UserError(f"--samples {request.samples}: {count // request.sets} image in a set has no covariance")
+        return
     real = len(opened["reference"]) if made is None else made[f"n_{made['split']}"]
     for name, n in (("samples", count // request.sets), ("reference", real)):
         if n < least:
@@ -129,6 +176,8 @@ def check_shapes(request: Request, images: Mapping[str, Images], made: Mapping[s
     if made is not None:
         shapes[f"--reference {request.reference}"] = tuple(made["image_shape"])
         mend = f"resize to the reference's with --image-size {shapes[f'--reference {request.reference}'][-1]}"
+    if not shapes:
+        return
     (first, shape), *others = shapes.items()
     for name, other in others:
         same_shape(first, shape, name, other, mend=mend)

@@ -1,24 +1,22 @@
 """Figures of images made elsewhere by the pipeline's protocol: what `ifm evaluate` computes."""
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
-import ifm
 from ifm.config import MOST_FEATURES, ClassifierConfig, EvaluateConfig
 from ifm.errors import UserError
 from ifm.files import file_sha256
-from ifm.metrics import cautions
+from ifm.metrics import catalogue, cautions
 from ifm.metrics.classes import class_figures
 from ifm.metrics.collections import Images, inspected
-from ifm.metrics.comparison import Found, Real
+from ifm.metrics.comparison import Comparison, Found, Real
+from ifm.metrics.described import facts_of, protocol_of
 from ifm.metrics.evaluation import closest_pairs
 from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import (
@@ -30,14 +28,26 @@ from ifm.metrics.extractors import (
     dinov2_class,
 )
 from ifm.metrics.figures import fid_trend, image_figures, over_sets
+from ifm.metrics.legacy import LegacyInceptionExtractor
 from ifm.metrics.reference import Reference, load_reference
 from ifm.metrics.request import Request, check_counts, check_request, check_shapes, opened_pictures, reference_metadata
+from ifm.metrics.statistics import (
+    LEGACY,
+    KnownMoments,
+    Statistics,
+    agreed,
+    check_against,
+    is_statistics,
+    read_statistics,
+)
 from ifm.metrics.weights import ExtractorError, find_dinov2, find_inception
 from ifm.progress import progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# What needs no more of the real images than their moments.
+OF_MOMENTS = ("fid", "inception_score", "inception_score_parts", "inception_score_deviation")
 # What the pipeline's messages call the options of this command.
 _OPTIONS = {
     "evaluate.inception_path": "--weights",
@@ -58,6 +68,7 @@ class Score:
     figures: dict[str, Any]
     warnings: list[str]  # sentences that speak against the figures (ifm.metrics.cautions)
     pairs: np.ndarray | None  # the closest samples, then their training images: uint8 [2 p, C, H, W]
+    real: Statistics  # of the real images, in the form that others read
 
 
 def score(request: Request, *, device: torch.device, accelerator: "Accelerator | None" = None) -> Score:
@@ -66,31 +77,41 @@ def score(request: Request, *, device: torch.device, accelerator: "Accelerator |
     Raises UserError, before any feature is taken, where the images do not fit each other or the figures.
     """
     made = reference_metadata(request.reference)
-    check_request(request, made)
-    opened = opened_pictures(request, made)
-    check_counts(request, opened, made)
+    stated = read_statistics(request.reference) if is_statistics(request.reference) else None
+    check_request(request, made, stated)
+    if stated is not None:
+        name, mode = agreed(request.reference, stated, extractor=request.extractor, mode=request.mode)
+        request = dataclasses.replace(request, extractor=name, mode=mode)
+    opened = opened_pictures(request, made, stated)
+    check_counts(request, opened, made, stated)
     images = {
         name: inspected(pictures, resize=request.resize, accelerator=accelerator) for name, pictures in opened.items()
     }
     check_shapes(request, images, made)
     reference = None if made is None else _load(request, made, device)
     extractor = _extractor(request, device) if reference is None else reference.extractor
-    width = extractor.dimension or int(np.prod(images["samples"].shape))
+    width = extractor.dimension or int(np.prod(next(iter(images.values())).shape if images else made["image_shape"]))
     if width > MOST_FEATURES:
         raise UserError(
             f"--extractor {extractor.name}: {width} features an image, {MOST_FEATURES} are the most; make the images "
             "smaller by --image-size or use --extractor inception"
         )
+    facts = facts_of(extractor)
+    if stated is not None:
+        check_against(request.reference, stated, facts, width=width)
     found = {
         name: _features(extractor, part, name, batch_size=request.batch_size, accelerator=accelerator)
         for name, part in images.items()
     }
-    real = _real(request, reference, found)
+    real = _real(request, reference, found, stated)
+    samples = found.get("samples")
+    shape = made["image_shape"] if made else list(images["reference"].shape) if "reference" in images else None
     return Score(
-        protocol=_protocol(request, images, extractor, real, made, width),
-        figures=_figures(request, found["samples"], real, reference),
-        warnings=_cautions(request, found["samples"], real, made, width),
-        pairs=_pairs(images, found["samples"], real) if request.pairs else None,
+        protocol=protocol_of(request, images, extractor, real, made, width, stated),
+        figures={} if samples is None else _figures(request, samples, real, reference),
+        warnings=_cautions(request, samples, real, made, width),
+        pairs=_pairs(images, samples, real) if request.pairs else None,
+        real=stated or Statistics(real.moments, facts | {"count": len(real.features), "image_shape": shape}),
     )
 
 
@@ -151,7 +172,8 @@ def _extractor(request: Request, device: torch.device) -> Extractor:
     path, sha256 = None if request.weights is None else str(request.weights), request.weights_sha256
     try:
         if name == "inception":
-            return InceptionExtractor(find_inception(path, sha256=sha256), sha256=sha256, device=device)
+            kind = LegacyInceptionExtractor if request.mode == LEGACY else InceptionExtractor
+            return kind(find_inception(path, sha256=sha256), sha256=sha256, device=device)
         if name == "dinov2":
             dinov2_class()  # fails before a gigabyte is fetched
             return Dinov2Extractor(find_dinov2(path), sha256=sha256, device=device)
@@ -194,8 +216,11 @@ def _features(
             raise UserError(f"--{name} {images.pictures.path}: {error}") from error
 
 
-def _real(request: Request, reference: Reference | None, found: Mapping[str, Found]) -> Real:
-    """The side of the real data: the folder's features, or those of the images that were given."""
+def _real(request: Request, reference: Reference | None, found: Mapping[str, Found], stated: Statistics | None) -> Real:
+    """The side of the real data: known moments, the folder's features, or those of the images that were given."""
+    if stated is not None:
+        nothing = np.empty((0, len(stated.moments.mean)), np.float32)
+        return KnownMoments(nothing, request.measures, known=stated.moments)
     given = {name: found[name].features for name in ("train", "unseen") if name in found}
     if reference is None:
         return Real(found["reference"].features, request.measures, **given)
@@ -205,16 +230,27 @@ def _real(request: Request, reference: Reference | None, found: Mapping[str, Fou
 def _figures(request: Request, found: Found, real: Real, reference: Reference | None) -> dict[str, Any]:
     each = len(found) // request.sets
     sets = [found.part(slice(i * each, (i + 1) * each)) for i in range(request.sets)]
-    figures: dict[str, Any] = over_sets([image_figures(s, real) for s in sets]) | fid_trend(sets, real)
+    figures_of_set = _of_moments if isinstance(real, KnownMoments) else image_figures
+    figures: dict[str, Any] = over_sets([figures_of_set(s, real) for s in sets]) | fid_trend(sets, real)
     if reference is not None and reference.classifier is not None:
         counts = np.bincount(found.probabilities.argmax(axis=1), minlength=found.probabilities.shape[1])
         figures |= class_figures(counts, reference.class_shares)
     return figures
 
 
-def _cautions(request: Request, found: Found, real: Real, made: Mapping[str, Any] | None, width: int) -> list[str]:
-    """Those of the reference folder, and whether there are enough images."""
-    of_counts = cautions.of_counts(len(found) // request.sets, len(real.features), width)
+def _of_moments(found: Found, real: Real) -> dict[str, float | None]:
+    """The figures that need no real images, only their moments."""
+    of, entries = Comparison(found, real), map(catalogue.get, OF_MOMENTS)
+    return {m.key: m.compute(of) for m in entries if m.where(of)}
+
+
+def _cautions(
+    request: Request, found: Found | None, real: Real, made: Mapping[str, Any] | None, width: int
+) -> list[str]:
+    """Those of the reference folder, and whether there are enough images. found: of the samples, if there are any."""
+    each, known = None if found is None else len(found) // request.sets, isinstance(real, KnownMoments)
+    # Of moments alone nobody knows the number of images: only the samples are counted.
+    of_counts = cautions.of_counts(each, max(width + 1, cautions.FEW) if known else len(real.features), width)
     of_unseen = [] if real.unseen_distances is None else cautions.of_unseen(len(real.unseen))
     return cautions.together([cautions.told(made or {}), of_counts, of_unseen])
 
@@ -223,55 +259,3 @@ def _pairs(images: Mapping[str, Images], found: Found, real: Real) -> np.ndarray
     """The samples nearest to a training image, then those images: uint8 [2 p, C, H, W]."""
     pairs = closest_pairs(found.features, real.train)
     return np.concatenate([images["samples"].take([i for i, _ in pairs]), images["train"].take([j for _, j in pairs])])
-
-
-def _protocol(
-    request: Request,
-    images: Mapping[str, Images],
-    extractor: Extractor,
-    real: Real,
-    made: Mapping[str, Any] | None,
-    width: int,
-) -> dict[str, Any]:
-    """Everything that the figures depend on: plain values for JSON."""
-    how, each = request.measures, len(images["samples"]) // request.sets
-    described = {name: _described(part) for name, part in images.items()}
-    if made is not None:
-        described["reference"] = {
-            "path": str(request.reference),
-            "count": len(real.features),
-            "shape": list(made["image_shape"]),
-            "split": made["split"],
-        }
-        for name in ("train", "unseen"):
-            features = getattr(real, name)
-            described.setdefault(name, {"path": str(request.reference), "count": len(features)})
-    return {
-        **{name: described[name] for name in ("samples", "reference", "train", "unseen") if name in described},
-        **extractor.describe(),
-        "dimension": width,
-        "image_size": None if request.resize is None else request.resize.size,
-        "resample": None if request.resize is None else request.resize.resample,
-        "value_range": request.value_range,
-        "sets": request.sets,
-        "samples_per_set": each,
-        "neighbours": how.neighbours,
-        "neighbour_samples": how.neighbour_samples,
-        "kid_subsets": how.kid_subsets,
-        "kid_subset_size": min(how.kid_subset_size, each, len(real.features)),
-        "seed": how.seed,
-        "batch_size": request.batch_size,
-        "device": extractor.device.type,
-        "versions": {"ifm": ifm.__version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "scipy", "pillow", "clean-fid")},
-    }
-
-
-def _described(images: Images) -> dict[str, Any]:
-    pictures = images.pictures
-    return {
-        "path": str(pictures.path),
-        "count": len(images),
-        "shape": list(images.shape),
-        "passed_over": pictures.passed_over,
-    }

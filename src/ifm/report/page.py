@@ -6,7 +6,7 @@ The page shows what the numbers say and adds no verdict: a bad ratio stands ther
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -24,34 +24,11 @@ from ifm.report.diagnostics import diagnostics
 from ifm.report.headlines import Estimate, best_teachers, decimals_of, headline_cells, headlines, outdated
 from ifm.report.opening import opening
 from ifm.report.protocol import how, protocol, span
+from ifm.report.published import benchmark_of
 from ifm.report.rounding import fixed, significant
 from ifm.report.samples import classes, memorisation, pictures, scatters
 from ifm.report.summary import check
 from ifm.report.tables import full_table
-
-
-@dataclass(frozen=True)
-class Published:
-    """A figure from the literature: FID on CIFAR-10 with Inception features."""
-
-    method: str
-    nfe: int
-    fid: str
-    kind: str
-
-
-PUBLISHED = (
-    Published("Integration Flow, VE", 1, "2.86", "one step"),
-    Published("Integration Flow, rectified flow", 1, "3.36", "one step"),
-    Published("Integration Flow, PFGM++", 1, "2.91", "one step"),
-    Published("sCT", 1, "2.85", "one step"),
-    Published("iCT", 1, "2.83", "one step"),
-    Published("MeanFlow", 1, "2.92", "one step"),
-    Published("TCM", 1, "2.46", "one step"),
-    Published("CMT", 2, "1.97", "two steps"),
-    Published("EDM", 35, "1.97", "teacher, Heun"),
-    Published("PFGM++", 35, "1.91", "teacher, Heun"),
-)
 
 
 def render(report: Report) -> str:
@@ -92,7 +69,7 @@ def render(report: Report) -> str:
         curves=[(names.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
         protocol=protocol(report),
         warnings=warnings_of(report),
-        published=PUBLISHED,
+        published=benchmark_of(report),
     )
 
 

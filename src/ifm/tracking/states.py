@@ -1,14 +1,17 @@
 """The parent run of a state of the pipeline: one row to compare, with its stages' runs below it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ifm.tracking import registry, store
+from ifm.tracking import naming, registry, store
 from ifm.tracking.delivery import log_external_model, log_inputs, log_metrics, log_outputs, log_params, log_tags
 from ifm.tracking.lineage import digest, flatten
 from ifm.tracking.locallog import Entry, LocalLog, now
+
+# MLflow's table asks for the registered models of those rows alone that have this tag, and else shows "-" under Models.
+HISTORY = "mlflow.log-model.history"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class PipelineState:
     """The content of a parent run: one configuration and its results."""
 
     key: str  # equal for equal parameters and results
-    name: str
+    name: str  # data and dynamics: what the row's name begins with
     params: dict[str, Any]
     metrics: dict[str, float]
     records: list[dict[str, Any]]  # every stage's run.json
@@ -63,9 +66,10 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
     A stage from DVC's run cache, or with a run in another store, has no run here. One is made from its record.
     """
     parent = store.find_run(client, experiment, f"tags.`ifm.kind` = 'pipeline' and tags.`ifm.state` = '{state.key}'")
+    started, ended = _span(state.records)
     if parent is None:
-        tags = {"ifm.kind": "pipeline", "ifm.state": state.key} | state.tags
-        parent = client.create_run(experiment, run_name=state.name, tags=tags).info.run_id
+        tags = {"ifm.kind": "pipeline", "ifm.state": state.key, naming.TITLE: state.name} | state.tags
+        parent = client.create_run(experiment, run_name=state.name, start_time=started, tags=tags).info.run_id
     log_params(client, parent, flatten(state.params))
     children, models = {}, {}
     for record in state.records:
@@ -80,7 +84,7 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
     log_tags(client, parent, {f"stage.{stage}.run_id": run_id for stage, run_id in children.items()})
     for path in state.artifacts:
         client.log_artifact(parent, str(path))
-    versions = {}
+    versions, name = {}, naming.rename(client, experiment, parent)
     for model in state.models:
         if model.stage in models:
             version = registry.add_version(
@@ -90,14 +94,27 @@ def track(client: Any, experiment: str, state: PipelineState) -> dict[str, Any]:
                 run_id=parent,
                 model_id=models[model.stage],
                 md5=model.md5,
-                description=state.name,
+                description=name,
                 tags=_version_tags(state, model),
             )
             versions[model.registered] = version
+    if versions:
+        client.set_tag(parent, HISTORY, "[]")
     if client.get_run(parent).info.status != "FINISHED":  # tracked again, it keeps its end
-        client.set_terminated(parent, "FINISHED")
+        client.set_terminated(parent, "FINISHED", end_time=ended)
     uri = store.name_in_records()
     return {"run_id": parent, "tracking_uri": uri, "state": state.key, "children": children, "versions": versions}
+
+
+def _span(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Start and end of a state, milliseconds since the epoch: its last stage's end, and before it what all stages took.
+
+    Stages may be days apart, where some came from the cache, or run side by side: the row shows what was spent.
+    """
+    taken = [float(record["timings"].get("stage_seconds", 0)) for record in records]
+    ends = [record["started"] + seconds for record, seconds in zip(records, taken, strict=True)]
+    end = max(ends, default=now() / 1000)
+    return int(1000 * max(end - sum(taken), 0)), int(1000 * end)
 
 
 def _log_figures(client: Any, parent: str, state: PipelineState, models: Mapping[str, str]) -> None:

@@ -13,10 +13,10 @@ from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.metric import SPREAD
+from ifm.use.front_matter import front_matter
 
 PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
 PUBLISHED = ("inception", "dinov2")  # extractors whose figures are also published
-TAGS = ["integration-flow", "one-step-generation", "arxiv:2504.20179"]
 CLASSES = 100  # named at most
 FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sha256")
 
@@ -76,17 +76,18 @@ def model_card(
 
     usage: Markdown, taken as it is; picture: a file beside it; classes: that the flow takes, by number.
     """
-    from huggingface_hub import ModelCardData
-
     dynamics, images = description["dynamics"]["name"], len(description.get("image_shape", (1, 1, 1))) == 3
-    front = ModelCardData(
-        library_name=library,
-        license=license_id,
-        pipeline_tag="unconditional-image-generation" if images and classes is None else None,
-        tags=TAGS + ([] if classes is None else ["class-conditional"]) + [dynamics],
-        datasets=[data] if data and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", data) else None,
+    front = front_matter(
+        title=title,
+        dynamics=dynamics,
+        kind="points" if not images else "images" if classes is None else "classes",
+        library=library,
+        data=data,
+        license_id=license_id,
+        rows=evaluation.rows if evaluation else {},
+        protocol=evaluation.protocol if evaluation else {},
     )
-    parts = [f"---\n{front.to_yaml()}\n---", f"# {escape(title)}"]
+    parts = [f"---\n{front}\n---", f"# {escape(title)}"]
     made = f"{'an image' if images else 'a point'}{'' if classes is None else ' of a class'}"
     parts.append(
         "An integration flow ([arXiv 2504.20179](https://arxiv.org/abs/2504.20179)): noise becomes "
