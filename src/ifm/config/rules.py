@@ -135,10 +135,10 @@ class Config(Section):
                     f"anchor.policy: bank does not fit flow.objective: {name}, which makes no estimates of x_0 to "
                     "keep; use none, noise or self"
                 )
-            if objective.differentiates and self.flow.gradient_checkpointing:
+            if self.flow.gradient_checkpointing and (key := objective.forward_mode(self.flow)):
                 raise ValueError(
-                    f"flow.gradient_checkpointing: true does not fit flow.objective: {name}, whose forward-mode "
-                    "derivative has no such form; set it to false, or use gradient_accumulation"
+                    f"flow.gradient_checkpointing: true does not fit {key}: forward, which flow.objective: {name} "
+                    f"takes; set {key} to difference, or gradient_checkpointing to false"
                 )
         for name, section in (("teacher", self.teacher), ("flow", self.flow)):
             if section.gradient_accumulation > section.batch_size:

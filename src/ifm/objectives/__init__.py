@@ -41,6 +41,7 @@ class IntervalOptions(Section):
     same_share: Annotated[float, Field(ge=0, lt=1)]
     whole_share: Annotated[float, Field(ge=0, le=1)]
     power: Annotated[float, Field(ge=0, le=2)]
+    derivative: Literal["forward", "difference"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Objective:
     two_times: bool = False  # its network takes an interval's end
     gives_estimates: bool = True  # it estimates x_0, which policy bank keeps
     takes_velocities: bool = False  # flow.velocity says where from
-    differentiates: bool = False  # by forward mode, which knows no gradient checkpointing
+    # Of the section `flow`: the key that asks for a forward-mode derivative, which knows no gradient checkpointing.
+    forward_mode: Callable[[Any], str | None] = lambda flow: None
     schemes: tuple[str, ...] = ("edm", "paper")  # of c_skip and c_out
     options: type[Section] | None = None  # the keys of its section `flow.<name>`
 
@@ -79,11 +81,13 @@ OBJECTIVES: dict[str, Objective] = {
     "interval": Objective(
         "ifm.objectives.interval:phase",
         "Interval",
-        cost=lambda flow: 1 + 2 * (1 - flow.interval.same_share) + _asked(flow),  # the derivative: value and tangent
+        cost=lambda flow: (
+            1 + 2 * (1 - flow.interval.same_share) + _asked(flow)
+        ),  # the derivative: value and tangent, or two values
         two_times=True,
         gives_estimates=False,
         takes_velocities=True,
-        differentiates=True,
+        forward_mode=lambda flow: "flow.interval.derivative" if flow.interval.derivative == "forward" else None,
         schemes=("edm",),
         options=IntervalOptions,
     ),
