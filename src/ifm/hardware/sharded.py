@@ -40,7 +40,10 @@ def to_split(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # FSDP2 splits no channels_last weights
+    split = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # FSDP2 splits no channels_last weights
+    # Autocast would go on with casts of float32 weights that a call without gradient made, and they have none.
+    split.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache())
+    return split
 
 
 @torch.no_grad()
