@@ -242,6 +242,10 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "interval takes; set flow.interval.derivative to difference, or gradient_checkpointing to false",
         ),
         (
+            {"network.kind": "transformer", "network.transformer.patch": 3},
+            "network.transformer.patch = 3 does not divide data.image_size = 8; use a divisor of it",
+        ),
+        (
             {"evaluate.guidance_scales": [2.0]},
             "evaluate.guidance_scales = [2.0] needs guidance, and guidance.kind is none; set it to cfg",
         ),
@@ -271,6 +275,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"data.label_column": None},  # digits have labels of their own
         {"data.source": "parquet", "data.path": "x", "data.label_column": None, "evaluate.extractor": "pixels"},
         {"network.channels": [8] * 4, "network.attention": [False] * 4},
+        {"network.kind": "transformer", "network.transformer.patch": 4},
         {"flow.objective": "data", "flow.t_max_share": 0.0},
         {"flow.objective": "data", "flow.schedule": "mixed", "anchor.policy": "bank"},
         {"anchor.reset_probability": 0},

@@ -88,6 +88,11 @@ class Config(Section):
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
             )
+        if self.network.kind == "transformer" and self.data.image_size % self.network.transformer.patch:
+            raise ValueError(
+                f"network.transformer.patch = {self.network.transformer.patch} does not divide data.image_size = "
+                f"{self.data.image_size}; use a divisor of it"
+            )
         if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
             raise ValueError(
                 f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
