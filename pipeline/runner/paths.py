@@ -5,6 +5,8 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 SOURCE = Path("data/source.json")  # digest of the local data files, an input of the graph
 SEEN = Path(".ifm/source.json")  # sizes and times of these files at the last reading
+PUBLIC = Path("data/public.json")  # digest of a public teacher's local files, an input of the graph
+SEEN_PUBLIC = Path(".ifm/public.json")
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
 REFERENCE = Path("data/reference")

@@ -260,7 +260,7 @@ def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> lis
             "context": context,
         }
         for path, md5 in made.items()
-        if path.startswith("data/") and path != str(paths.SOURCE)
+        if path.startswith("data/") and path not in (str(paths.SOURCE), str(paths.PUBLIC))
     ]
 
 

@@ -6,27 +6,17 @@ DVC has no other way to look at files outside the project that not everyone has.
 import os
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import Any
 
 from ifm.data import inputs
 from ifm.data.sources import SOURCES
 from ifm.errors import UserError
-from pipeline.runner import paths
-
-NULL = ("", "~", "null", "Null", "NULL")
-
-
-class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Every scalar as its text: the file is YAML 1.2, where `no` is a word, and PyYAML knows 1.1."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+from pipeline.runner import paths, plain
 
 
 def main() -> None:
     """Notes what the files are; where they are not on this machine, what was noted before stands."""
-    section = _data(paths.PARAMS)
+    section = plain.section(paths.PARAMS, "data", keys={"source", "path", "name", "train_split", "test_split"})
     if section is None:
         return  # `fetch` says what is wrong
     root = Path(os.environ.get("DVC_ROOT") or Path.cwd())  # in an experiment's own folder: the main checkout
@@ -40,16 +30,6 @@ def main() -> None:
         sys.exit(f"source: {error}")
     except OSError as error:
         sys.exit(f"source: {_named(section)}: cannot be read ({error.strerror}); mend its permissions")
-
-
-def _data(params: Path) -> dict[str, Any] | None:
-    """Section `data`, values as text, null as None; None where it is not as it should be."""
-    try:
-        found = yaml.load(params.read_text(encoding="utf-8"), Loader=_Plain)["data"]
-        section = {key: None if value in NULL else value for key, value in found.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
-        return None
-    return section if {"source", "path", "name", "train_split", "test_split"} <= section.keys() else None
 
 
 def _named(section: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ifm import conditions, dynamics, pretrained
-from ifm.adapters import places
+from ifm.adapters import inputs, places
 from ifm.adapters.folder import read
 from ifm.conditions.base import varying
 from ifm.config import Config
@@ -34,6 +34,10 @@ def work(stage: Stage) -> None:
     """Trains the teacher of one dynamics on data/processed, writes the exact one, adapts a public one, or none."""
     config, d = stage.config, stage.dynamics
     images = open_split(paths.PROCESSED, "train")
+    if int(os.environ.get("RANK", "0")) == 0:  # before they are read
+        root = project_root()
+        local = inputs.look(config.teacher.model_dump(), root=root, memory=root / paths.SEEN_PUBLIC)
+        inputs.note(paths.PUBLIC, local or inputs.Inputs())
     if config.teacher.kind == "none":
         _write_none(stage, images)
         return
@@ -49,8 +53,8 @@ def work(stage: Stage) -> None:
         kind = kind.told_to(drops=drop > 0, scale=None)
     network = build_network(shape=images.shape, takes_anchor=False, condition=kind, **config.network.model_dump())
     teacher = Teacher(network, dynamics.of_params(d, config.ode))
-    inputs = _inputs(images)
-    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=inputs))
+    trained_on = _inputs(images)
+    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=trained_on))
     result = train_teacher(
         accelerator,
         teacher,
@@ -67,7 +71,7 @@ def work(stage: Stage) -> None:
     if not accelerator.is_main_process:
         return
     train_images = config.teacher.steps * config.teacher.batch_size
-    record = {"image_shape": list(images.shape), "train_images": train_images, "trained_on": inputs}
+    record = {"image_shape": list(images.shape), "train_images": train_images, "trained_on": trained_on}
     pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=result.kept)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds

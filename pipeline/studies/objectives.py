@@ -31,8 +31,10 @@ COMPARED = {"points": {"teacher.steps": 4600}}
 
 def needs_teacher(config: Config) -> bool:
     """Whether the flow is trained on a teacher's paths, from its weights, or by its velocities."""
-    flow = config.flow
-    asks = flow.velocity == "teacher" and any(each.takes_velocities for each in objectives.of(flow).values())
+    flow, guided = config.flow, config.guidance.kind != "none"  # guided, `data` asks too
+    asks = flow.velocity == "teacher" and any(
+        each.takes_velocities or (guided and not each.needs_paths) for each in objectives.of(flow).values()
+    )
     return objectives.needs_paths(flow) or flow.init == "teacher" or asks
 
 
@@ -41,10 +43,11 @@ def flow_evaluations(config: Config) -> float:
 
     Policy self takes an extra pass for a share of each batch.
     """
-    flow = config.flow
+    flow, guided = config.flow, _guided(config)
     asked = objectives.of(flow).values()
     anchor = config.anchor.self_probability if config.anchor.policy == "self" else 0
-    per_step = sum(each.cost(flow) for each in asked) / len(asked) + anchor
+    own = sum(each.cost(flow) + guided * each.guided_cost(flow) for each in asked) / len(asked)
+    per_step = own + anchor
     return per_step * flow.steps * flow.batch_size
 
 
@@ -62,8 +65,13 @@ def evaluations(config: Config) -> float:
         solved = config.trajectories.count
         if config.trajectories.store == "none":
             solved = config.flow.steps // len(objectives.of(config.flow)) * config.flow.batch_size
-        total += solved * solver_nfe(config.trajectories.solver_steps)
+        total += solved * solver_nfe(config.trajectories.solver_steps) * (2 if _guided(config) else 1)
     return total
+
+
+def _guided(config: Config) -> bool:
+    """Whether a denoiser costs two evaluations. guidance.interval, outside of which it costs one, is not looked at."""
+    return config.guidance.kind != "none" and config.guidance.scale != 1
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ class Node(NamedTuple):
 
 
 def read_graph(path: Path = Path("dvc.yaml")) -> dict[str, Any]:
-    """The stages of dvc.yaml by name, without the one that looks at local files: it runs for every configuration."""
+    """The stages of dvc.yaml by name, without those that look at local files: they run for every configuration."""
     stages = of_dvc(path.read_text(encoding="utf-8"))["stages"]
-    return {name: stage for name, stage in stages.items() if name != "source"}
+    return {name: stage for name, stage in stages.items() if not stage.get("always_changed")}
 
 
 def code_digest(graph: Mapping[str, Any]) -> str:

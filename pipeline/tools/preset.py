@@ -81,7 +81,7 @@ def apply(
         spelt |= words
     if local:
         values["data"]["path"] = data
-    if chosen[0]["teacher"].get("kind") == "pretrained":
+    if chosen[0].get("teacher", {}).get("kind") == "pretrained":
         values["dynamics"] = _with_public_models(values["dynamics"])
     parse(values, source=f"preset {name}")
     return params_file.rewritten(text, values, spelt=spelt)

@@ -183,3 +183,6 @@ def test_clip_sample_keeps_the_estimate_in_range():
     t = torch.tensor([0.3], dtype=torch.float64)
     x_t = d.perturb(x_0, z=z, t=t)
     torch.testing.assert_close(Teacher(network, d)(x_t, t), closed_form(d, x_t, t).clamp(-0.5, 0.5))
+    for dtype in (torch.float32, torch.float64):  # at the data, where consistency asks: x itself
+        x = torch.linspace(-0.4, 0.6, 32, dtype=dtype).reshape(1, *SHAPE)
+        torch.testing.assert_close(Teacher(network, d)(x, torch.zeros(1, dtype=dtype)), x)

@@ -16,6 +16,7 @@ from ifm.conditions.classes import Classes, ClassLabels
 from ifm.errors import UserError
 from ifm.model import Teacher, build_flow
 from ifm.use import loading
+from ifm.use.diffusers_folder import write_folder
 from tests.support.public_model import small_unet
 
 VE = dynamics.build("ve")
@@ -97,6 +98,9 @@ def test_a_flow_starts_as_the_teacher(saved, tmp_path, takes_anchor):
     pretrained.save_model(flow, tmp_path / "flow", record={})
     again = pretrained.load_flow(tmp_path / "flow")
     assert torch.equal(again(X_T, t, x_anchor=x_anchor), found)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"^diffusers: a flow that started from a public model .*; use --format onnx"):
+        write_folder(again, tmp_path / "flow", tmp_path / "out")
 
 
 def test_a_transformer_with_classes_and_a_learned_variance(tmp_path):
@@ -156,6 +160,8 @@ def spoil(folder, how):
             edited(scheduler, _class_name="MyScheduler")
         case "other prediction":
             edited(scheduler, prediction_type="score")
+        case "flow's levels alone":
+            edited(scheduler, _class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True)
         case "huge":
             edited(unet, block_out_channels=[8000, 16000])
         case "layers":
@@ -175,6 +181,7 @@ def spoil(folder, how):
         ("other class", "the model is of class MyUNet; known: UNet2DModel, DiT"),
         ("other scheduler", "the scheduler is of class MyScheduler; known: DDPMScheduler"),
         ("other prediction", "says prediction_type 'score'; known: epsilon, sample, v_prediction"),
+        ("flow's levels alone", "says use_flow_sigmas and prediction_type 'epsilon'; of these flow_prediction is read"),
         ("huge", "config.json asks for"),
         ("layers", "config.json asks for 1000000000 layers"),
         ("truncated", "m: "),
@@ -190,7 +197,10 @@ def test_what_cannot_be_read_is_one_line(mine, how, said):
 
 @pytest.mark.parametrize(
     ("shape", "said"),
-    [((3, 8, 8), "takes 1 channels, the data have 3"), ((1, 16, 16), "is for 8 x 8 pixels, the data have 16 x 16")],
+    [
+        ((3, 8, 8), "takes 1 channels, the data have 3; see data.channels"),
+        ((1, 16, 16), "is for 8 x 8 pixels, the data have 16 x 16; see data.image_size"),
+    ],
 )
 def test_what_does_not_fit_the_data_is_one_line(saved, shape, said):
     with pytest.raises(UserError, match=f"^m: {said}$"):
@@ -204,6 +214,10 @@ def test_places(saved, tmp_path, monkeypatch):
         places.look_up(str(saved), revision="main", scheduler=None, root=tmp_path)
     with pytest.raises(UserError, match=r"^teacher\.scheduler = 'none': no such file or folder$"):
         places.look_up(str(saved), revision=None, scheduler="none", root=tmp_path)
+    fits = {"scheduler": None, "root": tmp_path, "shape": (1, 8, 8)}
+    places.check(str(saved), classes=None, drops=False, **fits)
+    with pytest.raises(UserError, match=r"^teacher\.path = .*: has no classes, the data have 10; see condition\.kind$"):
+        places.check(str(saved), classes=10, drops=False, **fits)  # before anything is decoded
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^teacher\.path = someone/model: no such folder, and the Hub .* be reached"):
         places.look_up("someone/model", revision=None, scheduler=None, root=tmp_path)

@@ -14,6 +14,7 @@ from ifm import pretrained
 from ifm.adapters.network import FLOW_TOP, AdaptedNetwork
 from ifm.config import ConfigError, parse
 from ifm.errors import UserError
+from ifm.files import read_json
 from pipeline.stages import evaluate, fetch, flow, preprocess, reference, sample, select, teacher, trajectories
 from pipeline.tools import preset
 from tests.support.project import TINY
@@ -70,6 +71,8 @@ def test_a_public_model_becomes_a_one_step_one(tmp_path, monkeypatch):
         assert made.top == FLOW_TOP * values["ode"]["sigma_data"]
         moved = made.model.conv_in.weight[:, :1] - adapted.model.conv_in.weight
         assert 0 < moved.abs().max() < 0.2  # trained on from the public weights
+    noted = read_json(Path("data/public.json"))
+    assert (noted["public"], noted["files"]) == (["teacher"], 4)  # for DVC, which asks for its digest from now on
     assert np.load("data/samples/ve/flow-one_step-nfe001.npy").shape[1:] == (1, 8, 8)
     assert "flow-one_step-nfe001" in Path("reports/metrics/ve.json").read_text()
     DDPMPipeline(small_unet(sample_size=16), DDPMScheduler()).save_pretrained("public")

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image, features
 
+from ifm import watched
 from ifm.cli.options import local_path
 from ifm.config import DataConfig, parse, read_params
 from ifm.data import inputs
@@ -121,7 +122,7 @@ def test_what_is_not_read_does_not_count(tmp_path):
 def test_files_that_have_not_changed_are_not_read_again(tmp_path, monkeypatch):
     at, memory = folder(tmp_path / "a", "0.png", "1.png"), tmp_path / "seen.json"
     first = look(at, memory)
-    monkeypatch.setattr(inputs, "_content", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(watched, "_content", lambda path: pytest.fail(f"{path} was read"))
     assert look(at, memory) == first
     monkeypatch.undo()
     before = (at / "0.png").stat()

@@ -73,6 +73,30 @@ def test_the_defaults_budget_by_hand():
     assert objectives.evaluations(config) == 3450 * 64 * (2 + 2 + 0.25) + 900 * 128
 
 
+GUIDED = {"condition__kind": "class", "guidance__kind": "cfg", "guidance__scale": 2.0, "teacher__kind": "network"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "velocity", "per_step"),
+    [
+        ("data", "reference", 1),
+        ("data", "teacher", 1 + 2),  # D_c and D_0
+        ("consistency", "teacher", 2 + 2 * 2 + 0.25),
+        ("interval", "teacher", 1 + 2 * 0.5 + 2),
+        ("interval", "pair", 1 + 2 * 0.5 + 1),  # the flow's own velocity without a class
+    ],
+)
+def test_guidance_is_counted(objective, velocity, per_step):
+    config = config_of("digits", objective, flow__velocity=velocity, **GUIDED)
+    assert objectives.flow_evaluations(config) == config.flow.steps * config.flow.batch_size * per_step
+    assert objectives.needs_teacher(config) == (velocity == "teacher")
+
+
+def test_a_guided_path_costs_twice():
+    plain, guided = (config_of("digits", "trajectory", **how) for how in ({}, GUIDED))
+    assert objectives.evaluations(guided) - objectives.evaluations(plain) == 8000 * 17
+
+
 POINTS = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
 
 

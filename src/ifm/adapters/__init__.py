@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+INNER = ("unet", "transformer")  # of a pipeline's folder
+SCHEDULER = "scheduler_config.json"
+
 
 @dataclass(frozen=True)
 class Model:

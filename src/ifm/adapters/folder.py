@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ifm.adapters import MODELS, SCHEDULERS, entry_of
+from ifm.adapters import INNER, MODELS, SCHEDULER, SCHEDULERS, entry_of
 from ifm.adapters.fits import check_model, layer_counts
 from ifm.errors import UserError, in_a_line
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from ifm.adapters.network import AdaptedNetwork
     from ifm.conditions.base import ConditionKind
 
-CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
+CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model"
-INNER = ("unet", "transformer")  # of a pipeline's folder
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

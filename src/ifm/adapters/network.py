@@ -20,6 +20,7 @@ from ifm.networks.base import CONFIG, Network, check_weights, described, kind_of
 from ifm.schema import load
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name
+LEAST = 1e-12  # stands for sin(phi) = 0, as at t = 0 of rf, which consistency asks at
 FLOW_TOP = 5.0  # the largest noise level that a flow asks its model at, in units of sigma_data: docs/teachers.md
 
 
@@ -96,7 +97,7 @@ class AdaptedNetwork(Network):
         if self.clip is not None:
             x_0 = x_0.clamp(-self.clip, self.clip)
             above = torch.ones_like(above)  # z follows from the clipped x_0
-        z = torch.where(above, (w - cos * x_0) / sin, z)
+        z = torch.where(above, (w - cos * x_0) / sin.clamp_min(LEAST), z)  # at t = 0 any z will do, but no NaN
         return expand(theta.sin(), y) * x_0 / self.sigma_data - expand(theta.cos(), y) * z
 
     def _ask(self, x: Tensor, anchor: Tensor, phi: Tensor, condition: Condition | None) -> Tensor:

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from ifm.adapters.fits import check_shape
+from ifm.adapters import MODELS
+from ifm.adapters.fits import check_classes, check_shape
 from ifm.adapters.folder import Found, find
 from ifm.errors import UserError
 from ifm.files import located
@@ -34,12 +35,18 @@ def look_up(path: str, *, revision: str | None, scheduler: str | None, root: Pat
     return find(folder, named=named, scheduler=None if scheduler is None else located(scheduler, root)), origin
 
 
-def check(path: str, *, scheduler: str | None, root: Path, shape: tuple[int, ...]) -> None:
-    """Raises UserError where a folder on this disk is no model for data of a shape. The Hub is not asked."""
+def check(
+    path: str, *, scheduler: str | None, root: Path, shape: tuple[int, ...], classes: int | None, drops: bool
+) -> None:
+    """Raises UserError where a folder on this disk is no model for data of a shape with so many classes to ask for.
+
+    classes, drops: as of `fits.check_classes`. The Hub is not asked.
+    """
     if not located(path, root).is_dir():
         return
     found, _ = look_up(path, revision=None, scheduler=scheduler, root=root)
     try:
         check_shape(found.config, shape=shape)
+        check_classes(found.config, MODELS[found.config["_class_name"]], classes, drops=drops)
     except (ValueError, LookupError) as error:
         raise UserError(f"{found.named}: {error}") from error

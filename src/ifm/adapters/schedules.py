@@ -113,12 +113,14 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, str]:
     name = config.get("_class_name")
     entry = entry_of(SCHEDULERS, name, what="the scheduler")
     scheduler = getattr(diffusers, name).from_config(dict(config))
-    if scheduler.config.get("use_flow_sigmas") or scheduler.config.get("prediction_type") == "flow_prediction":
+    kind = scheduler.config.get("prediction_type")
+    if kind == "flow_prediction":
         return FlowMatching(scheduler), "flow"
+    if scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(f"{name} says use_flow_sigmas and prediction_type {kind!r}; of these flow_prediction is read")
     schedule = load(entry.schedule)(scheduler)
     if entry.predictions is None:
         return schedule, "flow"
-    kind = scheduler.config.prediction_type
     if kind not in entry.predictions:
         raise ValueError(f"{name} says prediction_type {kind!r}; known: {', '.join(entry.predictions)}")
     return schedule, f"edm_{kind}" if isinstance(schedule, EDM) else kind

@@ -25,7 +25,7 @@ def check(config: Config, counts: Counts, *, where: Path) -> None:
 
     where: the folder that the counts are of.
     """
-    _check_teacher(config)
+    _check_teacher(config, counts.classes)
     train, test = counts.splits["train"], counts.splits["test"]
     source, noun = config.data.origin, config.data.modality.noun
     of = f"{where}: {train} train and {test} test {noun}"
@@ -52,15 +52,17 @@ def check(config: Config, counts: Counts, *, where: Path) -> None:
     )
 
 
-def _check_teacher(config: Config) -> None:
-    """A public teacher that lies on this disk must be for such data."""
+def _check_teacher(config: Config, classes: Sequence[str] | None) -> None:
+    """A public teacher that lies on this disk must be for such data. classes: that these have."""
     if config.teacher.kind != "pretrained":
         return
     from ifm.adapters import places
     from ifm.tracking import project_root
 
     given = {"scheduler": config.teacher.scheduler, "root": project_root()}
-    places.check(config.teacher.path, shape=config.data.shape, **given)
+    asked = len(classes) if config.condition.kind == "class" and classes is not None else None
+    drops = asked is not None and config.condition.drop_probability > 0
+    places.check(config.teacher.path, shape=config.data.shape, classes=asked, drops=drops, **given)
 
 
 def check_classes(classes: Sequence[str] | None, of_classes: Sequence[int] | None, *, where: Path | str) -> None:

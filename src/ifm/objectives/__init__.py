@@ -53,6 +53,7 @@ class Objective:
     # Network evaluations for one sample of a step, by the section `flow`: of the flow, and of a teacher that it asks.
     # An evaluation is a sample's way through a network, with or without gradient; a backward pass is none.
     cost: Callable[[Any], float]
+    guided_cost: Callable[[Any], float] = lambda flow: 0  # and further ones with guidance, where it counts
     needs_paths: bool = False  # it trains on a teacher's paths
     two_times: bool = False  # its network takes an interval's end
     gives_estimates: bool = True  # it estimates x_0, which policy bank keeps
@@ -70,20 +71,25 @@ def _asked(flow: Any) -> int:
 
 OBJECTIVES: dict[str, Objective] = {
     "trajectory": Objective("ifm.objectives.trajectory:phase", "Trajectory", cost=lambda flow: 1, needs_paths=True),
-    "data": Objective("ifm.objectives.data:phase", "Data (the paper's)", cost=lambda flow: 1),
+    "data": Objective(
+        "ifm.objectives.data:phase",
+        "Data (the paper's)",
+        cost=lambda flow: 1,
+        guided_cost=lambda flow: 2 * _asked(flow),
+    ),
     "consistency": Objective(
         "ifm.objectives.consistency:phase",
         "Consistency",
         cost=lambda flow: 2 * (1 + _asked(flow)),  # both at both times
+        guided_cost=lambda flow: 2 * _asked(flow),
         takes_velocities=True,
         options=ConsistencyOptions,
     ),
     "interval": Objective(
         "ifm.objectives.interval:phase",
         "Interval",
-        cost=lambda flow: (
-            1 + 2 * (1 - flow.interval.same_share) + _asked(flow)
-        ),  # the derivative: value and tangent, or two values
+        cost=lambda flow: 1 + 2 * (1 - flow.interval.same_share) + _asked(flow),  # the derivative: value and tangent
+        guided_cost=lambda flow: 1 if flow.velocity == "pair" else _asked(flow),
         two_times=True,
         gives_estimates=False,
         takes_velocities=True,

@@ -61,7 +61,7 @@ def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
 
 def _embedding(flow: IntegrationFlow) -> "FlowEmbedding | None":
     """What the U-Net is told, as a part of its own, where diffusers' class slot cannot hold it: more than one thing."""
-    kind, end = flow.condition_kind, flow.network.end
+    kind, end = flow.condition_kind, getattr(flow.network, "end", None)  # a public model's network has none
     if not isinstance(kind, Classes) or (end is None and kind.scale is None):
         return None
     from ifm.use.diffusers_embedding import FlowEmbedding
