@@ -160,7 +160,7 @@ def guided_velocity(
     velocity: Tensor,
     x_anchor: Tensor | None,
     guidance: Guidance,
-    ask: Callable[..., Tensor],
+    ask: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """v_0 + w (v - v_0), v a pair's dy/dtheta and v_0 the flow's own velocity without a condition: [B, ...].
 
@@ -171,7 +171,7 @@ def guided_velocity(
     dynamics, kind = flow.dynamics, flow.condition_kind
     none = _with_scale(kind.none(len(velocity)).to(velocity.device), at.condition)
     y, theta = at.x_t / expand(dynamics.scale(at.t), at.x_t), dynamics.angle(at.t)
-    v_0 = ask(y, theta, theta_s=theta, x_anchor=x_anchor, condition=none)
+    v_0 = (ask or flow.mean_velocity)(y, theta, theta_s=theta, x_anchor=x_anchor, condition=none)
     inside = within(dynamics, at.t, guidance.interval) & ~kind.left_out(at.condition)
     w = None if guidance.range else guidance.scale
     return combined(v_0, velocity, scale_of(w, at.condition, velocity), inside=inside)
