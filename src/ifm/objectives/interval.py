@@ -165,8 +165,7 @@ def guided_velocity(
     """v_0 + w (v - v_0), v a pair's dy/dtheta and v_0 the flow's own velocity without a condition: [B, ...].
 
     MeanFlow's guided target (Geng et al. 2025, eq. 19), one evaluation more. ask: the flow's `mean_velocity`, or what
-    stands for it. Where the condition is left out it is v
-    itself, by which the flow learns v_0.
+    stands for it. Where the condition is left out it is v itself, by which the flow learns v_0.
     """
     dynamics, kind = flow.dynamics, flow.condition_kind
     none = _with_scale(kind.none(len(velocity)).to(velocity.device), at.condition)
