@@ -93,6 +93,8 @@ class IntervalFlow(IntegrationFlow):
     delta = pi/2, from noise to data, it has nothing of the noise to reproduce, and at delta = 0 -F is the velocity.
     """
 
+    differentiated = True  # in training, by theta; float32 weights are for this
+
     def __init__(
         self, network: nn.Module, dynamics: Dynamics, *, takes_anchor: bool, anchor_input: str = "channels"
     ) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from ifm import dynamics
+from ifm import anchors, dynamics
 from ifm.dynamics import DYNAMICS
 from ifm.dynamics.base import expand
 from ifm.exact import ExactTeacher
@@ -18,11 +19,21 @@ from ifm.networks import build_network
 from ifm.objectives.base import Examples
 from ifm.objectives.consistency import consistency_intervals
 from ifm.objectives.consistency import loss as consistency_loss
+from ifm.objectives.interval import (
+    STEP,
+    central_difference,
+    differentiable_forward,
+    forward_derivative,
+    in_float32,
+    interval_phase,
+    mean_velocity_target,
+)
 from ifm.objectives.interval import loss as interval_loss
-from ifm.objectives.interval import mean_velocity_target
 from ifm.objectives.pairs import averaged, draw_pairs, draw_time, earlier, mean_over_reference, noise_of
 from ifm.random import EndlessShuffle, Streams
 from ifm.steps import sample_chained
+from ifm.training.flow import train_flow
+from ifm.training.loop import TrainSettings
 from tests.support.exact import GaussianDenoiser, PointsDenoiser
 
 NAMES = tuple(DYNAMICS)
@@ -165,6 +176,78 @@ def test_the_target_is_linear_in_the_velocity():
     pairs = torch.randn(7, 5, 2).double()
     torch.testing.assert_close(torch.stack([target(v) for v in pairs]).mean(0), target(pairs.mean(0)))
     assert not target(pairs[0]).requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_difference_on_the_exact_teacher_is_of_second_order(name):
+    """In float64 half of the step leaves a quarter of the error, and at the step of training it is small."""
+    torch.manual_seed(1)
+    d = dynamics.build(name, **({"augmented_dimensions": 16.0} if name == "pfgmpp" else {}))
+    denoiser = PointsDenoiser(d, POINTS)
+    y, theta, theta_s = torch.randn(6, 2).double(), torch.linspace(0.9, 1.4, 6).double(), double(0.7).expand(6)
+    along = {"velocity": marginal_velocity(d, denoiser, y, theta), "theta": theta}
+
+    def u(y, theta):
+        return (y - solved(d, denoiser, y, theta, theta_s, steps=30)) / expand(theta - theta_s, y)
+
+    exact = forward_derivative(u, y, **along)
+    error, of_half = (
+        float((central_difference(u, y, **along, step=step) - exact).norm() / exact.norm()) for step in (STEP, STEP / 2)
+    )
+    assert error < 2e-4
+    assert error / of_half == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("mlp", (2,)), ("unet", (1, 8, 8))])
+def test_the_difference_in_float32_is_near_the_derivative_in_float64(kind, shape):
+    """Under autocast too, at the ends of the range too: relative error below 1e-3."""
+    flow, rng = flow_of("rf", kind=kind, shape=shape), torch.Generator().manual_seed(1)
+    y, velocity, x_anchor = (torch.randn(6, *shape, generator=rng) for _ in range(3))
+    theta, theta_s = torch.linspace(0.0, math.pi / 2, 6), torch.linspace(0.0, 0.6, 6)
+
+    def derivative(way, dtype):
+        flow.to(dtype)
+        told = {"theta_s": theta_s.to(dtype), "x_anchor": x_anchor.to(dtype)}
+        with torch.no_grad():
+            return way(
+                lambda y, theta: flow.mean_velocity(y, theta, **told),
+                y.to(dtype), velocity=velocity.to(dtype), theta=theta.to(dtype),
+            ).double()  # fmt: skip
+
+    with torch.autocast("cpu", torch.bfloat16), in_float32(flow):
+        found = derivative(central_difference, torch.float32)
+    with differentiable_forward(flow):
+        exact = derivative(forward_derivative, torch.float64)
+    assert float((found - exact).norm() / exact.norm()) < 1e-3
+
+
+def trained(derivative, *, kind="mlp", data, precision="no", **options):
+    """The curve's last loss of a short training."""
+    AcceleratorState._reset_state()
+    accelerator, flow = Accelerator(cpu=True, mixed_precision=precision), flow_of("ve", kind=kind, shape=data.shape[1:])
+    how = {"same_share": 0.5, "whole_share": 0.5, "power": 0.5, "random_flip": False, "seed": 1}
+    chosen = {"lr": 2e-3, "lr_decay": "none", "warmup_steps": 0, "ema_decay": 0.9, "clip_grad_norm": 1.0}
+    settings = TrainSettings(**chosen, log_every=options["steps"], checkpoint_every=1000, **options)
+    phase = interval_phase(
+        accelerator, flow, data, derivative=derivative, batch_size=settings.batch_size, **how
+    )  # fmt: skip
+    result = train_flow(accelerator, flow, [phase], policy=anchors.SelfAnchor(0.5), settings=settings, seed=1)
+    AcceleratorState._reset_state()
+    return result.history[-1]["loss"]
+
+
+def test_training_by_differences_ends_where_training_by_forward_mode_does():
+    points = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
+    losses = [trained(way, data=points, steps=150, batch_size=64) for way in ("forward", "difference")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_differences_train_with_checkpointed_activations_in_bf16():
+    images = np.random.default_rng(0).integers(0, 256, (16, 1, 8, 8), np.uint8)
+    how = {"kind": "unet", "data": images, "precision": "bf16", "steps": 3, "batch_size": 8}
+    again = trained("difference", gradient_checkpointing=True, **how)
+    assert again == pytest.approx(trained("difference", **how), rel=1e-5)
+    assert again == pytest.approx(trained("forward", **how), rel=1e-3)
 
 
 class GaussianMap(IntervalFlow):

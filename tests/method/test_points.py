@@ -212,7 +212,7 @@ def points_values(**changes):
         ({"anchor__input": "cross_attention"}, "anchor.input: cross_attention needs the unet"),
         ({"network__kind": "unet"}, "network.kind: unet does not fit data.source: points; use mlp"),
         ({"evaluate__extractor": "pixels"}, "evaluate.extractor: pixels does not fit data.source: points; use coord"),
-        ({"data__source": "digits"}, "network.kind: mlp does not fit data.source: digits; use unet"),
+        ({"data__source": "digits"}, "network.kind: mlp does not fit data.source: digits; use unet or transformer"),
         (
             {"data__source": "digits", "network__kind": "unet"},
             "evaluate.extractor: coordinates does not fit data.source: digits; use classifier, inception",

@@ -35,7 +35,9 @@ CASES = [
     {"name": "average-root", "objective": "average", "plugin": ROOT},
     {"name": "online", "objective": "online", "plugin": BLOCKS | {"activation_checkpointing": True}},
     {"name": "poisoned", "objective": "poisoned", "plugin": BLOCKS},
+    {"name": "interval", "objective": "interval", "plugin": BLOCKS},
     {"name": "bf16", "objective": "online", "plugin": BLOCKS, "precision": "bf16"},
+    {"name": "bf16-interval", "objective": "interval", "plugin": BLOCKS, "precision": "bf16"},
 ]
 BANK = {"name": "bank", "objective": "bank", "plugin": BLOCKS, "settings": {"steps": 12, "gradient_accumulation": 2}}
 
@@ -99,7 +101,7 @@ def assert_same_training(one, many):
             assert b[key] == pytest.approx(a[key], rel=1e-3), (key, a["step"])
 
 
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if case["name"] != "bf16"])
+@pytest.mark.parametrize("name", [case["name"] for case in CASES if case.get("precision") != "bf16"])
 def test_a_split_model_trains_as_a_whole_one(name, trained):
     assert_same_training(told(trained.one, name), told(trained.three, name))
 
@@ -117,8 +119,9 @@ def test_steps_that_are_not_finite_in_one_process_are_skipped_in_all(trained):
         assert [row["skipped"] for row in told(out, "poisoned")["curve"]] == [0, 1, 2, 2]
 
 
-def test_bf16_trains_alike_and_keeps_float32_weights(trained):
-    one, many = told(trained.one, "bf16"), told(trained.three, "bf16")
+@pytest.mark.parametrize("name", ["bf16", "bf16-interval"])
+def test_bf16_trains_alike_and_keeps_float32_weights(name, trained):
+    one, many = told(trained.one, name), told(trained.three, name)
     assert {t.dtype for t in many["weights"].values()} == {torch.float32}
     for a, b in zip(one["curve"], many["curve"], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
@@ -174,6 +177,9 @@ def test_what_training_knows_is_let_through():
     check_splitting(set_up_for(DistributedType.MULTI_GPU, "fp16", cpu_offload=True))
 
 
-def test_objective_interval_is_refused_before_any_work():
-    with pytest.raises(LaunchError, match="objective interval cannot train a model split by FSDP"):
+def test_forward_mode_is_refused_before_any_work():
+    line = (
+        "objective interval cannot train a model split by FSDP with flow.interval.derivative: forward; set it to diff"
+    )
+    with pytest.raises(LaunchError, match=line):
         interval_phase(set_up_for(), None, None, batch_size=6, same_share=0.5, whole_share=0.5, power=0.0)

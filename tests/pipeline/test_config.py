@@ -237,6 +237,15 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "set flow.init to scratch",
         ),
         (
+            {"flow.objective": "interval", "flow.init": "scratch", "flow.gradient_checkpointing": True},
+            "flow.gradient_checkpointing: true does not fit flow.interval.derivative: forward, which flow.objective: "
+            "interval takes; set flow.interval.derivative to difference, or gradient_checkpointing to false",
+        ),
+        (
+            {"network.kind": "transformer", "network.transformer.patch": 3},
+            "network.transformer.patch = 3 does not divide data.image_size = 8; use a divisor of it",
+        ),
+        (
             {"evaluate.guidance_scales": [2.0]},
             "evaluate.guidance_scales = [2.0] needs guidance, and guidance.kind is none; set it to cfg",
         ),
@@ -266,6 +275,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"data.label_column": None},  # digits have labels of their own
         {"data.source": "parquet", "data.path": "x", "data.label_column": None, "evaluate.extractor": "pixels"},
         {"network.channels": [8] * 4, "network.attention": [False] * 4},
+        {"network.kind": "transformer", "network.transformer.patch": 4},
         {"flow.objective": "data", "flow.t_max_share": 0.0},
         {"flow.objective": "data", "flow.schedule": "mixed", "anchor.policy": "bank"},
         {"anchor.reset_probability": 0},
@@ -277,6 +287,10 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
         {"teacher.kind": "exact", "flow.init": "scratch"},
         {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
         {"flow.objective": "interval", "flow.init": "scratch", "sample.flow_samplers": ["chain"]},
+        {
+            **{"flow.objective": "interval", "flow.interval.derivative": "difference"},
+            **{"flow.init": "scratch", "flow.gradient_checkpointing": True},
+        },
         {"flow.objective": ["trajectory", "consistency"]},
         {**LED, "sample.guidance": 1.5, "evaluate.guidance_scales": [0.0, 4.0]},
         {**LED, "guidance.scale": [1.0, 3.0], "sample.guidance": 3.0},

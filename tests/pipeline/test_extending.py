@@ -189,7 +189,9 @@ def test_a_networks_section_is_checked(monkeypatch):
         parse(points(network__kind="linear"))
     digits = read_params(ROOT / "params.yaml")
     digits["network"] |= {"kind": "linear", "linear": {"width": 4}}
-    with pytest.raises(ConfigError, match=r"network\.kind: linear does not fit data\.source: digits; use unet$"):
+    with pytest.raises(
+        ConfigError, match=r"network\.kind: linear does not fit data\.source: digits; use unet or transformer$"
+    ):
         parse(digits)
 
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from ifm import anchors, dynamics
 from ifm.hardware.devices import is_sharded
 from ifm.hardware.processes import ProcessExchange, check_splitting, local_positions
-from ifm.model import IntegrationFlow, Teacher
+from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.networks.unet import build_unet
 from ifm.objectives.consistency import consistency_phase
 from ifm.objectives.data import data_phase
+from ifm.objectives.interval import interval_phase
 from ifm.objectives.pairs import mean_over_reference
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.flow import train_flow
@@ -46,11 +47,11 @@ class Stopped(Exception):
     """Stands for a kill: nothing after it runs."""
 
 
-def unet(in_channels: int) -> nn.Module:
+def unet(in_channels: int, *, two_times: bool = False) -> nn.Module:
     torch.manual_seed(0)
     return build_unet(
         image_size=8, in_channels=in_channels, out_channels=1, channels=[8, 8], layers_per_block=1,
-        attention=[False, True], dropout=0.0, norm_groups=4,
+        attention=[False, True], dropout=0.0, norm_groups=4, two_times=two_times,
     )  # fmt: skip
 
 
@@ -85,6 +86,10 @@ def train(
         bank = anchors.AnchorBank(len(IMAGES), (1, 8, 8), seed=1, exchange=ProcessExchange(accelerator))
         policy = anchors.BankAnchor(bank, reset_probability=0.25)
         phase = data_phase(accelerator, flow, IMAGES, mixed=True, **how)
+    elif objective == "interval":  # of three processes one has no s < t
+        flow = IntervalFlow(unet(2, two_times=True), d, takes_anchor=True)
+        shares = {"same_share": 0.7, "whole_share": 0.5, "power": 0.5}
+        phase = interval_phase(accelerator, flow, IMAGES, derivative="difference", **shares, **pairs)
     else:
         mean = mean_over_reference(accelerator, d, IMAGES, size=18, **pairs)
         phase = consistency_phase(accelerator, flow, IMAGES, intervals=(2, 8), target=objective, mean=mean, **how)

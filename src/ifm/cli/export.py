@@ -98,6 +98,8 @@ def _check_model(given: argparse.Namespace, model: object) -> None:
 
     if not isinstance(model, IntegrationFlow):
         raise UserError(f"{given.model}: holds a teacher; ifm export takes flows")
+    if given.format == "diffusers" and type(model.network).__name__ == "Transformer":
+        raise UserError(f"{given.model}: diffusers has no class for ifm's transformer; use --format onnx or pt2")
     if given.format == "diffusers" and len(model.network.data_shape) == 1:
         raise UserError(f"{given.model}: points have no pipeline in diffusers; use --format onnx or pt2")
 

@@ -88,6 +88,11 @@ class Config(Section):
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
             )
+        if self.network.kind == "transformer" and self.data.image_size % self.network.transformer.patch:
+            raise ValueError(
+                f"network.transformer.patch = {self.network.transformer.patch} does not divide data.image_size = "
+                f"{self.data.image_size}; use a divisor of it"
+            )
         if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
             raise ValueError(
                 f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
@@ -135,10 +140,10 @@ class Config(Section):
                     f"anchor.policy: bank does not fit flow.objective: {name}, which makes no estimates of x_0 to "
                     "keep; use none, noise or self"
                 )
-            if objective.differentiates and self.flow.gradient_checkpointing:
+            if self.flow.gradient_checkpointing and (key := objective.forward_mode(self.flow)):
                 raise ValueError(
-                    f"flow.gradient_checkpointing: true does not fit flow.objective: {name}, whose forward-mode "
-                    "derivative has no such form; set it to false, or use gradient_accumulation"
+                    f"flow.gradient_checkpointing: true does not fit {key}: forward, which flow.objective: {name} "
+                    f"takes; set {key} to difference, or gradient_checkpointing to false"
                 )
         for name, section in (("teacher", self.teacher), ("flow", self.flow)):
             if section.gradient_accumulation > section.batch_size:

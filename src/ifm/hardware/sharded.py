@@ -5,6 +5,7 @@ Split tensors are torch's DTensors. `whole` and `like` return plain tensors unch
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -26,15 +27,23 @@ def to_split(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """A copy of the model, which `accelerator.prepare` splits in place. The model itself stays whole.
 
     Under bf16 the blocks' weights are gathered in bfloat16 and gradients are summed in float32. The computation around
-    the network (preconditioning) stays in float32 as under DDP: inputs are cast by autocast, not here.
+    the network (preconditioning) stays in float32 as under DDP: inputs are cast by autocast, not here. A model that is
+    differentiated by differences keeps float32 weights, as they need, and autocast casts these too.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    low = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    low = (
+        torch.bfloat16
+        if accelerator.mixed_precision == "bf16" and not getattr(model, "differentiated", False)
+        else None
+    )
     accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # FSDP2 splits no channels_last weights
+    split = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # FSDP2 splits no channels_last weights
+    # Autocast would go on with casts of float32 weights that a call without gradient made, and they have none.
+    split.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache())
+    return split
 
 
 @torch.no_grad()
@@ -55,6 +64,17 @@ def share_average(accelerator: Accelerator, average: nn.Module, model: nn.Module
 def asked(model: nn.Module, bare: T) -> nn.Module | T:
     """The model used for no-gradient forward passes: the unwrapped model if it is whole, or the split model itself."""
     return model if is_sharded(model) else bare
+
+
+def method_of(split: nn.Module, name: str) -> Callable[..., Tensor]:
+    """A method of a split model that gathers its weights as a call does. Collective. The method itself stays."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    gathering = f"gathering_{name}"
+    if gathering not in vars(split):
+        setattr(split, gathering, getattr(split, name))
+        register_fsdp_forward_method(split, gathering)
+    return getattr(split, gathering)
 
 
 def is_split(x: Tensor) -> bool:

@@ -46,6 +46,21 @@ class MLPOptions(Section):
     layers: Count
 
 
+class TransformerOptions(Section):
+    """`network.transformer`."""
+
+    patch: Count
+    width: Count
+    depth: Count
+    heads: Count
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "TransformerOptions":
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads = {self.heads}, got {self.width}")
+        return self
+
+
 @dataclass(frozen=True)
 class Entry:
     """A network: its class (or "module:class"), the keys of its section `network.<name>`, the data that it is for.
@@ -61,6 +76,7 @@ class Entry:
 
 NETWORKS: dict[str, Entry] = {
     "unet": Entry("ifm.networks.unet:UNet", UNetOptions, "images", anchor_inputs=ANCHOR_INPUTS),
+    "transformer": Entry("ifm.networks.transformer:Transformer", TransformerOptions, "images"),
     "mlp": Entry("ifm.networks.mlp:MLP", MLPOptions, "points"),
 }
 # What a folder may hold besides: networks that `build_network` makes under another one's name.

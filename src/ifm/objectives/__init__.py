@@ -41,6 +41,7 @@ class IntervalOptions(Section):
     same_share: Annotated[float, Field(ge=0, lt=1)]
     whole_share: Annotated[float, Field(ge=0, le=1)]
     power: Annotated[float, Field(ge=0, le=2)]
+    derivative: Literal["forward", "difference"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Objective:
     two_times: bool = False  # its network takes an interval's end
     gives_estimates: bool = True  # it estimates x_0, which policy bank keeps
     takes_velocities: bool = False  # flow.velocity says where from
-    differentiates: bool = False  # by forward mode, which knows no gradient checkpointing
+    # Of the section `flow`: the key that asks for a forward-mode derivative, which knows no gradient checkpointing.
+    forward_mode: Callable[[Any], str | None] = lambda flow: None
     schemes: tuple[str, ...] = ("edm", "paper")  # of c_skip and c_out
     options: type[Section] | None = None  # the keys of its section `flow.<name>`
 
@@ -91,7 +93,7 @@ OBJECTIVES: dict[str, Objective] = {
         two_times=True,
         gives_estimates=False,
         takes_velocities=True,
-        differentiates=True,
+        forward_mode=lambda flow: "flow.interval.derivative" if flow.interval.derivative == "forward" else None,
         schemes=("edm",),
         options=IntervalOptions,
     ),
