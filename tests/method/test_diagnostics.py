@@ -250,7 +250,7 @@ def test_an_exact_teacher_and_a_flow_without_anchor(name):
 class ClosedForm(nn.Module):
     """The flow map of N(mu, diag(s^2)), and beside it a share of the samples' spread; takes no anchor."""
 
-    takes_anchor, condition_kind = False, None
+    takes_anchor, condition_kind, guidance = False, None, None
 
     def __init__(self, d, mu, s, *, off=0.0):
         super().__init__()
