@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_accelerator_of_another_module() -> None:
+    """accelerate keeps the first accelerator's precision for the process: a module must not get another one's."""
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Imported modules leave the collector's rounds: training ends with one, which takes 0.2 s beside all of them."""
     gc.collect()

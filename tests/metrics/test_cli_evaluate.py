@@ -30,39 +30,13 @@ from ifm.metrics.figures import Found, Measures, Real, fid_trend, image_figures,
 from ifm.metrics.reference import build_reference, load_reference
 from ifm.metrics.stored import open_pictures
 from tests.support import warm
+from tests.support.judged import HOW, OPTIONS, Layers, folder_of, noise, one_thread, refused, saved  # noqa: F401
 from tests.support.on_cpus import on_cpus
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 MEASURES = Measures(kid_subsets=3, kid_subset_size=8, neighbours=3, neighbour_samples=30, sliced_projections=1, seed=4)
-OPTIONS = "--kid-subsets 3 --kid-subset-size 8 --neighbours 3 --neighbour-samples 30 --seed 4 --device cpu"
-HOW = OPTIONS.split()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def noise(n: int, *, seed: int, channels: int = 1, size: int = 8) -> np.ndarray:
-    """uint8 [n, C, S, S], darker for odd seeds."""
-    return np.random.default_rng(seed).integers(0, 256 - 80 * (seed % 2), (n, channels, size, size), np.uint8)
-
-
-def folder_of(path: Path, images: np.ndarray) -> Path:
-    path.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path / f"{i:04d}.png")
-    return path
-
-
-def saved(path: Path, array: np.ndarray) -> Path:
-    np.save(path, array)
-    return path
 
 
 def run(*arguments: Any) -> dict[str, Any]:
@@ -137,17 +111,6 @@ def test_images_are_decoded_a_batch_at_a_time(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "s", noise(20, seed=0))
     run("--samples", folder, "--reference", reference, "--extractor", "pixels", "--batch-size", 6)
     assert asked == [6, 6, 6, 2] * 2
-
-
-class Layers(nn.Module):
-    """[n, 3, 299, 299] -> [n, 24]: features in enough directions for a covariance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.randn(3 * 23 * 23, 24, generator=torch.Generator().manual_seed(0)) / 40)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, ::13, ::13].flatten(1) @ self.weight
 
 
 class StandIn(nn.Module):
@@ -502,15 +465,6 @@ def no_features(monkeypatch) -> None:
         raise AssertionError("features were taken before the input was refused")
 
     monkeypatch.setattr("ifm.metrics.scoring.extract", taken)
-
-
-def refused(arguments: list[str], capsys) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(["evaluate", *arguments])
-    said = f"{caught.value.code}" if isinstance(caught.value.code, str) else capsys.readouterr().err
-    assert caught.value.code not in (None, 0, 2)
-    assert "\n" not in said.strip()
-    return said
 
 
 @pytest.mark.parametrize("case", BAD_SAMPLES)

@@ -16,7 +16,7 @@ from ifm.metrics.distances import moments
 from ifm.metrics.extractors import InceptionExtractor, PixelExtractor
 from ifm.metrics.legacy import LegacyInceptionExtractor
 from ifm.metrics.statistics import read_statistics
-from tests.metrics.test_cli_evaluate import HOW, Layers, folder_of, noise, one_thread, refused, saved  # noqa: F401
+from tests.support.judged import HOW, Layers, folder_of, noise, one_thread, refused, saved  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 CPU = torch.device("cpu")

@@ -85,10 +85,12 @@ def read_statistics(path: Path) -> Statistics:
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Writes float64 mu and sigma, and what is known of their making; the same bytes for the same statistics."""
-    values = {MEAN: statistics.moments.mean, COVARIANCE: statistics.moments.covariance}
     said = np.array(json.dumps(dict(statistics.said), sort_keys=True))
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **values, **{SAID: said})
+    values = {MEAN: statistics.moments.mean, COVARIANCE: statistics.moments.covariance, SAID: said}
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # np.savez would pickle objects
+        for name, array in values.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
 
 
 def agreed(path: Path, statistics: Statistics, *, extractor: str | None, mode: str | None) -> tuple[str, str | None]:
