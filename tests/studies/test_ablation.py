@@ -55,7 +55,7 @@ def test_every_variant_is_a_valid_configuration():
     assert len({task.name for task in tasks}) == len(tasks)
     for task in tasks:
         assert re.fullmatch(r"ablation-[\w-]+-s\d-[0-9a-f]{10}", task.name)
-        assert task.config.flow.objective == task.variant.objective
+        assert task.config.flow.objective == [task.variant.objective]
         assert task.config.anchor.policy == task.variant.anchor
         assert task.config.ode.pfgmpp.augmented_dimensions == task.variant.D
         assert task.config.seed == task.seed
