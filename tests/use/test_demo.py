@@ -218,7 +218,8 @@ def test_a_click_shows_other_samples_and_the_same_seed_the_same(page, browser, t
         opened.open(page, width=390)
         opened.until(flow)
         assert opened.run("document.documentElement.scrollWidth") <= 390
-        assert not [error for error in opened.errors if "AbortError" not in error]  # of the page that was left
+        cut_off = ("AbortError", "Connection errored out")  # what the page that was left had asked for
+        assert not [error for error in opened.errors if not any(word in error for word in cut_off)]
 
 
 def test_the_page_asks_nothing_of_others_and_listens_here_alone(page):
