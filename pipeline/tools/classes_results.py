@@ -36,7 +36,6 @@ def rows_of(side: Side) -> list[dict[str, Any]]:
     The model is flow, flow-w2, teacher, teacher-w2; with -unconditional behind it where nothing was asked for.
     """
     conditional = (side.params.get("condition") or {}).get("kind", "none") != "none"
-    phases = (side.params.get("flow") or {}).get("phases")
     found = []
     for _, mine in side.summary.groupby(["dynamics", "seed"], sort=False):
         records = mine.to_dict("records")
@@ -45,16 +44,15 @@ def rows_of(side: Side) -> list[dict[str, Any]]:
         for record in records:
             one_step = record["model"] == "flow" and record["sampler"] == "one_step"
             if record is best or one_step or record["model"].startswith(("flow-", "teacher-")):
-                found += _of_record(record, conditional=conditional, phases=phases)
+                found += _of_record(record, conditional=conditional)
     return found
 
 
-def _of_record(record: dict[str, Any], *, conditional: bool, phases: list[str] | None) -> list[dict[str, Any]]:
+def _of_record(record: dict[str, Any], *, conditional: bool) -> list[dict[str, Any]]:
     """A row for each metric that a record of the summary has."""
     model = record["model"] if conditional else record["model"] + WITHOUT
-    of_flow = "+".join(phases) if phases else record["objective"]
     key = {name: record[name] for name in ("data", "dynamics", "nfe", "seed")}
-    key |= {"objective": of_flow if record["model"].startswith("flow") else "", "model": model}
+    key |= {"objective": record["objective"] if record["model"].startswith("flow") else "", "model": model}
     known = [name for name in METRICS if pd.notna(record.get(name))]
     return [{**key, "metric": name, "value": float(f"{record[name]:.6g}")} for name in known]
 
@@ -78,15 +76,14 @@ def markdown(found: pd.DataFrame) -> str:
     ]
     text = found.fillna({"objective": ""})
     for (data, dynamics, objective, model), mine in text.groupby(list(COLUMNS[:4]), sort=False):
+        mine = mine.assign(value=mine["value"].where(mine["metric"] != "seconds_per_image", 1000 * mine["value"]))  # ms
         values = [estimate(mine[mine["metric"] == name].rename(columns={"value": name}), name) for name in shown]
         nfe = ", ".join(str(n) for n in sorted(set(mine["nfe"])))
-        lines.append(f"| {data} | {dynamics} | {objective} | {model} | {nfe} | {' | '.join(_cells(shown, values))} |")
+        lines.append(
+            f"| {data} | {dynamics} | {objective} | {model} | {nfe} | {' | '.join(written(v, 3) for v in values)} |"
+        )
     seeds = found["seed"].nunique()
     return "\n".join([*lines, "", f"Means ± standard deviations over {seeds} training seed{'s' * (seeds > 1)}."])
-
-
-def _cells(keys: list[str], values: list[Any]) -> list[str]:
-    return [written(value, 5 if key == "seconds_per_image" else 3) for key, value in zip(keys, values, strict=True)]
 
 
 def main() -> None:

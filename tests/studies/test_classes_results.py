@@ -9,10 +9,10 @@ from pipeline.tools import classes_results
 from pipeline.tools.comparison import Side
 
 
-def side(*, seed=0, kind="class", phases=None):
+def side(*, seed=0, kind="class", objective: str = "trajectory"):
     """A run of one dynamics: a teacher at two NFE, the flow in one and two steps, and in one step and at w = 2."""
     common = {"data": "digits", "extractor": "classifier", "dynamics": "ve", "seed": seed, "anchor": ""}
-    flow = {**common, "objective": "trajectory"}
+    flow = {**common, "objective": objective}
     rows = [
         {**common, "objective": "", "model": "teacher", "sampler": "heun", "nfe": 9, "fid": 2.0},
         {**common, "objective": "", "model": "teacher", "sampler": "heun", "nfe": 17, "fid": 1.0 + seed},
@@ -33,7 +33,7 @@ def side(*, seed=0, kind="class", phases=None):
             {**flow, "model": "flow-w2", "sampler": "one_step", "nfe": 1, "fid": 1.8, "asked_class_share": 0.99}
         )
         rows.append({**common, "objective": "", "model": "teacher-w2", "sampler": "heun", "nfe": 9, "fid": 1.9})
-    params = {"condition": {"kind": kind}, "flow": {"phases": phases}}
+    params = {"condition": {"kind": kind}, "flow": {}}
     summary = pd.DataFrame(rows).reindex(columns=summary_columns())
     return Side("x", "c0", "", "", "experiment", summary, params=params)
 
@@ -50,8 +50,8 @@ def test_rows_are_the_flow_in_one_step_the_best_teacher_and_other_scales():
     assert found[found.model == "teacher"].objective.unique().tolist() == [""]
 
 
-def test_a_run_without_classes_and_one_in_phases_are_named():
-    found = pd.DataFrame(classes_results.rows_of(side(kind="none", phases=["trajectory", "consistency"])))
+def test_a_run_without_classes_and_one_of_two_objectives_are_named():
+    found = pd.DataFrame(classes_results.rows_of(side(kind="none", objective="trajectory+consistency")))
     assert set(found.model) == {"flow-unconditional", "teacher-unconditional"}
     assert set(found.objective) == {"trajectory+consistency", ""}
 
