@@ -19,18 +19,11 @@ from ifm.solver import solve_ode
 from ifm.use import usage
 from ifm.use.card import model_card
 from ifm.use.models import IntegrationFlow, Teacher
+from tests.support.judged import one_thread  # noqa: F401
 from tests.support.small_models import NETWORK, loud, small_flow
 
 CPU = torch.device("cpu")
 KIND = Classes(classes=["cat", "dog", "owl"], shares=[0.2, 0.3, 0.5])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

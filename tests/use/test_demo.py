@@ -25,18 +25,11 @@ from ifm.pretrained import save_model
 from ifm.random import Streams
 from ifm.use.models import IntegrationFlow, Teacher
 from tests.support.devtools import tab
+from tests.support.judged import one_thread  # noqa: F401
 from tests.support.on_cpus import on_cpus
 from tests.support.small_models import small_flow, small_teacher
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
