@@ -60,6 +60,24 @@ def told(condition: Condition | None) -> dict[str, Condition]:
     return {} if condition is None else {"condition": condition}
 
 
+def as_shown(
+    rows: np.ndarray,
+    *,
+    read: ReadCondition | None,
+    vary: VaryCondition | None,
+    generator: Callable[[], NoiseSource],
+    device: torch.device,
+) -> "Condition | None":
+    """The conditions of samples `rows` as a training step shows them, on the device; None where there are none.
+
+    generator: makes the streams that `vary` draws from, where it is asked.
+    """
+    if read is None:
+        return None
+    condition = read(rows)
+    return (condition if vary is None else vary(condition, generator())).to(device)
+
+
 def varying(kind: "ConditionKind | None", *, drop: float) -> VaryCondition | None:
     """`kind.vary` with this `drop`; None where it would change nothing, and draw nothing."""
     if kind is None or not (drop or kind.scale):

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ifm.conditions.base import ConditionKind, ReadCondition, VaryCondition, told
+from ifm.conditions.base import ConditionKind, ReadCondition, VaryCondition, as_shown, told
 from ifm.dynamics.base import Dynamics, expand
 from ifm.exact import ExactTeacher
 from ifm.hardware.devices import RowReader, Rows, to_device
@@ -66,10 +67,8 @@ def draw_pairs(
         if random_flip:
             mirrored = to_device(noise.uniform(), device) < 0.5
             x_0 = torch.where(expand(mirrored, x_0).bool(), x_0.flip(-1), x_0)
-        condition = None if read_condition is None else read_condition(rows)
-        if vary is not None:
-            condition = vary(condition, Streams(seed, "drop", positions, step=step))
-        condition = None if condition is None else condition.to(device)
+        drops = partial(Streams, seed, "drop", positions, step=step)
+        condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
         return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=mirrored, condition=condition)
 
     return draw

@@ -1,13 +1,14 @@
 """Training the teacher: a denoiser for the marginal ODE, by EDM's weight, or velocity matching for rf."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ifm import losses
-from ifm.conditions.base import ReadCondition, VaryCondition, rows_of, told
+from ifm.conditions.base import ReadCondition, VaryCondition, as_shown, rows_of, told
 from ifm.dynamics.base import expand
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions, parts_of
@@ -48,10 +49,8 @@ def train_teacher(
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         rows = order.batch(step)[positions]
         x_0 = at_work(read(rows))  # [b, C, H, W] or [b, d]
-        condition = None if read_condition is None else read_condition(rows)
-        if vary is not None:
-            condition = vary(condition, Streams(seed, "drop", positions, step=step))
-        condition = None if condition is None else condition.to(device)
+        drops = partial(Streams, seed, "drop", positions, step=step)
+        condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
         read.expect(order.batch(step + 1)[positions])
         draws = Streams(seed, "noise", positions, step=step)
         t = to_device(dynamics.draw_time(generator=draws), device)  # [b]
