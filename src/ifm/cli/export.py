@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from ifm.model import IntegrationFlow
 
 FORMATS = ("diffusers", "onnx", "pt2")
-PICTURE, SHOWN, COLUMNS = "samples.png", 64, 8
 UNKNOWN = "path/to/this/folder"  # in the card's code, for a name that would need escaping
-ROWS = 10  # classes of the picture at most
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +38,7 @@ def run(given: argparse.Namespace) -> None:
     _check(given)
     evaluation = None if given.evaluation is None else card.read_evaluation(given.evaluation)
     from ifm.files import fresh_folder, write_text
-    from ifm.use import graphs, loading, models, usage
+    from ifm.use import graphs, loading, models, pictured, usage
 
     graphs.check_packages(given.format)
     model = loading.find(given.model, revision=given.revision)
@@ -60,7 +58,7 @@ def run(given: argparse.Namespace) -> None:
             evaluation=evaluation,
             picture=picture,
             caption=caption,
-            classes=_classes(flow),
+            classes=pictured.classes_of(flow),
         )
         write_text(folder / "README.md", text)
     print(f"{given.out}: {given.format}; read again, it differs from the model by at most {difference:.2g}", end=" ")
@@ -118,39 +116,9 @@ def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> flo
 
 def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[str | None, str]:
     """The card's picture, copied or drawn, and its caption; none for points."""
-    if grid is not None:
-        shutil.copyfile(grid, folder / PICTURE)
-        return PICTURE, "Samples."
-    from ifm import modalities
-    from ifm.use.drawing import data_shape
+    from ifm.use.pictured import PICTURE, save_picture
 
-    modality = modalities.of(data_shape(flow))
-    if modality.preview != "grids":
-        return None, ""
-    from ifm.modalities.pictures import save_grid, save_rows
-
-    classes = _classes(flow)
-    numbers = None if classes is None else spread(len(classes), ROWS)
-    n = SHOWN if numbers is None else COLUMNS * len(numbers)
-    try:
-        images = modality.pictures(flow.sample(n, classes=numbers))
-    except ValueError as error:
-        raise UserError(f"the model's samples: {error}") from error
-    by_class, which = "", f"numbers 0 to {n - 1} of seed 0, not chosen"
-    if numbers is None:
-        save_grid(images, folder / PICTURE, columns=COLUMNS)
-    else:
-        save_rows([(classes[c], images[i :: len(numbers)]) for i, c in enumerate(numbers)], folder / PICTURE)
-        of = "each class" if len(numbers) == len(classes) else f"{len(numbers)} of {len(classes)} classes"
-        by_class = f", {COLUMNS} of {of}"
-    return PICTURE, f"{n} samples in one evaluation{by_class}: {which}."
-
-
-def _classes(flow: "IntegrationFlow") -> list[str] | None:
-    """Their names, of a flow that takes them."""
-    return getattr(flow.condition_kind, "classes", None)
-
-
-def spread(count: int, shown: int) -> list[int]:
-    """At most `shown` of the numbers below `count`, evenly apart."""
-    return sorted({i * count // min(count, shown) for i in range(min(count, shown))})
+    if grid is None:
+        return save_picture(flow, folder)
+    shutil.copyfile(grid, folder / PICTURE)
+    return PICTURE, "Samples."
