@@ -5,6 +5,7 @@ import torch
 from ifm import modalities
 from ifm.conditions.classes import Classes
 from ifm.model import IntegrationFlow
+from ifm.use import flowmap
 from ifm.use.drawing import data_shape
 from ifm.use.graphs import named_example
 
@@ -50,6 +51,8 @@ def code(form: str, flow: IntegrationFlow, *, where: str) -> str:
         lines = PIPE_CLASSES.format(n=N) if has_classes else ""
         lines += "" if scale is None else PIPE_SCALE.format(n=N, w=scale[1])
         return DIFFUSERS.format(id=where, n=N, classes=lines, asked=f"{N}, classes=0" if has_classes else N)
+    if form == "flowmap":
+        return flowmap.code(flow, where=where, shape=data_shape(flow))
     names, modality = list(named_example(flow, 1)), modalities.of(data_shape(flow))
     made = _inputs(flow, "numpy" if form == "onnx" else "torch")
     return {"onnx": ONNX, "pt2": PT2}[form].format(
