@@ -80,7 +80,10 @@ def check_request(request: Request, made: Mapping[str, Any] | None, stated: Stat
         return
     name, checksum = made["extractor"], made["checksum"]
     if name == "coordinates":
-        raise UserError(f"--reference {request.reference}: was made of points; this command judges images")
+        raise UserError(
+            f"--reference {request.reference}: has the extractor of points and the shape of images; run `dvc repro "
+            "--force reference`"
+        )
     if request.extractor not in (None, name):
         raise UserError(
             f"--extractor {request.extractor}: --reference {request.reference} was made with {name}; leave the option "
