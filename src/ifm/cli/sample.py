@@ -55,7 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         required=True,
         metavar="PATH",
-        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv",
+        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv or .parquet, of "
+        "texts samples.txt or .jsonl",
     )
 
 
@@ -75,7 +76,7 @@ def run(given: argparse.Namespace) -> None:
     sampler = _sampler(given, model)
     shape = drawing.data_shape(model)
     modality = drawing.modality(model)
-    write = files.writers(modality.name).get(kind)
+    write = files.writer(modality.name, kind, model.of_data)
     if write is None:
         use = files.in_words(files.writers(modality.name))
         raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")
@@ -100,7 +101,7 @@ def run(given: argparse.Namespace) -> None:
     )
     try:
         if accelerator is None or accelerator.is_main_process:
-            write(out, drawn, n, shape)
+            write(out, ((members, modality.own(x, model.of_data)) for members, x in drawn), n, shape)
             how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}{asked}"
             print(f"{out}: {n} {modality.described(shape)} of {given.model}, {how}")
         else:

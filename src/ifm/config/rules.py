@@ -93,6 +93,12 @@ class Config(Section):
                 f"network.transformer.patch = {self.network.transformer.patch} does not divide data.image_size = "
                 f"{self.data.image_size}; use a divisor of it"
             )
+        text = self.data.modality.name == "text"
+        if text and self.network.kind == "sequence" and self.data.text.length % self.network.sequence.patch:
+            raise ValueError(
+                f"network.sequence.patch = {self.network.sequence.patch} does not divide data.text.length = "
+                f"{self.data.text.length}; use a divisor of it"
+            )
         if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
             raise ValueError(
                 f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
@@ -156,7 +162,7 @@ class Config(Section):
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "
                 "several; use none, noise or self"
             )
-        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
+        if self.evaluate.extractor not in ("coordinates", "symbols") and self.sample.count <= self.evaluate.neighbours:
             raise ValueError(
                 f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
@@ -257,7 +263,7 @@ def check_scales(config: Config) -> None:
 
 def _has_labels(data: DataConfig) -> bool:
     """Whether the data set has classes to learn."""
-    said = data.origin.labelled
+    said = data.array.labels is not None if data.source == "array" else data.origin.labelled
     if said is not None:
         return said
     return data.label_column is not None or not data.origin.columns  # where there are no columns, the data tell

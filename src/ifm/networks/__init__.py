@@ -47,7 +47,7 @@ class MLPOptions(Section):
 
 
 class TransformerOptions(Section):
-    """`network.transformer`."""
+    """`network.transformer` and, for text, `network.sequence`."""
 
     patch: Count
     width: Count
@@ -83,6 +83,7 @@ class Entry:
 NETWORKS: dict[str, Entry] = {
     "unet": Entry("ifm.networks.unet:UNet", UNetOptions, "images", anchor_inputs=ANCHOR_INPUTS),
     "transformer": Entry("ifm.networks.transformer:Transformer", TransformerOptions, "images"),
+    "sequence": Entry("ifm.networks.sequence:SequenceTransformer", TransformerOptions, "text"),
     "mlp": Entry("ifm.networks.mlp:MLP", MLPOptions, "points"),
 }
 # What a folder may hold besides: networks that `build_network` makes under another one's name.
