@@ -11,7 +11,7 @@ from ifm.metrics.classes import PARTS, inception_score, inception_score_of_parts
 from ifm.metrics.distances import Moments, fid, kid, moments
 from ifm.metrics.language import Language, Texts
 from ifm.metrics.neighbours import Manifold, chosen, copies, nearest, precision_recall
-from ifm.metrics.points import energy_distance, mean_distance, sliced_wasserstein
+from ifm.metrics.points import energy_distance, fewer, mean_distance, sliced_wasserstein
 
 OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -64,7 +64,7 @@ class Real:
     @cached_property
     def spread(self) -> float:
         """The mean distance within the real points, which every energy distance to them needs."""
-        return mean_distance(self.features, self.features)
+        return mean_distance(fewer(self.features), fewer(self.features))
 
     @cached_property
     def unseen_distances(self) -> np.ndarray | None:
