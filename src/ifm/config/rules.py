@@ -263,7 +263,7 @@ def check_scales(config: Config) -> None:
 
 def _has_labels(data: DataConfig) -> bool:
     """Whether the data set has classes to learn."""
-    said = data.array.labels is not None if data.source == "array" else data.origin.labelled
+    said = data.origin.labelled
     if said is not None:
-        return said
+        return said(data) if callable(said) else said
     return data.label_column is not None or not data.origin.columns  # where there are no columns, the data tell

@@ -136,10 +136,8 @@ class DataConfig(Section):
         needed = self.origin.watched
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
-        if self.source == "array" and self.array is None:
-            raise ValueError("source: array needs the section array (key, columns, labels)")
-        if self.modality.name == "text" and self.text is None:
-            raise ValueError(f"source: {self.source} needs the section text (unit, length, stride, ...)")
+        if self.origin.section and getattr(self, self.origin.section) is None:
+            raise ValueError(f"source: {self.source} needs the section {self.origin.section}; see docs/params.md")
         if self.random_flip and not self.modality.mirrors:
             raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
         if self.test_split is not None and not self.origin.test_split:

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from ifm.modalities.base import Modality, check_finite
 
-UNKNOWN = 64  # columns, for what is estimated before the files are read
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -26,11 +24,6 @@ def in_units(x: "np.ndarray", described: Mapping[str, Any]) -> "np.ndarray":
     return x if units is None else units.original(x)
 
 
-def _columns(data: Any) -> list[str]:
-    """Of source: array, as far as params.yaml tells: the files do."""
-    return (data.array and data.array.columns) or [""] * UNKNOWN
-
-
 POINTS = Modality(
     "points",
     one="point",
@@ -40,7 +33,7 @@ POINTS = Modality(
     range=None,
     to_model=lambda x: x,
     to_rest=to_rest,
-    shape=lambda data: (data.points.dimensions if data.source == "points" else len(_columns(data)),),
+    shape=lambda data: data.origin.shape(data) if data.origin.shape else (data.points.dimensions,),
     extractors=("coordinates",),
     mirrors=False,
     preview="scatter",

@@ -211,4 +211,16 @@ def files(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
 
 
 _READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
-SOURCE = Source("array", read, modality="points", key="path", files=files, columns=False, test_split=False)
+UNKNOWN = 64  # columns, for what is estimated before the files are read
+SOURCE = Source(
+    "array",
+    read,
+    modality="points",
+    key="path",
+    files=files,
+    columns=False,
+    labelled=lambda data: data.array.labels is not None,
+    test_split=False,
+    section="array",
+    shape=lambda data: (len(data.array.columns or [None] * UNKNOWN),),
+)

@@ -57,10 +57,15 @@ class Source:
     key: str | None = None
     files: Callable[[Path, Mapping[str, Any]], Iterator[tuple[bytes, Path]]] = _all_files
     columns: bool = True  # data.image_column and data.label_column say what is read
-    labelled: bool | None = None  # whether there are classes; None: where data.label_column is set
+    # Whether there are classes, where `data` tells otherwise than by label_column.
+    labelled: "bool | Callable[[DataSection], bool] | None" = None
     test_split: bool = True  # data.test_split may name one
     revisions: bool = False  # data.revision picks a state of it
     count: "Callable[[DataSection], int] | None" = None  # how many samples, where that is known without a look
+    section: str | None = None  # of `data`, that must be there
+    shape: "Callable[[DataSection], tuple[int, ...]] | None" = (
+        None  # of a sample, where the modality's rule does not hold
+    )
     size_key: str | None = None  # of `data`, what sets how many samples there are, dotted
 
     @property

@@ -128,5 +128,7 @@ def files(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
     return relative(place, [file.relative_to(place) for file in _found(place)])
 
 
-SOURCE = Source("text", read, modality="text", key="path", files=files, columns=False, labelled=False)
-HUB = Source("text_hub", read_hub, modality="text", key="name", columns=False, labelled=False, revisions=True)
+SOURCE = Source("text", read, modality="text", key="path", files=files, columns=False, labelled=False, section="text")
+HUB = Source(
+    "text_hub", read_hub, modality="text", key="name", columns=False, labelled=False, revisions=True, section="text"
+)
