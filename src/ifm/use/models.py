@@ -45,7 +45,7 @@ class Teacher(_Loads, bare.Teacher):
         guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
-        """uint8 [n, C, H, W], points float [n, d] or texts [n], by Heun with `nfe` evaluations (odd): `ifm.use.drawing`.
+        """uint8 [n, C, H, W], points float [n, d] or texts [n], by Heun with `nfe` evaluations (odd).
 
         classes, condition: as of `IntegrationFlow.sample`. guidance: D_0 + w (D_c - D_0) in place of D_c, by twice the
         evaluations.
