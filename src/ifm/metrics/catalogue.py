@@ -109,7 +109,7 @@ _ENTRIES = (
         "fourgram_tv", "4-gram total variation", Better.LOWER, kinds=(TEXT,),
         tooltip="half the sum of differences between the shares of runs of four symbols and those of real text. Real "
         "text itself is above 0: it depends on the number of samples.",
-        compute=lambda of: of.texts.total_variation(4), judges=True, studied=True, format=Aligned(least=3),
+        compute=lambda of: of.texts.total_variation(4), judges=True, format=Aligned(least=3),
         plot=Plot(real=True),
     ),
     Metric(
@@ -125,7 +125,7 @@ _ENTRIES = (
     Metric(
         "word_share", "Words of the corpus", Better.HIGHER, kinds=(TEXT,),
         tooltip="the share of words that the training text has too; words cut by a sample’s ends are left out.",
-        compute=lambda of: of.texts.word_share, studied=True, headline=True, format=Aligned(least=3, most=3),
+        compute=lambda of: of.texts.word_share, headline=True, format=Aligned(least=3, most=3),
         plot=Plot(real=True),
     ),
     Metric(
