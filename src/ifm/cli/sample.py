@@ -76,7 +76,7 @@ def run(given: argparse.Namespace) -> None:
     sampler = _sampler(given, model)
     shape = drawing.data_shape(model)
     modality = drawing.modality(model)
-    write = files.writer(modality.name, kind, model.of_data)
+    write = files.writers(modality.name, model.of_data).get(kind)
     if write is None:
         use = files.in_words(files.writers(modality.name))
         raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")

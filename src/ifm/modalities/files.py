@@ -110,16 +110,12 @@ WRITERS: dict[str, dict[str, Writer]] = {
 }
 
 
-def writers(modality: str) -> dict[str, Writer]:
-    """Those of one modality, by suffix."""
-    return {".npy": write_array} | WRITERS.get(modality, {})
-
-
-def writer(modality: str, kind: str, described: Mapping[str, Any]) -> Writer | None:
-    """That of a suffix, told what ifm.json records of the data; None where there is none."""
-    found = writers(modality).get(kind)
-    if found in (write_table, write_parquet) and (units := described.get("points")):
-        return partial(found, columns=units["columns"])
+def writers(modality: str, of_data: Mapping[str, Any] | None = None) -> dict[str, Writer]:
+    """Those of one modality, by suffix. of_data: what a model's description says beside the shape of its samples."""
+    found = {".npy": write_array} | WRITERS.get(modality, {})
+    if units := (of_data or {}).get("points"):
+        for suffix in (".csv", ".parquet"):
+            found[suffix] = partial(found[suffix], columns=units["columns"])
     return found
 
 
