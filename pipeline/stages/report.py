@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
+from ifm.recorded import BY_STEP
 from ifm.report.contents import AskedClasses, PointSamples, Report
 from ifm.report.page import render
 from ifm.report.summary import summary_columns, summary_csv, summary_json
@@ -55,6 +57,7 @@ def work(stage: Stage) -> None:
             git_commit=git_commit() or "unknown",
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
+            by_step=_by_step(config.dynamics),
             grids={d: _grids(d, metrics[d]) for d in config.dynamics} if grids else {},
             real=_real(reference["split"], shown=config.sample.grid_images) if grids else None,
             pairs={d: _pairs(d) for d in config.dynamics} if grids else {},
@@ -98,6 +101,12 @@ def _real_rows(config: Config, metrics: dict[str, dict[str, Any]], reference: di
 def _in_cells(row: dict[str, Any]) -> dict[str, Any]:
     """A row of figures as the summary has it: its warnings as one text."""
     return row | {"warnings": cautions.cell(cautions.told(row))}
+
+
+def _by_step(dynamics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What stage select measured of states of before the end, where flow.evaluate_every kept some."""
+    described = {d: read_json(paths.flow(d) / "ifm.json") for d in dynamics}
+    return {d: found[BY_STEP] for d, found in described.items() if BY_STEP in found}
 
 
 def _batch_seconds(d: str) -> dict[int, float]:

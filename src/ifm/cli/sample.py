@@ -20,7 +20,7 @@ SAMPLERS = ("selected", "one_step", "anchor", "renoise", "chain")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_ID", help="a model's folder (models/flow/ve), or a Hub id owner/name")
+    add("--model", required=True, metavar="DIR_OR_ID", help="a model's folder (models/flow/ve), digits, or a Hub id")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
     add(
         "--n",

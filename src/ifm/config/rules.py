@@ -157,6 +157,11 @@ class Config(Section):
                     f"{name}.gradient_accumulation = {section.gradient_accumulation} must be at most {name}.batch_size "
                     f"= {section.batch_size}"
                 )
+        if self.select.keep == "best" and self.flow.evaluate_every is None:
+            raise ValueError(
+                "select.keep: best needs states to choose from; set flow.evaluate_every to a number of steps, or "
+                "select.keep to last"
+            )
         if self.anchor.policy == "bank" and len(asked) > 1:
             raise ValueError(
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "

@@ -261,6 +261,7 @@ class FlowConfig(TrainConfig):
     velocity: Literal["pair", "reference", "teacher"]
     reference_batch: Count
     ema_decay: Decays
+    evaluate_every: Count | None
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:
@@ -276,6 +277,10 @@ class FlowConfig(TrainConfig):
             if self.scheme not in objective.schemes:
                 others = " or ".join(objective.schemes)
                 raise ValueError(f"scheme: {self.scheme} does not fit objective: {name}; use {others}")
+        if self.evaluate_every is not None and self.evaluate_every >= self.steps:
+            raise ValueError(
+                f"evaluate_every = {self.evaluate_every} must be below steps = {self.steps}: the last is judged anyway"
+            )
         if self.steps < len(named):
             raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} objectives")
         return self
@@ -295,6 +300,8 @@ class SelectConfig(Section):
 
     count: Annotated[int, Field(ge=0)]
     levels: Count
+    evaluate_count: Annotated[int, Field(ge=2)]
+    keep: Literal["last", "best"]
 
     @model_validator(mode="after")
     def _a_set_of_samples(self) -> Self:

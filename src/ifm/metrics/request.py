@@ -81,7 +81,10 @@ def check_request(request: Request, made: Mapping[str, Any] | None, stated: Stat
         return
     name, checksum = made["extractor"], made["checksum"]
     if name in OTHERS:
-        raise UserError(f"--reference {request.reference}: was made of {OTHERS[name]}; this command judges images")
+        raise UserError(
+            f"--reference {request.reference}: was made of {OTHERS[name]} and has the shape of images; run "
+            "`dvc repro --force reference`"
+        )
     if request.extractor not in (None, name):
         raise UserError(
             f"--extractor {request.extractor}: --reference {request.reference} was made with {name}; leave the option "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ifm.files import atomic_path, fresh_folder
+from ifm.modalities.base import Modality
 
 Batches = Iterable[tuple[range, np.ndarray]]
 Writer = Callable[[Path, Batches, int, tuple[int, ...]], None]
@@ -117,6 +118,44 @@ def writers(modality: str, of_data: Mapping[str, Any] | None = None) -> dict[str
         for suffix in (".csv", ".parquet"):
             found[suffix] = partial(found[suffix], columns=units["columns"])
     return found
+
+
+def read_table(path: Path) -> np.ndarray:
+    """The inverse of `write_table`, whose line of names may be missing: float32 [n, d]. Raises ValueError."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    named = any(c.isalpha() for c in first.lower().replace("nan", "").replace("inf", "").replace("e", ""))
+    return np.loadtxt(path, np.float32, delimiter=",", skiprows=int(named), ndmin=2)
+
+
+READERS: dict[str, dict[str, Callable[[Path], np.ndarray]]] = {"points": {".csv": read_table}}
+
+
+def read(path: Path, modality: Modality) -> np.ndarray:
+    """Samples at rest [n, ...] from a file that `writers` names. Raises OSError, or ValueError for anything else."""
+    reader = READERS.get(modality.name, {}).get(path.suffix.lower())
+    if reader is not None:
+        return reader(path)
+    if path.suffix.lower() != ".npy":
+        raise ValueError(f"it must be {in_words(['.npy', *READERS.get(modality.name, {})])}")
+    found, dtype = np.load(path, allow_pickle=False), np.dtype(modality.dtype)
+    if found.ndim != 1 + len(modality.axes) or found.dtype.kind != dtype.kind:
+        axes = ", ".join(modality.axes)
+        raise ValueError(f"it holds {found.dtype} {list(found.shape)}, {modality.noun} are {dtype} [n, {axes}]")
+    return found.astype(dtype, copy=False)
+
+
+def holds_points(path: Path) -> bool:
+    """Whether a file is one of points, by its name or its shape."""
+    if path.suffix.lower() == ".csv":
+        return True
+    if path.suffix.lower() != ".npy":
+        return False
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.ndim == 2 and found.dtype.kind == "f"
 
 
 def in_words(suffixes: Iterable[str]) -> str:

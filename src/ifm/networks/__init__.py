@@ -127,12 +127,15 @@ def build_network(
 
 
 def load_network(folder: Path) -> "Network":
-    """Reads what `Network.save` wrote. Raises FileNotFoundError or ValueError that names the folder."""
-    from ifm.networks.base import read_config
+    """Reads what `Network.save` wrote; weights in half precision become float32.
+
+    Raises FileNotFoundError or ValueError that names the folder.
+    """
+    from ifm.networks.base import in_single, read_config
 
     name = read_config(folder).get("_class_name")
     kinds: list[Any] = [load(entry) for entry in [*(entry.network for entry in NETWORKS.values()), *READ]]
     known: Mapping[str, Any] = {each: kind for kind in kinds for each in kind.class_names}
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{folder}: holds a {name}; known: {', '.join(known)}")
-    return known[name].load(folder)
+    return in_single(known[name].load(folder))

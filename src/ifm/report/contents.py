@@ -41,6 +41,9 @@ class Report:
     created: str
     # (stage, dynamics) -> step, loss, ...; the stage is "teacher" or "flow"
     curves: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    # dynamics -> what stage select measured of the flow in one step after some steps of its training: metric, count,
+    # kept, values by step
+    by_step: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # dynamics -> (caption, PNG), ...
     grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
     real: tuple[str, bytes] | None = None  # (caption, PNG): a grid of real images, as large as the others

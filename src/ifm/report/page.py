@@ -68,10 +68,25 @@ def render(report: Report) -> str:
         asked=asked(report),
         diagnostics=diagnostics(report.diagnostics),
         curves=[(names.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
+        quality=_quality_by_step(report),
         protocol=protocol(report),
         warnings=warnings_of(report),
         published=benchmark_of(report),
     )
+
+
+def _quality_by_step(report: Report) -> dict[str, Any] | None:
+    """The panel beside the losses, its title and what is measured; None where no states were judged."""
+    if not report.by_step:
+        return None
+    told = next(iter(report.by_step.values()))
+    kept = {names.DYNAMICS.get(d, d): report.by_step[d]["kept"] for d in names.ordered(report.by_step)}
+    return {
+        "title": f"Flow: {catalogue.get(told['metric']).title} in one step",
+        "svg": Markup(plots.quality_by_step(report.by_step)),
+        "count": told["count"],
+        "kept": ", ".join(f"{name} {step:,}" for name, step in kept.items()),
+    }
 
 
 def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, Any]:

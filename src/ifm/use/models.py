@@ -21,9 +21,9 @@ class _Loads:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
-        """The trained model of a folder or a Hub id, in evaluation mode, on the CPU: see `ifm.use.loading`.
+        """The trained model of a folder, of a name that is shipped ("digits") or of a Hub id: see `ifm.use.loading`.
 
-        Raises UserError, also where it is of another kind.
+        It is in evaluation mode, on the CPU. Raises UserError, also where it is of another kind.
         """
         found = usable(loading.load_any(loading.find(model, revision=revision), named=model))
         if not isinstance(found, cls):
