@@ -26,7 +26,7 @@ from pipeline.runner.records import read_timings, train_seconds
 from pipeline.runner.stage import Stage, data_name, main
 
 SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
-POINTS_SHOWN = 2000
+POINTS_SHOWN, TEXTS_SHOWN = 2000, 10
 Figures = dict[str, dict[str, Any]]  # of a dynamics' samplers, by name
 
 
@@ -46,6 +46,7 @@ def work(stage: Stage) -> None:
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
     asked = {d: found for d, row in one_step.items() if row and (found := _asked(d, row))}
     grids = config.data.modality.preview == "grids"
+    written = config.data.modality.preview == "text"
     planar = config.data.modality.preview == "scatter" and reference["image_shape"][0] > 1
     page = render(
         Report(
@@ -62,6 +63,8 @@ def work(stage: Stage) -> None:
             pairs={d: _pairs(d) for d in config.dynamics} if grids else {},
             batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
             points={d: _points(d, metrics[d], reference) for d in config.dynamics} if planar else {},
+            texts={d: _texts(d, metrics[d]) for d in config.dynamics} if written else {},
+            real_texts=_real_texts(reference["split"]) if written else None,
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
             classes=reference["classes"] if shares or asked else None,
@@ -172,6 +175,22 @@ def _real(split: str, *, shown: int) -> tuple[str, bytes]:
     images = open_split(paths.PROCESSED, split)
     rows = np.linspace(0, len(images) - 1, min(shown, len(images))).round().astype(int)
     return f"{split} split", grid_png(images.modality.pictures(images[rows]), columns=COLUMNS)
+
+
+def _texts(d: str, metrics: Figures) -> list[tuple[str, list[str]]]:
+    """The first texts of the samplers shown, all from the same x_T."""
+    data = open_split(paths.PROCESSED, "train")
+    shown = [
+        (caption, np.load(paths.samples(d) / f"{name}.npy", mmap_mode="r")) for caption, name in _shown(d, metrics)
+    ]
+    return [(caption, data.modality.own(x[:TEXTS_SHOWN], data.recorded).tolist()) for caption, x in shown]
+
+
+def _real_texts(split: str) -> tuple[str, list[str]]:
+    """As many real texts, from all over the split."""
+    data = open_split(paths.PROCESSED, split)
+    rows = np.linspace(0, len(data) - 1, min(TEXTS_SHOWN, len(data))).round().astype(int)
+    return f"{split} split", data.modality.own(data[rows], data.recorded).tolist()
 
 
 def _points(d: str, metrics: Figures, reference: dict[str, Any]) -> PointSamples:

@@ -53,11 +53,12 @@ class Judge:
     @classmethod
     def of(cls, stage: Stage, accelerator: Accelerator) -> Self:
         config = stage.config
-        shape = tuple(pretrained.describe(paths.trained(stage.dynamics))["image_shape"])
+        described = pretrained.describe(paths.trained(stage.dynamics))
+        shape = tuple(described["image_shape"])
         reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
         projections = config.evaluate.sliced_projections
         real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))
-        metric = catalogue.judge(modalities.of(shape).name)
+        metric = catalogue.judge(modalities.of(described).figures)
 
         def measure(samples: np.ndarray) -> float:
             found = extract(reference.extractor, samples, batch_size=BATCH, accelerator=accelerator)

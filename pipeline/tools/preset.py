@@ -156,7 +156,9 @@ def main() -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
     parser.add_argument("--objective", metavar="NAME", help=", ".join(objectives()))
     parser.add_argument("--condition", metavar="NAME", help=", ".join(conditions()))
-    parser.add_argument("--data", help="folder of local files, for cifar10-jpeg, imagefolder and ddpm-celebahq")
+    parser.add_argument(
+        "--data", help="folder of local files, for cifar10-jpeg, imagefolder, ddpm-celebahq and tiny-shakespeare"
+    )
     arguments = parser.parse_args()
     if not arguments.name:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")

@@ -55,13 +55,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         required=True,
         metavar="PATH",
-        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv",
+        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv or .parquet, of "
+        "texts samples.txt or .jsonl",
     )
 
 
 def run(given: argparse.Namespace) -> None:
     """Samples of a trained model, without the pipeline."""
-    from ifm import modalities
     from ifm.modalities import files
 
     out, kind = _output(given.out)
@@ -75,8 +75,8 @@ def run(given: argparse.Namespace) -> None:
     _asked("--guidance", given.guidance, check_guidance, model, given.model)
     sampler = _sampler(given, model)
     shape = drawing.data_shape(model)
-    modality = modalities.of(shape)
-    write = files.writers(modality.name).get(kind)
+    modality = drawing.modality(model)
+    write = files.writers(modality.name, model.of_data).get(kind)
     if write is None:
         use = files.in_words(files.writers(modality.name))
         raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")
@@ -101,7 +101,7 @@ def run(given: argparse.Namespace) -> None:
     )
     try:
         if accelerator is None or accelerator.is_main_process:
-            write(out, drawn, n, shape)
+            write(out, ((members, modality.own(x, model.of_data)) for members, x in drawn), n, shape)
             how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}{asked}"
             print(f"{out}: {n} {modality.described(shape)} of {given.model}, {how}")
         else:

@@ -65,7 +65,7 @@ class Config(Section):
             if name == self.network.kind and options is None:
                 raise ValueError(f"network.{name} is missing, and network.kind asks for it")
         fit = self.data.modality
-        networks = [name for name, entry in NETWORKS.items() if entry.modality == fit.name]
+        networks = [name for name, entry in NETWORKS.items() if fit.name in entry.modalities]
         for key, value, allowed in (
             ("network.kind", self.network.kind, networks),
             ("evaluate.extractor", self.evaluate.extractor, fit.extractors),
@@ -92,6 +92,12 @@ class Config(Section):
             raise ValueError(
                 f"network.transformer.patch = {self.network.transformer.patch} does not divide data.image_size = "
                 f"{self.data.image_size}; use a divisor of it"
+            )
+        text = self.data.modality.name == "text"
+        if text and self.network.kind == "sequence" and self.data.text.length % self.network.sequence.patch:
+            raise ValueError(
+                f"network.sequence.patch = {self.network.sequence.patch} does not divide data.text.length = "
+                f"{self.data.text.length}; use a divisor of it"
             )
         if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
             raise ValueError(
@@ -161,7 +167,7 @@ class Config(Section):
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "
                 "several; use none, noise or self"
             )
-        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
+        if self.evaluate.extractor not in ("coordinates", "symbols") and self.sample.count <= self.evaluate.neighbours:
             raise ValueError(
                 f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
@@ -264,5 +270,5 @@ def _has_labels(data: DataConfig) -> bool:
     """Whether the data set has classes to learn."""
     said = data.origin.labelled
     if said is not None:
-        return said
+        return said(data) if callable(said) else said
     return data.label_column is not None or not data.origin.columns  # where there are no columns, the data tell

@@ -90,6 +90,24 @@ class PointsConfig(Section):
         return self
 
 
+class ArrayConfig(Section):
+    """`data.array`: what source: array reads of its files."""
+
+    key: str | None
+    columns: Annotated[list[str], Field(min_length=1), Distinct] | None
+    labels: str | None
+
+
+class TextConfig(Section):
+    """`data.text`: what is made of text."""
+
+    unit: Literal["characters", "bytes"]
+    length: Annotated[int, Field(ge=4, le=4096)]
+    stride: Count | None
+    representation: Literal["bits", "one_hot"]
+    column: str
+
+
 class DataConfig(Section):
     """`data`: where the images or points come from and what is made of them."""
 
@@ -110,12 +128,16 @@ class DataConfig(Section):
     resample: Literal["lanczos", "bicubic", "box"]
     random_flip: bool
     points: PointsConfig
+    array: ArrayConfig | None = None
+    text: TextConfig | None = None
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
         needed = self.origin.watched
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
+        if self.origin.section and getattr(self, self.origin.section) is None:
+            raise ValueError(f"source: {self.source} needs the section {self.origin.section}; see docs/params.md")
         if self.random_flip and not self.modality.mirrors:
             raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
         if self.test_split is not None and not self.origin.test_split:
@@ -314,7 +336,7 @@ class ClassifierConfig(Section):
 class EvaluateConfig(Section):
     """`evaluate`."""
 
-    extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates"]
+    extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates", "symbols"]
     inception_path: LocalPath | None
     dinov2_path: LocalPath | None
     weights_sha256: Digest | None

@@ -1,16 +1,21 @@
-"""From any source to one raw form: images as parquet files (ifm.data.raw), points as arrays (ifm.data.points)."""
+"""From any source to one raw form.
+
+Images as parquet files (ifm.data.raw), points as arrays (ifm.data.points), text as it is
+(ifm.data.text).
+"""
 
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ifm.config import DataConfig
+from ifm.data import text
 from ifm.data.ahead import Workers
 from ifm.data.arrays import METADATA
 from ifm.data.decoding import WORKERS
@@ -88,7 +93,7 @@ class FetchedPoints:
         return f"{sum(self.splits.values())} points of {self.origin}"
 
 
-def fetch(config: DataConfig, out: Path) -> FetchResult | FetchedPoints:
+def fetch(config: DataConfig, out: Path) -> FetchResult | FetchedPoints | text.FetchedTexts:
     """Brings the data set of `config.source` to the raw form in folder `out`. Raises FetchError; `out` stays then."""
     return FETCHERS[SOURCES[config.source].modality](config, out)
 
@@ -147,6 +152,10 @@ def fetch_points(config: DataConfig, out: Path) -> FetchedPoints:
     """Brings points to the raw form in `out`, as one split."""
     source = SOURCES[config.source]
     found = source.read(config)
+    if found.columns is not None and config.max_images is not None:
+        rows = _subset(len(found.points), config)
+        labels = None if found.labels is None else found.labels[rows]
+        found = replace(found, points=found.points[rows], labels=labels)
     name = source.label(config) or _display_name(config.name or config.path)
     write_raw(out, found, source=source.name, name=name)
     return FetchedPoints(out, {"train": len(found.points)}, source.origin(config))
@@ -219,4 +228,11 @@ def _judge(writer: Writer, total: int, config: DataConfig, *, origin: str) -> li
     return [*warnings, f"{found}; left out"]
 
 
-FETCHERS: dict[str, Callable] = {"images": fetch_images, "points": fetch_points}  # by modality
+def fetch_text(config: DataConfig, out: Path) -> text.FetchedTexts:
+    """Brings text to the raw form in `out`."""
+    source = SOURCES[config.source]
+    name = source.label(config) or _display_name(config.name if source.key == "name" else config.path)
+    return text.write_raw(out, source.read(config), source=source.name, name=name, origin=source.origin(config))
+
+
+FETCHERS: dict[str, Callable] = {"images": fetch_images, "points": fetch_points, "text": fetch_text}  # by modality

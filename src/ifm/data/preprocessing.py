@@ -27,6 +27,7 @@ from ifm.data.arrays import (
 from ifm.data.decoding import WORKERS, decode, to_array
 from ifm.data.needs import Counts
 from ifm.data.points import preprocess_points
+from ifm.data.text import preprocess_text
 from ifm.files import fresh_folder
 from ifm.progress import progress
 from ifm.random import stream
@@ -270,4 +271,8 @@ def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-PREPROCESSORS: dict[str, Callable] = {"images": preprocess_images, "points": preprocess_points}  # by modality
+PREPROCESSORS: dict[str, Callable] = {
+    "images": preprocess_images,
+    "points": preprocess_points,
+    "text": preprocess_text,
+}  # by modality

@@ -5,13 +5,14 @@ from pathlib import Path
 from ifm import modalities
 from ifm.data.arrays import METADATA, DataError, ImageSet, SampleSet
 from ifm.data.points import PointSet
+from ifm.data.text import TextSet
 from ifm.files import read_json
 
-SETS: dict[str, type[SampleSet]] = {"images": ImageSet, "points": PointSet}  # by modality
+SETS: dict[str, type[SampleSet]] = {"images": ImageSet, "points": PointSet, "text": TextSet}  # by modality
 
 
 def open_split(folder: Path, split: str) -> SampleSet:
-    """Images uint8 [n, C, H, W] or points float32 [n, d], as metadata.json says. Raises DataError."""
+    """Images uint8 [n, C, H, W], points float32 [n, d] or text uint8 [n, C, L]: see metadata.json. Raises DataError."""
     path = folder / METADATA
     try:
         kind = modalities.of(read_json(path)).name

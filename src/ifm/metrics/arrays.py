@@ -83,7 +83,7 @@ def judge(
             f"--sets {request.sets}: {len(samples)} samples cannot be cut into {request.sets} equal sets of at least "
             f"{LEAST}"
         )
-    judging = Judging(reference, reference.real(request.measures), kind.name, None, None, accelerator)
+    judging = Judging(reference, reference.real(request.measures), kind.figures, None, None, accelerator)
     try:
         row, _, _ = judging.judge({"model": "samples", "sampler": "", "nfe": 0}, samples, seeds=request.sets)
     except FeatureError as error:

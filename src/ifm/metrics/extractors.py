@@ -25,6 +25,7 @@ from ifm.metrics.weights import (
     verified_bytes,
     verify,
 )
+from ifm.modalities.alphabet import Alphabet
 from ifm.modalities.images import to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,14 +88,14 @@ class ClassifierExtractor(Extractor):
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.model.features(unit_on(self.device, images)).cpu().numpy()
+        return self.model.features(unit_on(self.device, images, self.model.modality)).cpu().numpy()
 
     def class_probabilities(self, images: np.ndarray) -> np.ndarray:
         return self.features_and_probabilities(images)[1]
 
     @torch.inference_mode()
     def features_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features = self.model.features(unit_on(self.device, images))  # [n, width]
+        features = self.model.features(unit_on(self.device, images, self.model.modality))  # [n, width]
         return features.cpu().numpy(), self.model.head(features).softmax(dim=1).cpu().numpy()
 
 
@@ -125,6 +126,21 @@ class CoordinateExtractor(Extractor):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return np.asarray(images, np.float32)
+
+
+class SymbolExtractor(Extractor):
+    """The number of each symbol of a text: float32 [n, L]."""
+
+    name = "symbols"
+    rounding = "the symbol whose code is nearest to the sample's values"
+    checksum = "identity"
+    dimension = None
+
+    def __init__(self, alphabet: Alphabet, *, device: torch.device) -> None:
+        self.alphabet, self.device = alphabet, device
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.alphabet.decoded(images).astype(np.float32)
 
 
 class InceptionExtractor(Extractor):

@@ -27,11 +27,14 @@ from ifm.metrics.extractors import (
     Extractor,
     InceptionExtractor,
     PixelExtractor,
+    SymbolExtractor,
     dinov2_class,
     features,
 )
+from ifm.metrics.language import Language
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
+from ifm.modalities.alphabet import Alphabet
 
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
 BATCH = 256
@@ -52,7 +55,7 @@ FORM: dict[str, Callable[[Any], bool]] = {
     "checksum": lambda value: isinstance(value, str),
     "dimension": _whole,
     "split": lambda value: value in ("train", "test"),
-    "image_shape": lambda value: isinstance(value, list) and len(value) in (1, 3) and all(map(_whole, value)),
+    "image_shape": lambda value: isinstance(value, list) and len(value) in (1, 2, 3) and all(map(_whole, value)),
     "classes": lambda value: value is None or (isinstance(value, list) and all(isinstance(c, str) for c in value)),
     "class_shares": lambda value: value is None or _numbers(value),
     "warnings": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
@@ -92,8 +95,11 @@ class Reference:
         return moments(self.features)
 
     def real(self, measures: Measures) -> Real:
-        """The side of the real data, as figures of images take it."""
-        return Real(self.features, measures, train=self.splits["train"], unseen=self.splits["test"])
+        """The side of the real data, as figures take it."""
+        language = None
+        if isinstance(self.extractor, SymbolExtractor):
+            language = Language(self.extractor.alphabet, _numbers_of(self.features), _numbers_of(self.splits["train"]))
+        return Real(self.features, measures, train=self.splits["train"], unseen=self.splits["test"], language=language)
 
 
 def build_reference(
@@ -116,7 +122,7 @@ def build_reference(
         classifier = _classifier(config, train, device=device, on_log=on_log)
         if classifier is not None:
             save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, folder / WEIGHTS)
-        extractor = _extractor(config, classifier, device=device)
+        extractor = _extractor(config, classifier, device=device, described=_recorded(train))
         splits = {"train": train, "test": test}
         found = {name: features(extractor, split.batches(BATCH)) for name, split in splits.items()}
         _check_spread(extractor, found[config.reference_split])
@@ -130,6 +136,7 @@ def build_reference(
             "n_train": len(train),
             "n_test": len(test),
             "image_shape": list(train.shape),
+            **_recorded(train),
             "classes": train.classes,
             "class_shares": _shares(splits[config.reference_split]),
             "accuracy": None if said is None else float((said == test.labels).mean()),
@@ -138,7 +145,7 @@ def build_reference(
         }
         if config.extractor == "coordinates":
             metadata |= _of_points(config, train, found[other], found[config.reference_split])
-        elif min(map(len, found.values())) > 1:
+        elif config.extractor != "symbols" and min(map(len, found.values())) > 1:
             metadata["floor_fid"] = fid(moments(found[other]), moments(found[config.reference_split]))
         metadata["warnings"] = _cautions(metadata, said, train=train, test=test)
         write_json(folder / METADATA, metadata)
@@ -163,6 +170,7 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
                 image_size=image_size,
                 classes=len(metadata["classes"]),
                 width=config.classifier.width,
+                modality=metadata.get("modality"),
             ).to(device)
         except (
             RuntimeError,
@@ -175,7 +183,7 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
                 f"{folder / WEIGHTS}: no classifier of evaluate.classifier.width = {config.classifier.width}; run "
                 "`dvc repro --force reference`"
             ) from error
-    extractor = _extractor(config, classifier, device=device)
+    extractor = _extractor(config, classifier, device=device, described=metadata)
     if extractor.checksum != metadata["checksum"]:
         raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")
     splits = {
@@ -233,11 +241,25 @@ def _classifier(
     settings = ClassifierSettings(**config.classifier.model_dump())
     images = train[np.arange(len(train))]
     return train_classifier(
-        images, train.labels, classes=len(train.classes), settings=settings, device=device, on_log=on_log
+        images,
+        train.labels,
+        classes=len(train.classes),
+        settings=settings,
+        device=device,
+        on_log=on_log,
+        modality=_recorded(train).get("modality"),
     )
 
 
-def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device: torch.device) -> Extractor:
+def _numbers_of(features: np.ndarray) -> np.ndarray:
+    """Symbols' numbers as they are counted: float32 [n, L] -> int32."""
+    return np.asarray(features).astype(np.int32)
+
+
+def _extractor(
+    config: EvaluateConfig, classifier: Classifier | None, *, device: torch.device, described: Mapping[str, Any]
+) -> Extractor:
+    """described: what the data or the reference's metadata record, for an alphabet."""
     if config.extractor == "inception":
         file = find_inception(config.inception_path, sha256=config.weights_sha256)
         return InceptionExtractor(file, sha256=config.weights_sha256, device=device)
@@ -248,6 +270,8 @@ def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device:
         return PixelExtractor(device=device)
     if config.extractor == "coordinates":
         return CoordinateExtractor(device=device)
+    if config.extractor == "symbols":
+        return SymbolExtractor(Alphabet.read(described), device=device)
     if classifier is None:
         raise UserError("the classifier's weights are missing; run `dvc repro --force reference`")
     return ClassifierExtractor(classifier, device=device)
@@ -282,7 +306,7 @@ def _check_spread(extractor: Extractor, found: np.ndarray) -> None:
 def _cautions(metadata: Mapping[str, Any], said: np.ndarray | None, *, train: Labelled, test: Labelled) -> list[str]:
     """What speaks against all figures with this reference. said: the classifier's answers on the test part."""
     reference = metadata[f"n_{metadata['split']}"]
-    if metadata["extractor"] == "coordinates":
+    if metadata["extractor"] in ("coordinates", "symbols"):
         return cautions.of_counts(None, reference, 0)
     found = []
     if said is not None:
@@ -291,6 +315,11 @@ def _cautions(metadata: Mapping[str, Any], said: np.ndarray | None, *, train: La
     found += cautions.of_duplicates(metadata["duplicates"], train=len(train), test=len(test))
     found += cautions.of_counts(None, reference, metadata["dimension"])
     return found + cautions.of_unseen(len(test))
+
+
+def _recorded(images: Labelled) -> dict[str, Any]:
+    """See `SampleSet.recorded`; of arrays that come without a description, nothing."""
+    return getattr(images, "recorded", {})
 
 
 def _shares(images: Labelled) -> list[float] | None:

@@ -14,6 +14,7 @@ from ifm.metrics.statistics import PYTORCH, Statistics
 from ifm.metrics.stored import Pictures, open_pictures
 
 _NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
+OTHERS = {"coordinates": "points", "symbols": "texts"}  # by extractor
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def check_request(request: Request, made: Mapping[str, Any] | None, stated: Stat
             )
         return
     name, checksum = made["extractor"], made["checksum"]
-    if name == "coordinates":
+    if name in OTHERS:
         raise UserError(
-            f"--reference {request.reference}: has the extractor of points and the shape of images; run `dvc repro "
-            "--force reference`"
+            f"--reference {request.reference}: was made of {OTHERS[name]} and has the shape of images; run "
+            "`dvc repro --force reference`"
         )
     if request.extractor not in (None, name):
         raise UserError(

@@ -56,6 +56,9 @@ class Report:
     asked: Mapping[str, AskedClasses] = field(default_factory=dict)  # by dynamics
     # dynamics -> what the scatter plots show, for data that are points
     points: Mapping[str, PointSamples] = field(default_factory=dict)
+    # dynamics -> (caption, texts), ..., for data that are text; and of real texts
+    texts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = field(default_factory=dict)
+    real_texts: tuple[str, Sequence[str]] | None = None
     real_shares: Sequence[float] | None = None
     classes: Sequence[str] | None = None
     # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"

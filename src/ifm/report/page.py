@@ -26,7 +26,7 @@ from ifm.report.opening import opening
 from ifm.report.protocol import how, protocol, span
 from ifm.report.published import benchmark_of
 from ifm.report.rounding import fixed, significant
-from ifm.report.samples import classes, memorisation, pictures, scatters
+from ifm.report.samples import classes, memorisation, pictures, scatters, texts
 from ifm.report.summary import check
 from ifm.report.tables import full_table
 
@@ -34,9 +34,9 @@ from ifm.report.tables import full_table
 def render(report: Report) -> str:
     """The page as HTML text: self-contained, the same for the same input.
 
-    `curves`, `grids`, `points`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference` and its
-    keys, and `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is empty,
-    lacks a column, where a grid is not a PNG, or where shares and classes differ in number.
+    `curves`, `grids`, `points`, `texts`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference`
+    and its keys, and `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is
+    empty, lacks a column, where a grid is not a PNG, or where shares and classes differ in number.
     """
     check(report.summary)
     if report.summary.empty:
@@ -62,6 +62,7 @@ def render(report: Report) -> str:
         memorisation=memorisation(report),
         batches=_batches(report),
         scatters=scatters(report.points),
+        texts=texts(report),
         table=full_table(whole),
         classes=classes(report),
         asked=asked(report),
@@ -97,7 +98,11 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
     }
     lines = headlines(summary)
     judge = catalogue.judge(names.kind(summary))
-    floor = reference.get(FLOOR + judge.key) if reference.get("extractor", extractor) == extractor else None
+    floor = (
+        reference.get(FLOOR + judge.key, floors.get(judge.key))
+        if reference.get("extractor", extractor) == extractor
+        else None
+    )
     cells = headline_cells(lines)
     seeds, sets = summary["seed"].nunique(), summary["seeds"].max()
     return {

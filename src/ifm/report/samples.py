@@ -82,6 +82,19 @@ def scatters(points: Mapping[str, PointSamples]) -> list[dict[str, Any]]:
     return groups
 
 
+def texts(report: Report) -> list[dict[str, Any]]:
+    """Texts of each dynamics under a caption each, behind real ones: the template escapes them."""
+    real = [(f"Real texts, {report.real_texts[0]}", report.real_texts[1])] if report.real_texts else []
+    return [
+        {
+            "name": names.DYNAMICS.get(key, key),
+            "colour": names.css_colour(key),
+            "blocks": [{"caption": caption, "texts": list(shown)} for caption, shown in [*report.texts[key], *real]],
+        }
+        for key in names.ordered(report.texts)
+    ]
+
+
 def classes(report: Report) -> dict[str, Any] | None:
     """The histogram and, for each dynamics, the rarest class and the distance from the real shares."""
     if not report.class_shares or report.real_shares is None or report.classes is None:

@@ -88,7 +88,9 @@ def model_card(
         protocol=evaluation.protocol if evaluation else {},
     )
     parts = [f"---\n{front}\n---", f"# {escape(title)}"]
-    made = f"{'an image' if images else 'a point'}{'' if classes is None else ' of a class'}"
+    made = (
+        f"{'an image' if images else f'a {modalities.of(description).one}'}{'' if classes is None else ' of a class'}"
+    )
     parts.append(
         "An integration flow ([arXiv 2504.20179](https://arxiv.org/abs/2504.20179)): noise becomes "
         f"{made} in one evaluation of the network. "

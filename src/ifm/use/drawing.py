@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ifm import modalities
 from ifm.conditions.base import Condition
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
-from ifm.modalities import at_rest
+from ifm.modalities import Modality
 from ifm.model import IntegrationFlow
 from ifm.progress import progress
 from ifm.sampling import SELECTED, Draws, Sampler, flow_sampler, teacher_sampler
@@ -55,6 +56,11 @@ def data_shape(model: Model) -> tuple[int, ...]:
     return model.shape if isinstance(model, ExactTeacher) else model.network.data_shape
 
 
+def modality(model: Model) -> Modality:
+    """What its samples are."""
+    return modalities.of(data_shape(model), model.of_data.get("modality"))
+
+
 def batches(
     model: Model,
     sampler: Sampler,
@@ -80,7 +86,7 @@ def batches(
     @torch.inference_mode()
     def work(members: range) -> np.ndarray:
         draws = Draws.of(model.dynamics, shape, members, seed=seed, device=device, condition=asked)
-        return at_rest(sampler.run(draws))
+        return modality(model).to_rest(sampler.run(draws))
 
     was_training = model.training
     model.eval()
@@ -96,3 +102,8 @@ def batches(
 def draw(model: Model, sampler: Sampler, count: int, **how: Any) -> np.ndarray:
     """Samples 0 .. count - 1 of the seed: uint8 [n, C, H, W], points float32 [n, d]. how: see `batches`."""
     return np.concatenate([drawn for _, drawn in batches(model, sampler, count, **how)])
+
+
+def draw_own(model: Model, sampler: Sampler, count: int, **how: Any) -> np.ndarray:
+    """`draw` in the form that the model's data had: images as they are, points in their units, texts as strings [n]."""
+    return modality(model).own(draw(model, sampler, count, **how), model.of_data)

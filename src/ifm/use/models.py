@@ -45,7 +45,7 @@ class Teacher(_Loads, bare.Teacher):
         guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
-        """uint8 [n, C, H, W], or points float32 [n, d], by Heun with `nfe` evaluations (odd): see `ifm.use.drawing`.
+        """uint8 [n, C, H, W], points float [n, d] or texts [n], by Heun with `nfe` evaluations (odd).
 
         classes, condition: as of `IntegrationFlow.sample`. guidance: D_0 + w (D_c - D_0) in place of D_c, by twice the
         evaluations.
@@ -53,7 +53,7 @@ class Teacher(_Loads, bare.Teacher):
         check_guidance(self, guidance)
         how = drawing.choose(self, nfe=nfe, guidance=guidance)
         condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
-        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
+        return drawing.draw_own(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
 class IntegrationFlow(_Loads, bare.IntegrationFlow):
@@ -71,7 +71,7 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
-        """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
+        """uint8 [n, C, H, W], points float [n, d] or texts [n], in `steps` evaluations: see `ifm.use.drawing`.
 
         sampler: one_step, anchor, renoise or chain; None: the one that measured best for so many steps, which the
         model records (`ifm.steps.way_of`).
@@ -82,7 +82,7 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         """
         how = drawing.choose(self, steps=steps, sampler=sampler)
         condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
-        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
+        return drawing.draw_own(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
 class IntervalFlow(IntegrationFlow, bare.IntervalFlow):
@@ -94,13 +94,15 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
     if isinstance(model, ExactTeacher | _Loads):
         return model
     if isinstance(model, bare.Teacher):
-        return Teacher(model.network, model.dynamics).train(model.training)
+        made = Teacher(model.network, model.dynamics)
+        made.of_data = model.of_data
+        return made.train(model.training)
     anchor = {"takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     if isinstance(model, bare.IntervalFlow):
         made = IntervalFlow(model.network, model.dynamics, **anchor)
     else:
         made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
-    made.samplers, made.guidance = model.samplers, model.guidance
+    made.samplers, made.guidance, made.of_data = model.samplers, model.guidance, model.of_data
     return made.train(model.training)
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from ifm import modalities
 from ifm.errors import UserError
 from ifm.modalities.pictures import save_grid, save_rows
-from ifm.use.drawing import data_shape
+from ifm.use.drawing import modality
 from ifm.use.models import IntegrationFlow
 
 PICTURE, SHOWN, COLUMNS = "samples.png", 64, 8
@@ -14,14 +13,14 @@ ROWS = 10  # classes at most
 
 def save_picture(flow: IntegrationFlow, folder: Path) -> tuple[str | None, str]:
     """Writes samples of seed 0; the file's name and its caption. None where samples are no images."""
-    modality = modalities.of(data_shape(flow))
-    if modality.preview != "grids":
+    made_of = modality(flow)
+    if made_of.preview != "grids":
         return None, ""
     classes = classes_of(flow)
     numbers = None if classes is None else spread(len(classes), ROWS)
     n = SHOWN if numbers is None else COLUMNS * len(numbers)
     try:
-        images = modality.pictures(flow.sample(n, classes=numbers))
+        images = made_of.pictures(flow.sample(n, classes=numbers))
     except ValueError as error:
         raise UserError(f"the model's samples: {error}") from error
     by_class, which = "", f"numbers 0 to {n - 1} of seed 0, not chosen"

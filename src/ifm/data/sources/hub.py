@@ -24,18 +24,7 @@ def read(config: DataSection) -> Images:
 
     from ifm.data.sources import columns
 
-    parts, commit = {}, _commit(config)
-    for name, split in split_names(config).items():
-        try:
-            parts[name] = datasets.load_dataset(config.name, revision=commit or config.revision, split=split)
-        # The library, its file readers and the network each raise their own kinds.
-        except Exception as error:
-            reason = readable(" ".join(str(error).split())) or type(error).__name__
-            raise FetchError(
-                f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
-                f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
-                "is in the cache already; or use data.source: parquet or imagefolder with local files"
-            ) from error
+    parts, commit = load_splits(config)
     for part in parts.values():
         columns.check(part.features.arrow_schema, config, origin=SOURCE.origin(config))
     caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
@@ -62,6 +51,25 @@ def read(config: DataSection) -> Images:
         unused=[f"split {name}" for name in shown(sorted(others))],
         commit=commit,
     )
+
+
+def load_splits(config: DataSection) -> tuple[dict[str, "datasets.Dataset"], str | None]:
+    """The splits by our names, and the commit that data.revision stands for."""
+    import datasets
+
+    parts, commit = {}, _commit(config)
+    for name, split in split_names(config).items():
+        try:
+            parts[name] = datasets.load_dataset(config.name, revision=commit or config.revision, split=split)
+        # The library, its file readers and the network each raise their own kinds.
+        except Exception as error:
+            reason = readable(" ".join(str(error).split())) or type(error).__name__
+            raise FetchError(
+                f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
+                f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
+                "is in the cache already; or use data.source: parquet or imagefolder with local files"
+            ) from error
+    return parts, commit
 
 
 def _commit(config: DataSection) -> str | None:
