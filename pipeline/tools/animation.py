@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ifm import modalities
 from ifm.cli.options import local_path
 from ifm.demo.models import teacher_beside
 from ifm.errors import UserError, in_a_line
@@ -125,7 +126,7 @@ def main() -> None:
     try:
         folder = loading.find(given.model)
         flow = usable(loading.load_any(folder, named=given.model))
-        if not isinstance(flow, IntegrationFlow) or len(data_shape(flow)) != 3:
+        if not isinstance(flow, IntegrationFlow) or modalities.of(loading.describe(folder)).preview != "grids":
             raise UserError(f"{given.model}: holds no flow of images")
         beside = loading.find(given.teacher) if given.teacher else teacher_beside(folder)
         teacher = None if beside is None else usable(loading.load_any(beside))

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ifm import pretrained
+from ifm import modalities, pretrained
 from ifm.cli.options import local_path
 from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, in_words, joint_sha256, write_json, write_text
@@ -48,6 +48,9 @@ def ship(
     flow = usable(loading.load_any(model))
     if not isinstance(flow, IntegrationFlow):
         raise UserError(f"{model}: holds a teacher; flows are shipped")
+    modality = modalities.of(pretrained.describe(model))
+    if modality.preview not in ("grids", "scatter"):
+        raise UserError(f"{model}: makes {modality.noun}; flows of images and points are shipped")
     found = card.read_evaluation(evaluation)
     with fresh_folder(to / name) as folder:
         weights = [in_half(file, folder / file.name) for file in sorted(model.glob("*.safetensors"))]
@@ -94,9 +97,9 @@ def in_half(source: Path, target: Path) -> Path:
 
 def apart(flow: IntegrationFlow, other: IntegrationFlow) -> float:
     """Mean difference of two flows' samples from the same noise, in one step. Raises UserError where it is large."""
-    found = [one.sample(COMPARED).astype(float) for one in (flow, other)]
-    unit = 1.0 if found[0].ndim == 4 else 255 / 2  # points: in [-1, 1], roughly
-    difference = float(np.abs(found[0] - found[1]).mean() * unit)
+    found = [one.sample(COMPARED) for one in (flow, other)]
+    unit = 1.0 if found[0].dtype == np.uint8 else 255 / 2  # points: in [-1, 1], roughly
+    difference = float(np.abs(found[0].astype(float) - found[1]).mean() * unit)
     if not difference <= MOST_APART:
         raise UserError(f"the flow in float16 makes other samples: {difference:.2g} levels of 255 away on average")
     return round(difference, 4)
