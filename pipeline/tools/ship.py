@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ifm import modalities, pretrained
 from ifm.cli.options import local_path
@@ -20,7 +19,7 @@ from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, in_words, joint_sha256, write_json, write_text
 from ifm.metrics import catalogue
 from ifm.model import IntegrationFlow
-from ifm.networks.base import CONFIG
+from ifm.networks.base import CONFIG, save_tensors
 from ifm.use import card, loading, pictured, shipped
 from ifm.use.models import usable
 
@@ -91,7 +90,7 @@ def in_half(source: Path, target: Path) -> Path:
     for name, x in tensors.items():
         if x.is_floating_point() and not float(x.abs().max()) <= LARGEST:
             raise UserError(f"{source}: {name} does not fit float16")
-    save_file({name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}, target, metadata)
+    save_tensors({name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}, target, metadata)
     return target
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 
 from ifm.cli.main import main
 from ifm.conditions.classes import Classes
 from ifm.demo.models import there
 from ifm.errors import UserError
 from ifm.files import read_json, write_json
+from ifm.networks.base import save_tensors
 from ifm.pretrained import save_model
 from ifm.use import loading, shipped
 from ifm.use.models import IntegrationFlow, usable
@@ -94,6 +96,18 @@ def test_the_folder_says_what_it_is(run, made):
 def test_a_run_makes_the_same_bytes_again(run, made, tmp_path):
     again = ship(run / "models/flow/rf", evaluation=evaluation_of(run / "models/flow/rf"), to=tmp_path)
     assert (again / shipped.SUMS).read_text() == (made / shipped.SUMS).read_text()
+
+
+def test_a_file_of_weights_has_the_same_bytes_whatever_order_its_metadata_comes_in(tmp_path):
+    told = {"two_times": "true", "condition": '{"classes": ["\u00e4", "b\\n"]}', "z": "", "a": "1"}
+    found = set()
+    for i in range(12):
+        save_tensors({"x": torch.arange(3.0)}, tmp_path / f"{i}.safetensors", told)
+        found.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(found) == 1
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as opened:
+        assert opened.metadata() == told
+        assert torch.equal(opened.get_tensor("x"), torch.arange(3.0))
 
 
 @pytest.mark.parametrize("change", ["other", "gone"])

@@ -1,5 +1,6 @@
 """What a network F is: scaled input and c_noise in, F_x out. It knows no dynamics."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ifm import conditions
@@ -106,6 +108,21 @@ def in_single(network: "Network") -> "Network":
     """Half-precision weights as float32, in place: files hold them so to be small, and networks compute in float32."""
     halves = (torch.float16, torch.bfloat16)
     return network._apply(lambda x: x.float() if x.dtype in halves else x)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None) -> None:
+    """A safetensors file whose bytes depend on its content alone: the library writes metadata in a random order."""
+    save_file(dict(tensors), file, None if metadata is None else dict(metadata))
+    if metadata is None or len(metadata) < 2:
+        return
+    with open(file, "r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            opened.seek(8)
+            opened.write(text)
 
 
 def described(kind: ConditionKind | None) -> dict[str, Any] | None:

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ifm.conditions.base import Condition, ConditionKind
-from ifm.networks.base import CONFIG, Network, check_weights, described, kind_of, read_config
+from ifm.networks.base import CONFIG, Network, check_weights, described, kind_of, read_config, save_tensors
 
 # diffusers embeds a "timestep" with periods from 2 pi to 2 pi 10^4. c_noise spans about 1 (rf) to 2.7 (ve), so this
 # puts neighbouring noise levels a visible phase apart, without the 1000 that makes the network stiff in t.
@@ -106,7 +106,7 @@ class UNet(Network):
         if not own:
             return [folder / WEIGHTS]
         told = {"two_times": json.dumps(self.two_times), "condition": json.dumps(described(self.condition_kind))}
-        save_file(own, folder / EMBEDDINGS, metadata=told)
+        save_tensors(own, folder / EMBEDDINGS, told)
         return [folder / WEIGHTS, folder / EMBEDDINGS]
 
     @classmethod
