@@ -51,7 +51,8 @@ def work(stage: Stage) -> None:
     kind, drop = conditions.of_data(config.condition.kind, images), config.condition.drop_probability
     if kind is not None:
         kind = kind.told_to(drops=drop > 0, scale=None)
-    network = build_network(shape=images.shape, takes_anchor=False, condition=kind, **config.network.model_dump())
+    of_data = {"shape": images.shape, "modality": images.modality.name}
+    network = build_network(**of_data, takes_anchor=False, condition=kind, **config.network.model_dump())
     teacher = Teacher(network, dynamics.of_params(d, config.ode))
     trained_on = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=trained_on))
@@ -67,11 +68,17 @@ def work(stage: Stage) -> None:
         read_condition=None if kind is None else partial(kind.read, images),
         vary=varying(kind, drop=drop),
         keep_after=_weaker_after(config),
+        modality=images.modality.name,
     )
     if not accelerator.is_main_process:
         return
     train_images = config.teacher.steps * config.teacher.batch_size
-    record = {"image_shape": list(images.shape), "train_images": train_images, "trained_on": trained_on}
+    record = {
+        "image_shape": list(images.shape),
+        **images.recorded,
+        "train_images": train_images,
+        "trained_on": trained_on,
+    }
     pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=result.kept)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
@@ -94,7 +101,7 @@ def _write_none(stage: Stage, images: SampleSet) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     print(f"{stage.name}: teacher.kind is none: nothing to train")
-    record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": {}}
+    record = {"image_shape": list(images.shape), **images.recorded, "train_images": 0, "trained_on": {}}
     pretrained.save_no_teacher(paths.teacher(stage.dynamics), record=record)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0
@@ -114,7 +121,7 @@ def _write_exact(stage: Stage, images: SampleSet) -> None:
         data = torch.cat([data, data.flip(-1)])
         have = None if have is None else have.map(lambda x: torch.cat([x, x]))
     teacher = ExactTeacher(data, dynamics.of_params(stage.dynamics, config.ode), kind=kind, have=have)
-    record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": _inputs(images)}
+    record = {"image_shape": list(images.shape), **images.recorded, "train_images": 0, "trained_on": _inputs(images)}
     pretrained.save_exact_teacher(teacher, folder, record=record)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0
@@ -134,7 +141,13 @@ def _write_pretrained(stage: Stage, images: SampleSet) -> None:
         kind = kind.told_to(drops=stage.config.condition.drop_probability > 0, scale=None)
     network = read(found, shape=tuple(images.shape), sigma_data=ode.sigma_data, clock=ode.clock, condition=kind)
     print(f"{stage.name}: {network.in_a_line()}", flush=True)
-    record = {"image_shape": list(images.shape), "train_images": 0, "trained_on": {}, "origin": origin}
+    record = {
+        "image_shape": list(images.shape),
+        **images.recorded,
+        "train_images": 0,
+        "trained_on": {},
+        "origin": origin,
+    }
     pretrained.save_model(Teacher(network, ode), folder, record=record)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0

@@ -20,6 +20,7 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module, dynamics: Dynamics) -> None:
         super().__init__()
         self.network, self.dynamics = network, dynamics
+        self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
 
     @property
     def condition_kind(self) -> ConditionKind | None:
@@ -54,6 +55,7 @@ class IntegrationFlow(nn.Module):
         self.network, self.dynamics = network, dynamics
         self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
         self.samplers: Mapping[int, Way] = {}  # what measured best, by number of evaluations; see ifm.recorded
+        self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
         self.guidance: dict[str, Any] | None = None  # what it has inside: kind, scale, interval; see ifm.guidance
 
     @property

@@ -230,7 +230,12 @@ class SampleSet:
     @property
     def modality(self) -> Modality:
         """What the samples are."""
-        return modalities.of(self.shape)
+        return modalities.of(self.shape, self.recorded.get("modality"))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What descriptions of models and samples take over: see `ifm.modalities.recorded`."""
+        return modalities.recorded(asdict(self.metadata))
 
     @property
     def classes(self) -> list[str] | None:

@@ -11,25 +11,39 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "of"]
+__all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "of", "recorded"]
 
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS)}
 
 
-def of(found: Sequence[int] | Mapping[str, Any]) -> Modality:
+def of(found: Sequence[int] | Mapping[str, Any], name: str | None = None) -> Modality:
     """The modality of one sample's shape, or of what metadata.json or ifm.json says of data, samples or a model.
 
-    Raises ValueError where there is none.
+    name: what was recorded of samples of that shape (`recorded`); None: the number of axes tells. Raises ValueError
+    where there is none.
     """
     if isinstance(found, Mapping):
-        if found.get("modality") in MODALITIES:
-            return MODALITIES[found["modality"]]
-        found = _shape(found)
-    owner = next((modality for modality in MODALITIES.values() if modality.owns(tuple(found))), None)
+        found, name = _shape(found), found.get("modality", name)
+    if name is not None and name in MODALITIES:
+        return MODALITIES[name]
+    told = (modality for modality in MODALITIES.values() if modality.by_shape and modality.owns(tuple(found)))
+    owner = next(told, None) if name is None else None
     if owner is None:
         known = ", ".join(f"{m.noun} [{', '.join(m.axes)}]" for m in MODALITIES.values())
-        raise ValueError(f"samples of shape {list(found)} are none of {known}")
+        raise ValueError(
+            f"samples{'' if name is None else f' called {name!r}'} of shape {list(found)} are none of {known}"
+        )
     return owner
+
+
+def recorded(described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a description says of its samples beside their shape, for the next one: the modality's name, and under that
+    name what turns its samples into files that people open. {}: the number of axes tells all.
+    """
+    name = (described or {}).get("modality")
+    if name is None:
+        return {}
+    return {"modality": name} | ({name: described[name]} if name in described else {})
 
 
 def _shape(described: Mapping[str, Any]) -> Sequence[int]:
@@ -42,14 +56,17 @@ def _shape(described: Mapping[str, Any]) -> Sequence[int]:
     return ()
 
 
-def at_work(x: "Tensor") -> "Tensor":
-    """Samples [n, ...] at rest in the form that a model computes in: images in [-1, 1], points as they are."""
-    return of(x.shape[1:]).to_model(x)
+def at_work(x: "Tensor", name: str | None = None) -> "Tensor":
+    """Samples [n, ...] at rest in the form that a model computes in: images in [-1, 1], points as they are.
+
+    name: of their modality, where it is recorded.
+    """
+    return of(x.shape[1:], name).to_model(x)
 
 
-def at_rest(x: "Tensor") -> "np.ndarray":
+def at_rest(x: "Tensor", name: str | None = None) -> "np.ndarray":
     """A model's samples [n, ...] in the form they are kept in: uint8 images, float32 points.
 
-    Raises SampleError at a value that is not finite.
+    name: of their modality, where it is recorded. Raises SampleError at a value that is not finite.
     """
-    return of(x.shape[1:]).to_rest(x)
+    return of(x.shape[1:], name).to_rest(x)

@@ -50,16 +50,17 @@ def draw_pairs(
     even_share: float = 0.0,
     read_condition: ReadCondition | None = None,
     vary: VaryCondition | None = None,
+    modality: str | None = None,
 ) -> Draw:
     """Images or points x_0 [b, ...], perturbed by fresh z to a fresh t; all draws depend on (seed, step) alone.
 
     t_max_share, even_share: see `draw_time`. read_condition: the conditions of data by their numbers; vary: how a step
-    shows them (left out, with a guidance scale).
+    shows them (left out, with a guidance scale). modality: of the data, where it is recorded.
     """
     positions, device = local_positions(accelerator, batch_size), accelerator.device
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
-        x_0 = at_work(read(rows))  # [b, C, H, W]
+        x_0 = at_work(read(rows), modality)  # [b, C, H, W]
         noise = Streams(seed, "noise", positions, step=step)
         t = draw_time(dynamics, noise, streams, t_max_share=t_max_share, even_share=even_share)  # [b]
         t, z = to_device(t, device), dynamics.draw_noise(tuple(x_0.shape[1:]), generator=noise)
@@ -118,6 +119,7 @@ def mean_over_reference(
     seed: int,
     kind: ConditionKind | None = None,
     read_condition: ReadCondition | None = None,
+    modality: str | None = None,
 ) -> Mean:
     """E[x_0 | x_t] for x_0 uniform on `size` data, in closed form: a stable target (Xu, Tong & Jaakkola 2023).
 
@@ -133,7 +135,7 @@ def mean_over_reference(
         if size < len(images):
             ahead = [order.batch(step + i) for i in range(math.ceil(size / batch_size))]
             rows = np.unique(np.concatenate(ahead))
-        data = at_work(read(rows))
+        data = at_work(read(rows), modality)
         have = None if read_condition is None else read_condition(rows).to(data.device)
         if random_flip:
             data = torch.cat([data, data.flip(-1)])

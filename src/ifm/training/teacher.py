@@ -32,11 +32,12 @@ def train_teacher(
     read_condition: ReadCondition | None = None,
     vary: VaryCondition | None = None,
     keep_after: int | None = None,
+    modality: str | None = None,
 ) -> FitResult:
     """Fits the teacher to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
 
     read_condition: the condition of some of the images by their numbers; None: the teacher takes none. vary: leaves
-    some of them out. keep_after: see `fit`.
+    some of them out. keep_after: see `fit`. modality: of the data, where it is recorded.
 
     It ends with its averaged weights. The global batch of a step, its times, its noise and the conditions that are left
     out depend on (seed, step) alone.
@@ -48,7 +49,7 @@ def train_teacher(
 
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         rows = order.batch(step)[positions]
-        x_0 = at_work(read(rows))  # [b, C, H, W] or [b, d]
+        x_0 = at_work(read(rows), modality)  # [b, C, H, W] or [b, d]
         drops = partial(Streams, seed, "drop", positions, step=step)
         condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
         read.expect(order.batch(step + 1)[positions])
