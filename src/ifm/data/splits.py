@@ -5,13 +5,17 @@ from pathlib import Path
 from ifm import modalities
 from ifm.data.arrays import METADATA, DataError, ImageSet, SampleSet
 from ifm.data.points import PointSet
+from ifm.data.sound import SoundSet
 from ifm.files import read_json
 
-SETS: dict[str, type[SampleSet]] = {"images": ImageSet, "points": PointSet}  # by modality
+SETS: dict[str, type[SampleSet]] = {"images": ImageSet, "points": PointSet, "sound": SoundSet}  # by modality
 
 
 def open_split(folder: Path, split: str) -> SampleSet:
-    """Images uint8 [n, C, H, W] or points float32 [n, d], as metadata.json says. Raises DataError."""
+    """Images uint8 [n, C, H, W], points float32 [n, d] or sounds float16 [n, C, F, T], as metadata.json says.
+
+    Raises DataError.
+    """
     path = folder / METADATA
     try:
         kind = modalities.of(read_json(path)).name

@@ -24,7 +24,8 @@ class Modality:
     params.yaml has it. extractors: which fit, the default first. mirrors: whether a sample's mirror image is
     as good a sample. preview: what the report shows, grids of pictures [n, C, H, W] (uint8, made by `pictures`) or a
     scatter plot of two dimensions. by_shape: whether the number of axes tells it; else descriptions name it
-    (`ifm.modalities.recorded`). figures: which its samples have, of the kinds of the catalogue of metrics.
+    (`ifm.modalities.recorded`). figures: which its samples have, of the kinds of the catalogue of metrics. audible:
+    whether they are played (`ifm.modalities.wav`).
     """
 
     name: str
@@ -42,6 +43,7 @@ class Modality:
     pictures: "Callable[[np.ndarray], np.ndarray] | None" = None
     by_shape: bool = True
     figures: Literal["images", "points"] = "images"
+    audible: bool = False
 
     def owns(self, shape: tuple[int, ...]) -> bool:
         """Whether a sample of that shape is of this kind."""

@@ -27,6 +27,7 @@ from ifm.report.protocol import how, protocol, span
 from ifm.report.published import benchmark_of
 from ifm.report.rounding import fixed, significant
 from ifm.report.samples import classes, memorisation, pictures, scatters
+from ifm.report.sounds import players
 from ifm.report.summary import check
 from ifm.report.tables import full_table
 
@@ -59,6 +60,7 @@ def render(report: Report) -> str:
         sample=names.unit(report.summary),
         dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
         pictures=pictures(report.grids, report.real),
+        players=players(report.sounds),
         memorisation=memorisation(report),
         batches=_batches(report),
         scatters=scatters(report.points),

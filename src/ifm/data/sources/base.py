@@ -56,6 +56,7 @@ class Source:
     key: str | None = None
     files: Callable[[Path, Mapping[str, Any]], Iterator[tuple[bytes, Path]]] = _all_files
     columns: bool = True  # data.image_column and data.label_column say what is read
+    recordings: bool = False  # data.audio.column may name a column of them
     labelled: bool | None = None  # whether there are classes; None: where data.label_column is set
     test_split: bool = True  # data.test_split may name one
     revisions: bool = False  # data.revision picks a state of it
