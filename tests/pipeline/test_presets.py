@@ -35,7 +35,16 @@ def leaves(values, at=""):
 
 
 def test_there_are_the_documented_presets():
-    others = {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points", "digits-classes", "spoken-digits"}
+    others = {
+        "digits",
+        "cifar10",
+        "cifar10-jpeg",
+        "imagenet64",
+        "imagefolder",
+        "points",
+        "digits-classes",
+        "spoken-digits",
+    }
     assert set(preset.names()) == others | PUBLIC
 
 
