@@ -79,12 +79,15 @@ def widths(dynamics: Mapping[str, object] | Sequence[str]) -> dict[str, float]:
 
 
 def unit(summary: pd.DataFrame) -> str:
-    """What one sample is: "image" or "point", as the extractor says; "sample" where the rows are of both."""
+    """What one sample is: "image", "sound" or "point", as extractor and reference say; "sample" of rows of both."""
     if "extractor" in summary:
         points = summary["extractor"] == COORDINATES
     else:
         points = summary["fid"].isna() & summary["sliced_wasserstein"].notna()
-    return "point" if points.all() and len(points) else "sample" if points.any() else "image"
+    if len(points) and points.any():
+        return "point" if points.all() else "sample"
+    sounds = summary["reference"].astype(str).str.endswith(" sounds)") if "reference" in summary else points
+    return "sound" if len(sounds) and sounds.all() else "image"
 
 
 def kind(summary: pd.DataFrame) -> str:

@@ -59,7 +59,7 @@ def render(report: Report) -> str:
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=names.unit(report.summary),
         dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
-        pictures=pictures(report.grids, report.real),
+        pictures=pictures(report.grids, report.real, sample=names.unit(report.summary)),
         players=players(report.sounds),
         memorisation=memorisation(report),
         batches=_batches(report),
