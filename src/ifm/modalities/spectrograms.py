@@ -18,7 +18,7 @@ from ifm.errors import UserError
 SPREAD = 0.5  # standard deviation of what is normalised, as EDM's sigma_data for images
 DECADES = 3.0  # of the log-mel scale: 60 dB below a full-scale tone is taken for silence
 GRIFFIN_LIM_ROUNDS = 40
-MEL_ROUNDS = 30
+MEL_ROUNDS = 60
 MOMENTUM = 0.99  # of Griffin-Lim: Perraudin et al. 2013
 QUIET = 0.02  # of the log-mel scale: what a model leaves below is silence
 LARGEST = 6e4  # float16 ends at 65,504
