@@ -55,8 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         required=True,
         metavar="PATH",
-        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv or .parquet, of "
-        "texts samples.txt or .jsonl",
+        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of sounds samples.wav or a folder/ "
+        "for a WAV each, of points samples.csv or .parquet, of texts samples.txt or .jsonl",
     )
 
 
@@ -88,7 +88,9 @@ def run(given: argparse.Namespace) -> None:
         names = model.condition_kind.classes
         asked = f", {in_words(numbers, names)}{asked}"
         if kind == ".png":
-            write = partial(files.write_class_grid, labels=condition.labels.tolist(), classes=names)
+            write = partial(
+                files.write_class_grid, labels=condition.labels.tolist(), classes=names, pictures=modality.pictures
+            )
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
         model.to(device),

@@ -83,7 +83,19 @@ class Config(Section):
             )
         unet = self.network.kind == "unet"
         halvings = len(self.network.channels) - 1
-        if unet and self.data.image_size % 2**halvings:
+        sound = fit.name == "sound"
+        if sound and unet and any(side % 2**halvings for side in self.data.shape[1:]):
+            raise ValueError(
+                f"spectrograms of {' x '.join(map(str, self.data.shape[1:]))} cannot be halved {halvings} times, as "
+                f"network.channels asks; set data.audio.multiple to a multiple of {2**halvings}, or take an entry from "
+                "network.channels and network.attention"
+            )
+        if sound and self.anchor.input == "cross_attention" and len(set(self.data.shape[1:])) > 1:
+            raise ValueError(
+                "anchor.input: cross_attention is for squares, and spectrograms are "
+                f"{' x '.join(map(str, self.data.shape[1:]))}; use channels"
+            )
+        if unet and not sound and self.data.image_size % 2**halvings:
             raise ValueError(
                 f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
                 f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
@@ -113,6 +125,9 @@ class Config(Section):
                 f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
                 f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
                 "classifier, or lower data.image_size"
+                if not sound
+                else f"evaluate.extractor: pixels has {pixels:,} features of a spectrogram, {MOST_FEATURES:,} are the "
+                "most; use classifier, or lower data.audio.seconds or mels"
             )
         if self.teacher.kind == "pretrained":
             _takes_a_public_model(self)

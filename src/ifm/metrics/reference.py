@@ -163,11 +163,11 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     classifier = None
     if (folder / WEIGHTS).is_file():
         try:
-            channels, image_size, _ = metadata["image_shape"]
+            channels, *sides = metadata["image_shape"]
             classifier = load_classifier(
                 folder / WEIGHTS,
                 channels=channels,
-                image_size=image_size,
+                image_size=min(sides),
                 classes=len(metadata["classes"]),
                 width=config.classifier.width,
                 modality=metadata.get("modality"),

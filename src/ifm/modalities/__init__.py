@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ifm.modalities.base import Modality, SampleError
 from ifm.modalities.images import IMAGES
 from ifm.modalities.points import POINTS
+from ifm.modalities.sound import SOUND
 from ifm.modalities.text import TEXT
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "of", "recorded"]
 
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS, TEXT)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS, TEXT, SOUND)}
 
 
 def of(found: Sequence[int] | Mapping[str, Any], name: str | None = None) -> Modality:

@@ -27,6 +27,7 @@ from ifm.report.protocol import how, protocol, span
 from ifm.report.published import benchmark_of
 from ifm.report.rounding import fixed, significant
 from ifm.report.samples import classes, memorisation, pictures, scatters, texts
+from ifm.report.sounds import players
 from ifm.report.summary import check
 from ifm.report.tables import full_table
 
@@ -58,7 +59,8 @@ def render(report: Report) -> str:
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=names.unit(report.summary),
         dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
-        pictures=pictures(report.grids, report.real),
+        pictures=pictures(report.grids, report.real, sample=names.unit(report.summary)),
+        players=players(report.sounds),
         memorisation=memorisation(report),
         batches=_batches(report),
         scatters=scatters(report.points),
