@@ -64,6 +64,11 @@ class Plan:
     common: dict[str, Any]  # what they all share, the condition's kind included
     w: float | None  # the guidance scale of `samplers`; None: there is no guidance
 
+    @property
+    def outside(self) -> tuple[int, ...]:
+        """The shape of one sample: latents are decoded."""
+        return self.samplers[0].outside(self.common["shape"])
+
 
 def planned(stage: Stage, accelerator: Accelerator) -> Plan:
     """The samplers of flow and teacher. Where there is guidance the teacher is led as the flow is."""
@@ -90,7 +95,7 @@ def planned(stage: Stage, accelerator: Accelerator) -> Plan:
             at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale, config.sample.seeds))
         if teacher is not None:
             at_scales += [AtScale(teacher_sampler(teacher.at(scale), nfe=nfe), scale, 1) for nfe in nfes]
-    shape = tuple(pretrained.describe(paths.flow(d))["image_shape"])
+    shape = pretrained.state_shape(pretrained.describe(paths.flow(d)))
     common = {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
     return Plan(samplers, at_scales, common | ({} if kind is None else {"condition": kind}), w)
 
@@ -106,7 +111,7 @@ def work(stage: Stage) -> None:
         if out is None:
             return
         asked = save_asked(stage, plan, out=out) if "condition" in common else {}
-        if modalities.of(common["shape"]).preview == "grids":
+        if modalities.of(plan.outside).preview == "grids":
             _lay_out(samplers, out, shown=config.sample.grid_images)
         time_batches(stage, samplers, common)
         write_json(
@@ -116,14 +121,14 @@ def work(stage: Stage) -> None:
                 "seed": config.seed,
                 "seeds": config.sample.seeds,
                 "count": config.sample.count,
-                "image_shape": list(common["shape"]),
+                "image_shape": list(plan.outside),
                 "samplers": [s.describe() for s in samplers],
                 "teacher": pretrained.describe(paths.teacher(d)).get("sha256"),
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
                 **asked,
             },
         )
-    if modalities.of(common["shape"]).preview == "grids":
+    if modalities.of(plan.outside).preview == "grids":
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
 
 
@@ -166,7 +171,7 @@ def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | 
         file, total = None, sets * config.sample.count
         if out is not None:
             file = np.lib.format.open_memmap(
-                out / f"{name}.npy", "w+", dtype=sample_dtype(common["shape"]), shape=(total, *common["shape"])
+                out / f"{name}.npy", "w+", dtype=sample_dtype(plan.outside), shape=(total, *plan.outside)
             )
         if out is not None:  # before its memory is measured: a first call makes what all others use
             stage.run.timings[f"seconds_batch_1.{name}"] = seconds_per_image(sampler, **common, batch_size=1)

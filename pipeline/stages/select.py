@@ -59,11 +59,12 @@ def selected(stage: Stage, accelerator: Accelerator) -> tuple[Path, dict[str, An
     That is: the best sampler by number of evaluations, and how they were measured.
     """
     config, d = stage.config, stage.dynamics
-    shape = tuple(pretrained.describe(paths.trained(d))["image_shape"])
+    described = pretrained.describe(paths.trained(d))
+    shape = pretrained.state_shape(described)
     reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
     projections = config.evaluate.sliced_projections
     real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))
-    judge = catalogue.judge(modalities.of(shape).name)
+    judge = catalogue.judge(modalities.of(described["image_shape"]).name)
     higher = judge.better is Better.HIGHER
 
     def measure(samples: np.ndarray) -> float:

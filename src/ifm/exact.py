@@ -5,6 +5,7 @@ of a trained network. Its paths end on data points, so its samples are copies of
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from ifm.conditions.base import Condition, ConditionKind
 from ifm.dynamics.base import Dynamics, expand
+
+if TYPE_CHECKING:
+    from ifm.latents.autoencoder import Autoencoder
 
 TINY = 1e-280  # stands for b^2 = 0: the limit t -> 0 without 0 / 0
 LEAST_LOG = -1e300  # in place of the log weight -inf of data without the condition asked for
@@ -44,6 +48,7 @@ class ExactTeacher(nn.Module):
         if have is not None and len(have) != len(data):
             raise ValueError(f"need a condition for each of {len(data)} data, got {len(have)}")
         self.condition_kind, self.have = kind, have
+        self.decoder: Autoencoder | None = None  # of latents: what makes images of its samples
 
     def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition | None = None) -> Tensor:
         """E[x_0 | x_t], over the data that have the condition asked for: [B, *shape], in x_t's dtype. t: [B] or [1].

@@ -122,9 +122,9 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
         shutil.copyfile(grid, folder / PICTURE)
         return PICTURE, "Samples."
     from ifm import modalities
-    from ifm.use.drawing import data_shape
+    from ifm.use.drawing import sample_shape
 
-    modality = modalities.of(data_shape(flow))
+    modality = modalities.of(sample_shape(flow))
     if modality.preview != "grids":
         return None, ""
     from ifm.modalities.pictures import save_grid, save_rows

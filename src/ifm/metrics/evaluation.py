@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MEND = "run `dvc repro --force sample@...`"
+RECONSTRUCTION = "reconstruction"  # of real images, by the encoder and decoder of a model of latents
 PAIRS = 8  # closest pairs kept of a sampler
 
 
@@ -184,14 +185,24 @@ def _rows(values: np.ndarray | None, rows: slice) -> np.ndarray | None:
 
 
 def _of_real_images(reference: Reference, real: Real) -> dict[str, dict[str, Any]]:
-    """What real images have that are not the reference, as one more sampler; nothing where there is but one."""
+    """What real images have that are not the reference, as one more sampler; nothing where there is but one.
+
+    Of latents also what the reference's images have that went through the autoencoder: the floor of such models.
+    """
     other = "test" if reference.metadata["split"] == "train" else "train"
     found = Found(reference.splits[other])
     if len(found) < 2:
         return {}
-    row = {"model": "data", "sampler": other, "nfe": 0, "n_samples": len(found), "seeds": 1}
+    rows = {f"data-{other}": (other, found)}
+    if reference.reconstructed is not None:
+        rows[f"data-{RECONSTRUCTION}"] = (RECONSTRUCTION, Found(reference.reconstructed))
+    return {name: _of_data(sampler, found, reference, real) for name, (sampler, found) in rows.items()}
+
+
+def _of_data(sampler: str, found: Found, reference: Reference, real: Real) -> dict[str, Any]:
+    row = {"model": "data", "sampler": sampler, "nfe": 0, "n_samples": len(found), "seeds": 1}
     row |= image_figures(found, dataclasses.replace(real, train=None))
-    return {f"data-{other}": row | {"warnings": _cautions(reference, real, len(found))}}
+    return row | {"warnings": _cautions(reference, real, len(found))}
 
 
 def _cautions(reference: Reference, real: Real | None, samples: int) -> list[str]:

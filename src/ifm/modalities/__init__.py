@@ -1,8 +1,9 @@
 """What samples are: the table of modalities, one file each. Whoever must tell images from points asks here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ifm.modalities import latents
 from ifm.modalities.base import Modality, SampleError
 from ifm.modalities.images import IMAGES
 from ifm.modalities.points import POINTS
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "of"]
+__all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "mirrored", "of", "shown", "state_shape"]
 
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS)}
 
@@ -43,8 +44,11 @@ def _shape(described: Mapping[str, Any]) -> Sequence[int]:
 
 
 def at_work(x: "Tensor") -> "Tensor":
-    """Samples [n, ...] at rest in the form that a model computes in: images in [-1, 1], points as they are."""
-    return of(x.shape[1:]).to_model(x)
+    """Samples [n, ...] at rest in the form that a model computes in: images in [-1, 1], points as they are.
+
+    Of latents it is the posterior's mean.
+    """
+    return latents.drawn(x) if latents.owns(x.shape[1:]) else of(x.shape[1:]).to_model(x)
 
 
 def at_rest(x: "Tensor") -> "np.ndarray":
@@ -53,3 +57,20 @@ def at_rest(x: "Tensor") -> "np.ndarray":
     Raises SampleError at a value that is not finite.
     """
     return of(x.shape[1:]).to_rest(x)
+
+
+def shown(x: "Tensor", normal: "Callable[[tuple[int, ...]], Tensor]") -> "Tensor":
+    """`at_work` as a training step shows it: latents are drawn from their posterior. normal: shape -> N(0, 1)."""
+    if not latents.owns(x.shape[1:]):
+        return at_work(x)
+    return latents.drawn(x, normal(tuple(x.shape[3:])) if x.shape[2] > 1 else None)
+
+
+def mirrored(x: "Tensor") -> "Tensor":
+    """The mirror images of samples at rest, in the same form: [n, ...]."""
+    return latents.mirrored(x) if latents.owns(x.shape[1:]) else x.flip(-1)
+
+
+def state_shape(x: "Tensor") -> tuple[int, ...]:
+    """Of one sample at rest as a model computes with it."""
+    return tuple(x.shape[3:] if latents.owns(x.shape[1:]) else x.shape[1:])

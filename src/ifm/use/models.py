@@ -94,13 +94,15 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
     if isinstance(model, ExactTeacher | _Loads):
         return model
     if isinstance(model, bare.Teacher):
-        return Teacher(model.network, model.dynamics).train(model.training)
+        made = Teacher(model.network, model.dynamics).train(model.training)
+        made.decoder = model.decoder
+        return made
     anchor = {"takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     if isinstance(model, bare.IntervalFlow):
         made = IntervalFlow(model.network, model.dynamics, **anchor)
     else:
         made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
-    made.samplers, made.guidance = model.samplers, model.guidance
+    made.samplers, made.guidance, made.decoder = model.samplers, model.guidance, model.decoder
     return made.train(model.training)
 
 
