@@ -50,7 +50,7 @@ def work(stage: Stage) -> None:
             device=device,
             condition=flow.condition_kind,
         ),
-        data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))])).to(device),
+        data=at_work(torch.from_numpy(images[np.arange(min(DATA_ROWS, len(images)))]), images.modality.name).to(device),
         stored=_stored(metadata, d, device=device),
         seed=config.seed,
         exact=flow_map_of(flow.dynamics, images.gaussian, device=device),

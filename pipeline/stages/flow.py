@@ -43,7 +43,9 @@ def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, s
         drops, scale = config.condition.drop_probability > 0, None if guidance is None else guidance.range
         kind = kind.told_to(drops=drops, scale=scale)
     told = {"two_times": two_times, "condition": kind}
-    network = build_network(shape=images.shape, **told, **anchor, **config.network.model_dump())
+    network = build_network(
+        shape=images.shape, modality=images.modality.name, **told, **anchor, **config.network.model_dump()
+    )
     if config.flow.init == "teacher":
         source = pretrained.load_teacher(paths.teacher(d)).network
         if isinstance(source, AdaptedNetwork):  # the flow's network is the public model's then
@@ -109,7 +111,8 @@ class Ingredients:
     @cached_property
     def _batches(self) -> dict[str, Any]:
         flip = self._images.random_flip
-        return {"random_flip": flip, "batch_size": self.config.batch_size, "seed": self.seed}
+        how = {"random_flip": flip, "batch_size": self.config.batch_size, "seed": self.seed}
+        return how | {"modality": self._images.modality.name}
 
     @cached_property
     def _read_condition(self) -> Any:

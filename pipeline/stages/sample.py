@@ -9,11 +9,11 @@ import numpy as np
 from accelerate import Accelerator
 
 from ifm import modalities, pretrained
-from ifm.conditions.base import ConditionKind
 from ifm.files import fresh_folder, write_json
 from ifm.guidance import Guidance
 from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
+from ifm.modalities import Modality
 from ifm.modalities.pictures import COLUMNS, save_grid, save_rows, side_by_side, side_by_side_choice
 from ifm.networks.asking import prepare
 from ifm.progress import progress
@@ -22,7 +22,6 @@ from ifm.sampling import (
     asked_of,
     draw_samples,
     flow_sampler,
-    sample_dtype,
     seconds_per_image,
     teacher_sampler,
 )
@@ -62,12 +61,18 @@ class Plan:
     samplers: list[Sampler]  # the teacher's by NFE, then the flow's by steps
     at_scales: list[AtScale]
     common: dict[str, Any]  # what they all share, the condition's kind included
+    described: dict[str, Any]  # image_shape, and what is recorded beside it
     w: float | None  # the guidance scale of `samplers`; None: there is no guidance
 
     @property
     def outside(self) -> tuple[int, ...]:
         """The shape of one sample: latents are decoded."""
-        return self.samplers[0].outside(self.common["shape"])
+        return tuple(self.described["image_shape"])
+
+    @property
+    def modality(self) -> Modality:
+        """What is drawn."""
+        return modalities.of(self.described)
 
 
 def planned(stage: Stage, accelerator: Accelerator) -> Plan:
@@ -95,9 +100,10 @@ def planned(stage: Stage, accelerator: Accelerator) -> Plan:
             at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale, config.sample.seeds))
         if teacher is not None:
             at_scales += [AtScale(teacher_sampler(teacher.at(scale), nfe=nfe), scale, 1) for nfe in nfes]
-    shape = pretrained.state_shape(pretrained.describe(paths.flow(d)))
-    common = {"dynamics": flow.dynamics, "shape": shape, "device": accelerator.device}
-    return Plan(samplers, at_scales, common | ({} if kind is None else {"condition": kind}), w)
+    made = pretrained.describe(paths.flow(d))
+    common = {"dynamics": flow.dynamics, "shape": pretrained.state_shape(made), "device": accelerator.device}
+    described = {"image_shape": made["image_shape"], **flow.of_data}
+    return Plan(samplers, at_scales, common | ({} if kind is None else {"condition": kind}), described, w)
 
 
 def work(stage: Stage) -> None:
@@ -111,8 +117,8 @@ def work(stage: Stage) -> None:
         if out is None:
             return
         asked = save_asked(stage, plan, out=out) if "condition" in common else {}
-        if modalities.of(plan.outside).preview == "grids":
-            _lay_out(samplers, out, shown=config.sample.grid_images)
+        if plan.modality.preview == "grids":
+            _lay_out(plan, out, shown=config.sample.grid_images)
         time_batches(stage, samplers, common)
         write_json(
             out / "metadata.json",
@@ -121,14 +127,14 @@ def work(stage: Stage) -> None:
                 "seed": config.seed,
                 "seeds": config.sample.seeds,
                 "count": config.sample.count,
-                "image_shape": list(plan.outside),
+                **plan.described,
                 "samplers": [s.describe() for s in samplers],
                 "teacher": pretrained.describe(paths.teacher(d)).get("sha256"),
                 "flow": pretrained.describe(paths.flow(d))["sha256"],
                 **asked,
             },
         )
-    if modalities.of(plan.outside).preview == "grids":
+    if plan.modality.preview == "grids":
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
 
 
@@ -144,7 +150,7 @@ def save_asked(stage: Stage, plan: Plan, *, out: Path) -> dict[str, Any]:
             np.save(out / f"{name}.npy", tensor.numpy(), allow_pickle=False)
     one_step = out / f"{ONE_STEP}.npy"
     if "labels" in asked and one_step.is_file():
-        _lay_out_classes(np.load(one_step, mmap_mode="r", allow_pickle=False), asked["labels"].numpy(), kind, out)
+        _lay_out_classes(np.load(one_step, mmap_mode="r", allow_pickle=False), asked["labels"].numpy(), plan, out)
     found = {"condition": kind.describe()}
     if plan.w is None:
         return found
@@ -171,7 +177,7 @@ def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | 
         file, total = None, sets * config.sample.count
         if out is not None:
             file = np.lib.format.open_memmap(
-                out / f"{name}.npy", "w+", dtype=sample_dtype(plan.outside), shape=(total, *plan.outside)
+                out / f"{name}.npy", "w+", dtype=np.dtype(plan.modality.dtype), shape=(total, *plan.outside)
             )
         if out is not None:  # before its memory is measured: a first call makes what all others use
             stage.run.timings[f"seconds_batch_1.{name}"] = seconds_per_image(sampler, **common, batch_size=1)
@@ -183,6 +189,7 @@ def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | 
                 batch_size=config.sample.batch_size,
                 seed=config.seed,
                 out=file,
+                modality=plan.modality.name,
                 accelerator=accelerator,
             )
         if file is None:
@@ -202,9 +209,9 @@ def time_batches(stage: Stage, samplers: list[Sampler], common: dict) -> None:
         stage.run.timings[f"seconds_in_batches_of.{size}"] = taken
 
 
-def _lay_out_classes(samples: np.ndarray, labels: np.ndarray, kind: ConditionKind, out: Path) -> None:
+def _lay_out_classes(samples: np.ndarray, labels: np.ndarray, plan: Plan, out: Path) -> None:
     """A row of the first samples asked to be of each class, of ROWS classes at most; nothing for points."""
-    modality = modalities.of(samples.shape[1:])
+    modality, kind = plan.modality, plan.common["condition"]
     if modality.preview != "grids":
         return
     count = len(kind.classes)
@@ -216,10 +223,10 @@ def _lay_out_classes(samples: np.ndarray, labels: np.ndarray, kind: ConditionKin
     save_rows(rows, out / "grids" / "classes.png")
 
 
-def _lay_out(samplers: list[Sampler], out: Path, *, shown: int) -> None:
+def _lay_out(plan: Plan, out: Path, *, shown: int) -> None:
     """The first images of each sampler as a grid, and the flow's beside the teacher's."""
+    samplers, show = plan.samplers, plan.modality.pictures
     pictures = {s.name: np.load(out / f"{s.name}.npy", mmap_mode="r", allow_pickle=False)[:shown] for s in samplers}
-    show = modalities.of(next(iter(pictures.values())).shape[1:]).pictures
     pictures = {name: show(np.asarray(samples)) for name, samples in pictures.items()}
     for name, images in pictures.items():
         save_grid(images, out / "grids" / f"{name}.png", columns=COLUMNS)

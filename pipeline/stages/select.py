@@ -64,7 +64,7 @@ def selected(stage: Stage, accelerator: Accelerator) -> tuple[Path, dict[str, An
     reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
     projections = config.evaluate.sliced_projections
     real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))
-    judge = catalogue.judge(modalities.of(described["image_shape"]).name)
+    judge = catalogue.judge(modalities.of(described).figures)
     higher = judge.better is Better.HIGHER
 
     def measure(samples: np.ndarray) -> float:

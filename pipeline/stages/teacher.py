@@ -52,7 +52,8 @@ def work(stage: Stage) -> None:
     kind, drop = conditions.of_data(config.condition.kind, images), config.condition.drop_probability
     if kind is not None:
         kind = kind.told_to(drops=drop > 0, scale=None)
-    network = build_network(shape=images.shape, takes_anchor=False, condition=kind, **config.network.model_dump())
+    of_data = {"shape": images.shape, "modality": images.modality.name}
+    network = build_network(**of_data, takes_anchor=False, condition=kind, **config.network.model_dump())
     teacher = Teacher(network, dynamics.of_params(d, config.ode, sigma_data=images.sigma_data))
     trained_on = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=trained_on))
@@ -68,6 +69,7 @@ def work(stage: Stage) -> None:
         read_condition=None if kind is None else partial(kind.read, images),
         vary=varying(kind, drop=drop),
         keep_after=_weaker_after(config),
+        modality=images.modality.name,
     )
     if not accelerator.is_main_process:
         return

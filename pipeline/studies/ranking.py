@@ -10,7 +10,6 @@ import pandas as pd
 from ifm.config import Config
 from ifm.errors import UserError
 from ifm.metrics import catalogue, cautions, teachers
-from ifm.metrics.metric import IMAGES, POINTS
 from ifm.report import names
 from ifm.report.headlines import nfe_text
 from ifm.report.rounding import mean_and_deviation, significant
@@ -61,7 +60,7 @@ class Measure:
 
 def kind(config: Config) -> str:
     """What sort of data a configuration has, as the catalogue of metrics calls it."""
-    return POINTS if config.data.modality.name == "points" else IMAGES
+    return config.data.modality.figures
 
 
 def rows(

@@ -4,8 +4,8 @@ The exact teacher is E[x_0 | x_t] without a network. It tests solver, trajectori
 of a trained network. Its paths end on data points, so its samples are copies of the data.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class ExactTeacher(nn.Module):
             raise ValueError(f"need a condition for each of {len(data)} data, got {len(have)}")
         self.condition_kind, self.have = kind, have
         self.decoder: Autoencoder | None = None  # of latents: what makes images of its samples
+        self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
 
     def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition | None = None) -> Tensor:
         """E[x_0 | x_t], over the data that have the condition asked for: [B, *shape], in x_t's dtype. t: [B] or [1].

@@ -22,6 +22,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.network, self.dynamics = network, dynamics
         self.decoder: Autoencoder | None = None  # of a model of latents: what makes images of its samples
+        self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
 
     @property
     def condition_kind(self) -> ConditionKind | None:
@@ -57,6 +58,7 @@ class IntegrationFlow(nn.Module):
         self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
         self.samplers: Mapping[int, Way] = {}  # what measured best, by number of evaluations; see ifm.recorded
         self.decoder: Autoencoder | None = None  # as a Teacher's
+        self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
         self.guidance: dict[str, Any] | None = None  # what it has inside: kind, scale, interval; see ifm.guidance
 
     @property

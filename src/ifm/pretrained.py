@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifm import conditions, recorded
+from ifm import conditions, modalities, recorded
 from ifm import dynamics as dynamics_module
 from ifm.dynamics.base import Dynamics
 from ifm.errors import UserError, in_a_line
@@ -159,11 +159,11 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
         raise ModelError(f"{folder}: holds no teacher (teacher.kind: none)")
     with _usable(folder):
         if description.get("denoiser") == "exact":
-            teacher = _exact(folder / EXACT_DATA, description).eval()
+            teacher = _exact(folder / EXACT_DATA, description)
         else:
-            teacher = Teacher(load_network(folder), _dynamics(description)).eval()
-        teacher.decoder = _decoder(folder, description)
-        return teacher
+            teacher = Teacher(load_network(folder), _dynamics(description))
+        teacher.of_data, teacher.decoder = modalities.recorded(description), _decoder(folder, description)
+        return teacher.eval()
 
 
 def guided(teacher: Teacher | ExactTeacher, folder: Path, guidance: Guidance | None) -> Teacher | ExactTeacher | Guided:
@@ -197,7 +197,7 @@ def load_flow(folder: Path) -> IntegrationFlow:
         flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
         found = Guidance.of(description.get("guidance"))
         flow.guidance = None if found is None else found.describe()
-        flow.decoder = _decoder(folder, description)
+        flow.of_data, flow.decoder = modalities.recorded(description), _decoder(folder, description)
         return flow
 
 

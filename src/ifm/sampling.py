@@ -172,20 +172,21 @@ def draw_samples(
     condition: ConditionKind | Condition | None = None,
     out: np.ndarray | None = None,
     first: int = 0,
+    modality: str | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> Drawn:
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
 
     shape: of a state; the images of latents are decoded. condition: see `Draws.of`. out: where to put them, e.g. a
-    memory map; None: a new array. first: the number of the first draw. Processes share the batches; each has all
-    images.
+    memory map; None: a new array. first: the number of the first draw. modality: of the samples, where it is recorded.
+    Processes share the batches; each has all images.
 
     seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock
     covers networks, solvers and decoder, and the noise that `renoise` draws as it goes; not the first draws, nor the
     rounding of images to uint8.
     """
     outside = sampler.outside(shape)
-    images = np.empty((count, *outside), sample_dtype(outside)) if out is None else out
+    images = np.empty((count, *outside), sample_dtype(outside, modality)) if out is None else out
     seconds: list[float] = []
     common = {"seed": seed, "device": device, "condition": condition}
     sampler.run(Draws.of(dynamics, shape, range(first, first + min(batch_size, count)), **common))
@@ -194,16 +195,16 @@ def draw_samples(
         draws = Draws.of(dynamics, shape, range(first + members.start, first + members.stop), **common)
         x_0_hat, taken = _timed(sampler, draws, device)
         seconds.append(taken / len(members))
-        return at_rest(x_0_hat)
+        return at_rest(x_0_hat, modality)
 
     for members, drawn in shared_batches(draw, count=count, batch_size=batch_size, accelerator=accelerator):
         images[members.start : members.stop] = drawn
     return Drawn(images, statistics.median(seconds) if seconds else math.nan)
 
 
-def sample_dtype(shape: tuple[int, ...]) -> np.dtype:
+def sample_dtype(shape: tuple[int, ...], modality: str | None = None) -> np.dtype:
     """Of samples at rest: uint8 for images, float32 for points."""
-    return np.dtype(modalities.of(shape).dtype)
+    return np.dtype(modalities.of(shape, modality).dtype)
 
 
 @torch.inference_mode()

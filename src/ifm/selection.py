@@ -181,6 +181,7 @@ class _Draws:
         accelerator: "Accelerator | None" = None,
     ) -> None:
         self._flow, self._shape, self._measure = flow, shape, measure
+        self._modality = flow.of_data.get("modality")
         self._shared = {"count": count, "batch_size": batch_size, "accelerator": accelerator}
         self._given = {"seed": seed, "device": device, "condition": condition}
         self._batches: dict[int, _Batch] = {}
@@ -225,11 +226,11 @@ class _Draws:
     def _line(self, way: Way, run: Callable[[_Batch, int], Tensor]) -> _Line:
         """What a sampler makes of every batch, measured."""
         shape = outside(self._flow, self._shape)
-        samples, states = np.empty((self._shared["count"], *shape), sample_dtype(shape)), {}
+        samples, states = np.empty((self._shared["count"], *shape), sample_dtype(shape, self._modality)), {}
 
         def work(members: range) -> np.ndarray:
             states[members.start] = run(self._batch(members), members.start)
-            return at_rest(decoded(self._flow, states[members.start]))
+            return at_rest(decoded(self._flow, states[members.start]), self._modality)
 
         for members, drawn in shared_batches(work, **self._shared):
             samples[members.start : members.stop] = drawn

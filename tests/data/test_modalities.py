@@ -1,6 +1,7 @@
 """The table of modalities: which shape is whose, there and back between rest and model, files that people open."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ifm import modalities
+from ifm import modalities, pretrained
+from ifm.dynamics.rectified import RectifiedFlow
 from ifm.modalities import MODALITIES, SampleError, at_rest, at_work, files
+from ifm.modalities.images import IMAGES
+from ifm.model import Teacher, build_flow
+from ifm.networks import NETWORKS, build_network
+from ifm.use import drawing
+from ifm.use.models import usable
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +42,42 @@ def test_of(found, name):
 def test_what_is_of_no_modality_is_an_error(found):
     with pytest.raises(ValueError, match=re.escape("are none of images [C, H, W], points [d]")):
         modalities.of(found)
+
+
+SMELLS = replace(IMAGES, name="smells", noun="smells", dtype="float16", by_shape=False, to_model=lambda x: x.float())
+
+
+def test_what_its_axes_do_not_tell_is_told_by_name(monkeypatch):
+    monkeypatch.setitem(MODALITIES, "smells", SMELLS)
+    described = {"modality": "smells", "smells": {"nose": 1}, "image_shape": [1, 8, 8], "count": 3}
+    assert modalities.of(described) is modalities.of((1, 8, 8), "smells") is SMELLS
+    assert modalities.of((1, 8, 8)) is IMAGES
+    assert modalities.recorded(described) == {"modality": "smells", "smells": {"nose": 1}}
+    assert modalities.recorded({"image_shape": [1, 8, 8]}) == {}
+    x = torch.full((2, 1, 8, 8), 0.5, dtype=torch.float16)
+    assert at_work(x, "smells").dtype == torch.float32
+
+
+def test_a_model_remembers_what_its_samples_are(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODALITIES, "smells", SMELLS)
+    monkeypatch.setitem(NETWORKS, "unet", replace(NETWORKS["unet"], also=("smells",)))
+    network = build_network(
+        kind="unet",
+        shape=(1, 8, 8),
+        modality="smells",
+        takes_anchor=False,
+        **{"channels": [8], "layers_per_block": 1, "attention": [False], "dropout": 0.0, "norm_groups": 4},
+    )
+    dynamics = RectifiedFlow()
+    for named in ({}, {"modality": "smells", "smells": {"nose": 1}}):
+        flow = build_flow(network, dynamics, scheme="edm", takes_anchor=False)
+        pretrained.save_model(flow, tmp_path / "flow", record={"image_shape": [1, 8, 8], **named})
+        pretrained.save_model(
+            Teacher(network, dynamics), tmp_path / "teacher", record={"image_shape": [1, 8, 8], **named}
+        )
+        for found in (pretrained.load_flow(tmp_path / "flow"), pretrained.load_teacher(tmp_path / "teacher")):
+            assert found.of_data == usable(found).of_data == named
+            assert drawing.modality(found).name == (named.get("modality") or "images")
 
 
 def test_at_rest_and_back_is_the_identity():

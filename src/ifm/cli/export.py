@@ -121,10 +121,9 @@ def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[
     if grid is not None:
         shutil.copyfile(grid, folder / PICTURE)
         return PICTURE, "Samples."
-    from ifm import modalities
-    from ifm.use.drawing import sample_shape
+    from ifm.use import drawing
 
-    modality = modalities.of(sample_shape(flow))
+    modality = drawing.modality(flow)
     if modality.preview != "grids":
         return None, ""
     from ifm.modalities.pictures import save_grid, save_rows

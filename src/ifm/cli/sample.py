@@ -61,7 +61,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Samples of a trained model, without the pipeline."""
-    from ifm import modalities
     from ifm.modalities import files
 
     out, kind = _output(given.out)
@@ -75,7 +74,7 @@ def run(given: argparse.Namespace) -> None:
     _asked("--guidance", given.guidance, check_guidance, model, given.model)
     sampler = _sampler(given, model)
     shape = drawing.sample_shape(model)
-    modality = modalities.of(shape)
+    modality = drawing.modality(model)
     write = files.writers(modality.name).get(kind)
     if write is None:
         use = files.in_words(files.writers(modality.name))

@@ -65,7 +65,7 @@ class Config(Section):
             if name == self.network.kind and options is None:
                 raise ValueError(f"network.{name} is missing, and network.kind asks for it")
         fit = self.data.modality
-        networks = [name for name, entry in NETWORKS.items() if entry.modality == fit.name]
+        networks = [name for name, entry in NETWORKS.items() if fit.name in entry.modalities]
         for key, value, allowed in (
             ("network.kind", self.network.kind, networks),
             ("evaluate.extractor", self.evaluate.extractor, fit.extractors),

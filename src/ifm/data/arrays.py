@@ -241,12 +241,17 @@ class SampleSet:
     @property
     def modality(self) -> Modality:
         """What the samples are."""
-        return modalities.of(self.shape)
+        return modalities.of(self.shape, self.recorded.get("modality"))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What descriptions of models and samples take over: see `ifm.modalities.recorded`."""
+        return modalities.recorded(asdict(self.metadata))
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a model's ifm.json says of the data's shape."""
-        return {"image_shape": list(self.shape)}
+        return {"image_shape": list(self.shape), **self.recorded}
 
     @property
     def sigma_data(self) -> float:

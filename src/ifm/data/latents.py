@@ -87,6 +87,11 @@ class LatentSet(SampleSet):
         return self.array.paths[0].parent / DECODER
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """Nothing: what leaves a model of latents are images."""
+        return {}
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What a model's ifm.json says of the data's shape."""
         return {"image_shape": list(self.metadata.images.image_shape), "latent_shape": list(self.shape)}

@@ -59,7 +59,7 @@ def scale_of(pair: Pair) -> tuple[float, float] | None:
 
 def usual_count(pair: Pair) -> int:
     """How many samples the page shows at first: one image says more than one point."""
-    return 256 if modalities.of(pair.shape).preview == "scatter" else 16
+    return 256 if drawing.modality(pair.flow).preview == "scatter" else 16
 
 
 def flow(pair: Pair, asked: Asked) -> Answer:
@@ -116,7 +116,7 @@ def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
     )
     began = time.perf_counter()
     with torch.inference_mode():
-        samples = modalities.at_rest(sampler.run(draws))
+        samples = drawing.modality(model).to_rest(sampler.run(draws))
     return Answer(samples, time.perf_counter() - began, asked.steps)
 
 

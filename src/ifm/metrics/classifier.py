@@ -32,6 +32,7 @@ class Classifier(nn.Module):
         layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(width, classes)
+        self.modality: str | None = None  # of the data, where it is recorded
 
     def features(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] in [-1, 1] -> [B, width]."""
@@ -61,6 +62,7 @@ def train_classifier(
     settings: ClassifierSettings,
     device: torch.device,
     on_log: Callable[[dict[str, float]], None] | None = None,
+    modality: str | None = None,
 ) -> Classifier:
     """Cross-entropy on images shifted by up to an eighth of their side, cosine learning rate. Deterministic on CPU.
 
@@ -70,6 +72,7 @@ def train_classifier(
     torch.manual_seed(settings.seed)
     size = images.shape[2]
     model = Classifier(channels=images.shape[1], image_size=size, classes=classes, width=settings.width)
+    model.modality = modality
     model.to(device, memory_format=memory_format(device))
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, fused=on_gpu or None)
@@ -78,7 +81,7 @@ def train_classifier(
     order = EndlessShuffle(len(images), settings.batch_size, seed=settings.seed)
     for step in progress(range(settings.steps), label="classifier", unit="step"):
         rows = order.batch(step)
-        x = _shifted(at_work(read(rows)), margin=max(1, size // 8), seed=settings.seed, step=step)
+        x = _shifted(at_work(read(rows), modality), margin=max(1, size // 8), seed=settings.seed, step=step)
         y = targets[to_device(torch.from_numpy(rows), device)]
         loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
         optimizer.zero_grad()
@@ -112,17 +115,23 @@ def accuracy(model: Classifier, images: np.ndarray, labels: np.ndarray, *, batch
 def classify(model: Classifier, images: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
     """The most likely class of each image (uint8 [n, C, H, W]): int64 [n]."""
     device = next(model.parameters()).device
-    parts = [model(unit_on(device, images[i : i + batch_size])).argmax(1) for i in range(0, len(images), batch_size)]
+    parts = [
+        model(unit_on(device, images[i : i + batch_size], model.modality)).argmax(1)
+        for i in range(0, len(images), batch_size)
+    ]
     return torch.cat(parts).cpu().numpy()
 
 
-def unit_on(device: torch.device, images: np.ndarray) -> Tensor:
+def unit_on(device: torch.device, images: np.ndarray, modality: str | None = None) -> Tensor:
     """uint8 [n, C, H, W] -> float32 in [-1, 1] on the device, where it goes as bytes."""
-    return at_work(to_device(torch.from_numpy(np.require(images, requirements=["C", "W"])), device))
+    return at_work(to_device(torch.from_numpy(np.require(images, requirements=["C", "W"])), device), modality)
 
 
-def load_classifier(file: Path, *, channels: int, image_size: int, classes: int, width: int) -> Classifier:
+def load_classifier(
+    file: Path, *, channels: int, image_size: int, classes: int, width: int, modality: str | None = None
+) -> Classifier:
     """Reads a classifier's safetensors weights."""
     model = Classifier(channels=channels, image_size=image_size, classes=classes, width=width)
     model.load_state_dict(load_file(file))
+    model.modality = modality
     return model.eval()

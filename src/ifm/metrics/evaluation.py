@@ -67,11 +67,12 @@ def evaluate_samples(
     """
     metadata = read_json(folder / "metadata.json")
     expected = tuple(reference.metadata["image_shape"])
-    what = modalities.of(expected).noun
+    modality = modalities.of(reference.metadata)
+    what = modality.noun
     if tuple(metadata["image_shape"]) != expected:
         raise UserError(f"{folder}: {what} of shape {metadata['image_shape']}, the reference has {list(expected)}")
     seeds = metadata.get("seeds", 1)
-    arrays = {s["name"]: _load(folder, s["name"], expected) for s in metadata["samplers"]}
+    arrays = {s["name"]: _load(folder, s["name"], expected, modality.dtype) for s in metadata["samplers"]}
     points = reference.extractor.name == "coordinates"
     least = 2 if points else least_samples(measures)
     for name, images in arrays.items():
@@ -84,7 +85,7 @@ def evaluate_samples(
     finest = arrays[max(of_teacher, key=lambda s: s["nfe"])["name"]] if of_teacher else None
 
     real = reference.real(measures)  # one for all samplers: it keeps what it has computed
-    kind = modalities.of(expected).name
+    kind = modality.figures
     judge = catalogue.judge(kind)
     asked = _asked(folder, metadata, reference, arrays)
     judging = Judging(reference, real, kind, asked, labels, accelerator)
@@ -120,7 +121,7 @@ def _guided(
     judge, found = catalogue.judge(judging.kind), []
     of_teacher: dict[float, list[dict[str, Any]]] = {}
     for sampler in metadata["guided"]:
-        images = _load(folder, sampler["name"], shape)
+        images = _load(folder, sampler["name"], shape, modalities.of(judging.reference.metadata).dtype)
         row = _at_scale(judging.judge(sampler, images, seeds=sampler["seeds"])[0], sampler["guidance"])
         if sampler["model"] == "teacher":
             of_teacher.setdefault(sampler["guidance"], []).append(row)
@@ -270,15 +271,14 @@ def _rms(images: np.ndarray, paired: np.ndarray) -> np.ndarray:
     return np.sqrt((difference**2).reshape(len(images), -1).mean(axis=1))
 
 
-def _load(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _load(folder: Path, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """The samples of one sampler: uint8 images [n >= 2, C, H, W] or float32 points [n >= 2, d], memory-mapped."""
-    dtype = np.dtype(modalities.of(shape).dtype)
     path = folder / f"{name}.npy"
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {MEND}") from error
-    if images.dtype != dtype or images.shape[1:] != shape or len(images) < 2:
+    if images.dtype != np.dtype(dtype) or images.shape[1:] != shape or len(images) < 2:
         raise UserError(
             f"{path}: must be {dtype} [n >= 2, {', '.join(map(str, shape))}], "
             f"got {images.dtype} {list(images.shape)}; {MEND}"

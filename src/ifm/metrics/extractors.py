@@ -87,14 +87,14 @@ class ClassifierExtractor(Extractor):
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.model.features(unit_on(self.device, images)).cpu().numpy()
+        return self.model.features(unit_on(self.device, images, self.model.modality)).cpu().numpy()
 
     def class_probabilities(self, images: np.ndarray) -> np.ndarray:
         return self.features_and_probabilities(images)[1]
 
     @torch.inference_mode()
     def features_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features = self.model.features(unit_on(self.device, images))  # [n, width]
+        features = self.model.features(unit_on(self.device, images, self.model.modality))  # [n, width]
         return features.cpu().numpy(), self.model.head(features).softmax(dim=1).cpu().numpy()
 
 

@@ -147,6 +147,7 @@ def build_reference(
             "n_train": len(train),
             "n_test": len(test),
             "image_shape": list(train.shape),
+            **_recorded(train),
             "classes": train.classes,
             "class_shares": _shares(splits[config.reference_split]),
             "accuracy": None if said is None else float((said == test.labels).mean()),
@@ -183,6 +184,7 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
                 image_size=image_size,
                 classes=len(metadata["classes"]),
                 width=config.classifier.width,
+                modality=metadata.get("modality"),
             ).to(device)
         except (
             RuntimeError,
@@ -279,7 +281,13 @@ def _classifier(
     settings = ClassifierSettings(**config.classifier.model_dump())
     images = train[np.arange(len(train))]
     return train_classifier(
-        images, train.labels, classes=len(train.classes), settings=settings, device=device, on_log=on_log
+        images,
+        train.labels,
+        classes=len(train.classes),
+        settings=settings,
+        device=device,
+        on_log=on_log,
+        modality=_recorded(train).get("modality"),
     )
 
 
@@ -337,6 +345,11 @@ def _cautions(metadata: Mapping[str, Any], said: np.ndarray | None, *, train: La
     found += cautions.of_duplicates(metadata["duplicates"], train=len(train), test=len(test))
     found += cautions.of_counts(None, reference, metadata["dimension"])
     return found + cautions.of_unseen(len(test))
+
+
+def _recorded(images: Labelled) -> dict[str, Any]:
+    """See `SampleSet.recorded`; of arrays that come without a description, nothing."""
+    return getattr(images, "recorded", {})
 
 
 def _shares(images: Labelled) -> list[float] | None:

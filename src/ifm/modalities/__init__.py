@@ -12,25 +12,41 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "mirrored", "of", "shown", "state_shape"]
+__all__ = [
+    "MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "mirrored", "of", "recorded", "shown", "state_shape",
+]  # fmt: skip
 
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS)}
 
 
-def of(found: Sequence[int] | Mapping[str, Any]) -> Modality:
+def of(found: Sequence[int] | Mapping[str, Any], name: str | None = None) -> Modality:
     """The modality of one sample's shape, or of what metadata.json or ifm.json says of data, samples or a model.
 
-    Raises ValueError where there is none.
+    name: what was recorded of samples of that shape (`recorded`); None: the number of axes tells. Raises ValueError
+    where there is none.
     """
     if isinstance(found, Mapping):
-        if found.get("modality") in MODALITIES:
-            return MODALITIES[found["modality"]]
-        found = _shape(found)
-    owner = next((modality for modality in MODALITIES.values() if modality.owns(tuple(found))), None)
+        found, name = _shape(found), found.get("modality", name)
+    if name is not None and name in MODALITIES:
+        return MODALITIES[name]
+    told = (modality for modality in MODALITIES.values() if modality.by_shape and modality.owns(tuple(found)))
+    owner = next(told, None) if name is None else None
     if owner is None:
         known = ", ".join(f"{m.noun} [{', '.join(m.axes)}]" for m in MODALITIES.values())
-        raise ValueError(f"samples of shape {list(found)} are none of {known}")
+        raise ValueError(
+            f"samples{'' if name is None else f' called {name!r}'} of shape {list(found)} are none of {known}"
+        )
     return owner
+
+
+def recorded(described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a description says of its samples beside their shape, for the next one: the modality's name, and under that
+    name what turns its samples into files that people open. {}: the number of axes tells all.
+    """
+    name = (described or {}).get("modality")
+    if name is None:
+        return {}
+    return {"modality": name} | ({name: described[name]} if name in described else {})
 
 
 def _shape(described: Mapping[str, Any]) -> Sequence[int]:
@@ -43,26 +59,26 @@ def _shape(described: Mapping[str, Any]) -> Sequence[int]:
     return ()
 
 
-def at_work(x: "Tensor") -> "Tensor":
+def at_work(x: "Tensor", name: str | None = None) -> "Tensor":
     """Samples [n, ...] at rest in the form that a model computes in: images in [-1, 1], points as they are.
 
-    Of latents it is the posterior's mean.
+    Of latents it is the posterior's mean. name: of their modality, where it is recorded.
     """
-    return latents.drawn(x) if latents.owns(x.shape[1:]) else of(x.shape[1:]).to_model(x)
+    return latents.drawn(x) if latents.owns(x.shape[1:]) else of(x.shape[1:], name).to_model(x)
 
 
-def at_rest(x: "Tensor") -> "np.ndarray":
+def at_rest(x: "Tensor", name: str | None = None) -> "np.ndarray":
     """A model's samples [n, ...] in the form they are kept in: uint8 images, float32 points.
 
-    Raises SampleError at a value that is not finite.
+    name: of their modality, where it is recorded. Raises SampleError at a value that is not finite.
     """
-    return of(x.shape[1:]).to_rest(x)
+    return of(x.shape[1:], name).to_rest(x)
 
 
-def shown(x: "Tensor", normal: "Callable[[tuple[int, ...]], Tensor]") -> "Tensor":
+def shown(x: "Tensor", normal: "Callable[[tuple[int, ...]], Tensor]", name: str | None = None) -> "Tensor":
     """`at_work` as a training step shows it: latents are drawn from their posterior. normal: shape -> N(0, 1)."""
     if not latents.owns(x.shape[1:]):
-        return at_work(x)
+        return at_work(x, name)
     return latents.drawn(x, normal(tuple(x.shape[3:])) if x.shape[2] > 1 else None)
 
 

@@ -23,7 +23,8 @@ class Modality:
     the floats a model computes in; to_rest raises SampleError at a value that is not finite. shape: of one sample, as
     params.yaml has it. extractors: which fit, the default first. mirrors: whether a sample's mirror image is
     as good a sample. preview: what the report shows, grids of pictures [n, C, H, W] (uint8, made by `pictures`) or a
-    scatter plot of two dimensions.
+    scatter plot of two dimensions. by_shape: whether the number of axes tells it; else descriptions name it
+    (`ifm.modalities.recorded`). figures: which its samples have, of the kinds of the catalogue of metrics.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Modality:
     mirrors: bool
     preview: Literal["grids", "scatter"]
     pictures: "Callable[[np.ndarray], np.ndarray] | None" = None
+    by_shape: bool = True
+    figures: Literal["images", "points"] = "images"
 
     def owns(self, shape: tuple[int, ...]) -> bool:
         """Whether a sample of that shape is of this kind."""

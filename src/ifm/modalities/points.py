@@ -28,4 +28,5 @@ POINTS = Modality(
     extractors=("coordinates",),
     mirrors=False,
     preview="scatter",
+    figures="points",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ifm.modalities import MODALITIES
+from ifm import modalities
 from ifm.schema import Count, Section, load
 
 if TYPE_CHECKING:
@@ -71,7 +71,13 @@ class Entry:
     network: Any
     options: type[Section]
     modality: str
+    also: tuple[str, ...] = ()  # other modalities that it is for
     anchor_inputs: tuple[str, ...] = ("channels",)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All that it is for."""
+        return self.modality, *self.also
 
 
 NETWORKS: dict[str, Entry] = {
@@ -91,20 +97,23 @@ def build_network(
     anchor_input: str = "channels",
     two_times: bool = False,
     condition: "ConditionKind | None" = None,
+    modality: str | None = None,
     **options: Any,
 ) -> "Network":
     """F for data of one shape, with new weights; options: the rest of params.yaml's `network`.
 
     The anchor enters as further inputs (`anchor_input: channels`) or by cross-attention (U-Net alone); `two_times` is
-    for intervals; condition: what the network is told besides. Raises ValueError for what a network cannot do.
+    for intervals; condition: what the network is told besides; modality: of the data, where it is recorded. Raises
+    ValueError for what a network cannot do.
     """
     if kind not in NETWORKS:
         raise ValueError(f"unknown network {kind!r}; known: {', '.join(NETWORKS)}")
     if anchor_input not in ANCHOR_INPUTS:
         raise ValueError(f"unknown anchor input {anchor_input!r}; known: {', '.join(ANCHOR_INPUTS)}")
-    fit = MODALITIES[NETWORKS[kind].modality]
-    if not fit.owns(tuple(shape)):
-        raise ValueError(f"network {kind} is for {fit.noun}, got data of shape {list(shape)}")
+    fits = [modalities.MODALITIES[name] for name in NETWORKS[kind].modalities]
+    if modalities.of(shape, modality) not in fits:
+        nouns = " or ".join(fit.noun for fit in fits)
+        raise ValueError(f"network {kind} is for {nouns}, got data of shape {list(shape)}")
     own = options if kind == "unet" else options[kind]
     return load(NETWORKS[kind].network).build(
         shape=tuple(shape),

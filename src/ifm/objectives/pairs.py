@@ -50,11 +50,12 @@ def draw_pairs(
     even_share: float = 0.0,
     read_condition: ReadCondition | None = None,
     vary: VaryCondition | None = None,
+    modality: str | None = None,
 ) -> Draw:
     """Images or points x_0 [b, ...], perturbed by fresh z to a fresh t; all draws depend on (seed, step) alone.
 
     t_max_share, even_share: see `draw_time`. read_condition: the conditions of data by their numbers; vary: how a step
-    shows them (left out, with a guidance scale).
+    shows them (left out, with a guidance scale). modality: of the data, where it is recorded.
     """
     positions, device = local_positions(accelerator, batch_size), accelerator.device
 
@@ -67,7 +68,7 @@ def draw_pairs(
         if random_flip:
             flips = to_device(noise.uniform(), device) < 0.5
             at_rest = torch.where(expand(flips, at_rest).bool(), mirrored(at_rest), at_rest)
-        x_0 = shown(at_rest, posterior(seed, rows, step=step))  # [b, C, H, W]
+        x_0 = shown(at_rest, posterior(seed, rows, step=step), modality)  # [b, C, H, W]
         drops = partial(Streams, seed, "drop", positions, step=step)
         condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
         return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=flips, condition=condition)
@@ -119,6 +120,7 @@ def mean_over_reference(
     seed: int,
     kind: ConditionKind | None = None,
     read_condition: ReadCondition | None = None,
+    modality: str | None = None,
 ) -> Mean:
     """E[x_0 | x_t] for x_0 uniform on `size` data, in closed form: a stable target (Xu, Tong & Jaakkola 2023).
 
@@ -139,7 +141,7 @@ def mean_over_reference(
         if random_flip:
             at_rest, seen = torch.cat([at_rest, mirrored(at_rest)]), np.concatenate([rows, rows])
             have = None if have is None else have.map(lambda x: torch.cat([x, x]))
-        data = shown(at_rest, posterior(seed, seen, step=step))
+        data = shown(at_rest, posterior(seed, seen, step=step), modality)
         return ExactTeacher(data, dynamics, kind=kind, have=have)
 
     return denoiser

@@ -36,7 +36,7 @@ def package(model: Path, out: Path) -> None:
     columns = {name: (DataType.long, value) for name, value in DEFAULTS.items()}
     columns |= {CLASS: (DataType.string, None), GUIDANCE: (DataType.double, None)}
     shape = tuple(description["image_shape"])
-    drawn = TensorSpec(np.dtype(modalities.of(shape).dtype), (-1, *shape), name=None)
+    drawn = TensorSpec(np.dtype(modalities.of(description).dtype), (-1, *shape), name=None)
     here = Path(__file__).parent
     mlflow.pyfunc.save_model(
         out,

@@ -56,6 +56,7 @@ class FlowModel(mlflow.pyfunc.PythonModel):
             seed=seed,
             device=self.device,
             condition=self.flow.condition_kind if asked is None else asked,
+            modality=self.flow.of_data.get("modality"),
         )
         return drawn.images
 

@@ -32,11 +32,12 @@ def train_teacher(
     read_condition: ReadCondition | None = None,
     vary: VaryCondition | None = None,
     keep_after: int | None = None,
+    modality: str | None = None,
 ) -> FitResult:
     """Fits the teacher to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
 
     read_condition: the condition of some of the images by their numbers; None: the teacher takes none. vary: leaves
-    some of them out. keep_after: see `fit`.
+    some of them out. keep_after: see `fit`. modality: of the data, where it is recorded.
 
     It ends with its averaged weights. The global batch of a step, its times, its noise and the conditions that are left
     out depend on (seed, step) alone, and so do the latents that are drawn from their posteriors.
@@ -58,7 +59,7 @@ def train_teacher(
         if random_flip:
             flips = to_device(draws.uniform(), device) < 0.5
             at_rest = torch.where(expand(flips, at_rest).bool(), mirrored(at_rest), at_rest)
-        x_0 = shown(at_rest, posterior(seed, rows, step=step))  # [b, C, H, W] or [b, d]
+        x_0 = shown(at_rest, posterior(seed, rows, step=step), modality)  # [b, C, H, W] or [b, d]
         x_t = dynamics.perturb(x_0, z=z, t=t)
         for part, share in parts_of(len(t), settings.gradient_accumulation):
             x_0_hat = model(x_t[part], t[part], **told(rows_of(condition, part)))

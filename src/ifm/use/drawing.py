@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ifm import modalities
 from ifm.conditions.base import Condition
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
 from ifm.latents.autoencoder import outside
-from ifm.modalities import at_rest
+from ifm.modalities import Modality
 from ifm.model import IntegrationFlow
 from ifm.progress import progress
 from ifm.sampling import SELECTED, Draws, Sampler, flow_sampler, teacher_sampler
@@ -61,6 +62,11 @@ def data_shape(model: Model) -> tuple[int, ...]:
     return model.shape if isinstance(model, ExactTeacher) else model.network.data_shape
 
 
+def modality(model: Model) -> Modality:
+    """What its samples are."""
+    return modalities.of(data_shape(model), model.of_data.get("modality"))
+
+
 def batches(
     model: Model,
     sampler: Sampler,
@@ -86,7 +92,7 @@ def batches(
     @torch.inference_mode()
     def work(members: range) -> np.ndarray:
         draws = Draws.of(model.dynamics, shape, members, seed=seed, device=device, condition=asked)
-        return at_rest(sampler.run(draws))
+        return modality(model).to_rest(sampler.run(draws))
 
     was_training = model.training
     model.eval()

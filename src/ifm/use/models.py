@@ -94,15 +94,16 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
     if isinstance(model, ExactTeacher | _Loads):
         return model
     if isinstance(model, bare.Teacher):
-        made = Teacher(model.network, model.dynamics).train(model.training)
-        made.decoder = model.decoder
-        return made
+        made = Teacher(model.network, model.dynamics)
+        made.of_data, made.decoder = model.of_data, model.decoder
+        return made.train(model.training)
     anchor = {"takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     if isinstance(model, bare.IntervalFlow):
         made = IntervalFlow(model.network, model.dynamics, **anchor)
     else:
         made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
-    made.samplers, made.guidance, made.decoder = model.samplers, model.guidance, model.decoder
+    made.samplers, made.guidance = model.samplers, model.guidance
+    made.of_data, made.decoder = model.of_data, model.decoder
     return made.train(model.training)
 
 

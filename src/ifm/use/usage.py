@@ -2,10 +2,9 @@
 
 import torch
 
-from ifm import modalities
 from ifm.conditions.classes import Classes
 from ifm.model import IntegrationFlow
-from ifm.use.drawing import data_shape
+from ifm.use.drawing import data_shape, modality
 from ifm.use.graphs import named_example
 
 N = 16  # samples of the example
@@ -50,13 +49,13 @@ def code(form: str, flow: IntegrationFlow, *, where: str) -> str:
         lines = PIPE_CLASSES.format(n=N) if has_classes else ""
         lines += "" if scale is None else PIPE_SCALE.format(n=N, w=scale[1])
         return DIFFUSERS.format(id=where, n=N, classes=lines, asked=f"{N}, classes=0" if has_classes else N)
-    names, modality = list(named_example(flow, 1)), modalities.of(data_shape(flow))
+    names, made_of = list(named_example(flow, 1)), modality(flow)
     made = _inputs(flow, "numpy" if form == "onnx" else "torch")
     return {"onnx": ONNX, "pt2": PT2}[form].format(
         inputs="\n".join(f"{name} = {made[name]}" for name in names),
         feed=", ".join(f'"{name}": {name}' for name in names),
         arguments=", ".join(names),
-        range=f"  # {modality.noun} in {modality.range}" if modality.range else "",
+        range=f"  # {made_of.noun} in {made_of.range}" if made_of.range else "",
     )
 
 
