@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler, DiTTransformer2DModel
 
 from ifm import IntegrationFlow, pretrained
 from ifm.config import ConfigError, parse
+from ifm.data.splits import open_states
 from ifm.errors import UserError
 from ifm.files import read_json
+from ifm.use import graphs
 from pipeline.stages import (
     diagnose,
     evaluate,
@@ -121,3 +126,46 @@ def test_sizes_are_checked_before_anything_is_decoded(made, monkeypatch):
     with pytest.raises(UserError, match=r"takes 1 channels, the data have 3; see data\.channels"):
         run_stage(preprocess, digits(data__channels=3))
     assert sorted(made.glob("data/processed/*")) == before
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_graph_gives_images(made, kind, tmp_path):
+    """The decoder is in the file; written graphs are compared with the model for several batch sizes."""
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    found = pretrained.load_flow(made / "models/flow/ve")
+    written = graphs.write_graph(found, tmp_path, kind=kind)
+    assert written.largest_difference <= graphs.TOLERANCE
+    if kind == "pt2":
+        program = torch.export.load(written.path).module()
+        assert program(*graphs.example(found, 5)).shape == (5, 1, 8, 8)
+
+
+def test_dits_preset_runs_on_stand_ins(tmp_path, monkeypatch):
+    """Latents, classes, guidance, a public transformer whose learned variance is cut off, in the preset's precision."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    small_kl(tmp_path / "vae", channels=3, latent_channels=4)
+    size = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "patch_size": 2, "sample_size": 4}
+    dit = DiTTransformer2DModel(in_channels=4, out_channels=8, num_embeds_ada_norm=10, **size)
+    dit.save_pretrained("public/transformer")
+    DDPMScheduler(clip_sample=False).save_pretrained("public/scheduler")
+    data = {"source": "digits", "name": None, "test_split": None, "image_size": 8}
+    small = {f"data.{key}": value for key, value in data.items()}
+    small |= {"data.encoder": "vae", "data.encoder_revision": None, "teacher.path": "public"}
+    small |= {"flow.warmup_steps": 1, "trajectories.count": 16, "trajectories.solver_steps": 5, "flow.batch_size": 4}
+    small |= {"flow.steps": 2, "flow.log_every": 1, "flow.checkpoint_every": 2}
+    small |= {"evaluate.extractor": "pixels", "dynamics": ["ve"]}
+    preset_values = preset.parse_yaml(preset.apply("dit-imagenet256", TEXT))
+    assert (preset_values["teacher"]["kind"], preset_values["guidance"]["scale"]) == ("pretrained", 1.5)
+    assert preset_values["ode"]["sigma_data"] is None
+    values = changed(preset_values, small)
+    for module in (fetch, preprocess):
+        run_stage(module, values)
+    for module in (teacher, trajectories, flow):
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+        run_stage(module, values, "ve")
+    found = IntegrationFlow.from_pretrained("models/trained/ve")
+    assert (found.network.data_shape, found.condition_kind.drops) == ((4, 4, 4), True)
+    assert found.dynamics.sigma_data == open_states(Path("data/processed"), "train").sigma_data
+    assert found.sample(3, classes=[0, 1, 2]).shape == (3, 3, 8, 8)

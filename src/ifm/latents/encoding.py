@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SHARD_BYTES = 2**28
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 256
 
 
 def encode(
