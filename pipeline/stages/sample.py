@@ -67,6 +67,11 @@ class Plan:
     w: float | None  # the guidance scale of `samplers`; None: there is no guidance
 
     @property
+    def outside(self) -> tuple[int, ...]:
+        """The shape of one sample: latents are decoded."""
+        return tuple(self.described["image_shape"])
+
+    @property
     def modality(self) -> Modality:
         """What is drawn."""
         return modalities.of(self.described)
@@ -97,9 +102,9 @@ def planned(stage: Stage, accelerator: Accelerator) -> Plan:
             at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale, config.sample.seeds))
         if teacher is not None:
             at_scales += [AtScale(teacher_sampler(teacher.at(scale), nfe=nfe), scale, 1) for nfe in nfes]
-    shape = pretrained.describe(paths.flow(d))["image_shape"]
-    common = {"dynamics": flow.dynamics, "shape": tuple(shape), "device": accelerator.device}
-    described = {"image_shape": shape, **flow.of_data}
+    made = pretrained.describe(paths.flow(d))
+    common = {"dynamics": flow.dynamics, "shape": pretrained.state_shape(made), "device": accelerator.device}
+    described = {"image_shape": made["image_shape"], **flow.of_data}
     return Plan(samplers, at_scales, common | ({} if kind is None else {"condition": kind}), described, w)
 
 
@@ -200,7 +205,7 @@ def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | 
         file, total = None, sets * config.sample.count
         if out is not None:
             file = np.lib.format.open_memmap(
-                out / f"{name}.npy", "w+", dtype=np.dtype(plan.modality.dtype), shape=(total, *common["shape"])
+                out / f"{name}.npy", "w+", dtype=np.dtype(plan.modality.dtype), shape=(total, *plan.outside)
             )
         if out is not None:  # before its memory is measured: a first call makes what all others use
             stage.run.timings[f"seconds_batch_1.{name}"] = seconds_per_image(sampler, **common, batch_size=1)

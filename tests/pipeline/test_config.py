@@ -357,7 +357,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
     paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
-    paths |= {"teacher.path", "teacher.revision", "teacher.scheduler"}
+    paths |= {"teacher.path", "teacher.revision", "teacher.scheduler", "data.encoder"}
     words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
     expected = {
         "x": words,
@@ -376,7 +376,8 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "None": nullable
         | paths
         | {"flow.huber_c", "flow.evaluate_every", "trajectories.rho", "evaluate.weights_sha256"}
-        | {"guidance.interval", "guidance.weaker", "sample.guidance"},
+        | {"guidance.interval", "guidance.weaker", "sample.guidance"}
+        | {"data.encoder_revision", "ode.sigma_data"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Whatever it holds now, with dynamics that all presets have.
 TEXT = edited(preset.apply("digits", (ROOT / "params.yaml").read_text()), {"dynamics": ["ve", "rf"]})
 LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq", "tiny-shakespeare", "spoken-digits"}
-PUBLIC = {"ddpm-cifar10", "ddpm-celebahq"}  # whose teacher is a public model
+PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # whose teacher is a public model
 
 
 @functools.cache

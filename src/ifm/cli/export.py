@@ -136,6 +136,8 @@ def _check_model(given: argparse.Namespace, model: object) -> None:
     kind = drawing.modality(model)
     if given.format == "diffusers" and kind.name != "images":
         raise UserError(f"{given.model}: {kind.noun} have no pipeline in diffusers; use --format onnx or pt2")
+    if given.format == "diffusers" and model.decoder is not None:
+        raise UserError(f"{given.model}: a flow of latents has no pipeline in diffusers yet; use --format onnx or pt2")
 
 
 def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> float:

@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> None:
     numbers = _asked("--class", given.classes, class_numbers, model, given.model)
     _asked("--guidance", given.guidance, check_guidance, model, given.model)
     sampler = _sampler(given, model)
-    shape = drawing.data_shape(model)
+    shape = drawing.sample_shape(model)
     modality = drawing.modality(model)
     write = files.writers(modality.name, model.of_data).get(kind)
     if write is None:

@@ -157,6 +157,8 @@ class DataConfig(Section):
     channels: Annotated[Literal[1, 3], BeforeValidator(_integer)]
     resample: Literal["lanczos", "bicubic", "box"]
     random_flip: bool
+    encoder: LocalPath | None
+    encoder_revision: str | None
     audio: AudioConfig
     points: PointsConfig
     array: ArrayConfig | None = None
@@ -173,6 +175,10 @@ class DataConfig(Section):
             raise ValueError(f"audio.column: {self.audio.column} does not fit source: {self.source}; set it to null")
         if self.random_flip and not self.modality.mirrors:
             raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
+        if self.encoder is not None and self.modality.name != "images":
+            raise ValueError(f"encoder: {self.encoder} makes latents of images, and source: {self.source} has none")
+        if self.encoder is None and self.encoder_revision is not None:
+            raise ValueError(f"encoder_revision: {self.encoder_revision} is of no encoder; set it to null")
         if self.test_split is not None and not self.origin.test_split:
             raise ValueError(f"test_split: {self.test_split} does not fit source: {self.source}; set it to null")
         return self
@@ -196,7 +202,7 @@ class DataConfig(Section):
 class OdeConfig(Section):
     """`ode`: the dynamics' constants, a section for each dynamics of the table (see `_with_tables`)."""
 
-    sigma_data: Positive
+    sigma_data: Positive | None
 
 
 class NetworkConfig(UNetOptions):

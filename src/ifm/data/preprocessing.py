@@ -47,22 +47,34 @@ class _Statistics:
 
 
 def preprocess(
-    config: DataConfig, raw: Path, out: Path, *, check: Callable[[Counts], None] | None = None
+    config: DataConfig,
+    raw: Path,
+    out: Path,
+    *,
+    check: Callable[[Counts], None] | None = None,
+    **options: Any,
 ) -> StoredMetadata:
     """Makes the processed form (see ifm.data.arrays) in `out` of the raw form in `raw`, by the source's modality.
 
     The same input gives the same bytes. check: is told how much there is, before anything is decoded or written.
-    Raises DataError where `raw` is missing, damaged or too small; `out` stays as it was then.
+    options: of the modality's own. Raises DataError where `raw` is missing, damaged or too small; `out` stays as it was
+    then.
     """
-    return PREPROCESSORS[config.modality.name](config, raw, out, check=check)
+    return PREPROCESSORS[config.modality.name](config, raw, out, check=check, **options)
 
 
 def preprocess_images(
-    config: DataConfig, raw: Path, out: Path, *, check: Callable[[Counts], None] | None = None
+    config: DataConfig,
+    raw: Path,
+    out: Path,
+    *,
+    check: Callable[[Counts], None] | None = None,
+    add: Callable[[Path], None] | None = None,
 ) -> ProcessedMetadata:
     """Makes the processed form (see ifm.data.arrays) in `out` of the raw form in `raw`.
 
-    The same input gives the same bytes. check: is told how much there is, before any image is decoded. Raises
+    The same input gives the same bytes. check: is told how much there is, before any image is decoded. add: is given
+    the folder with all images in it, to add to it before it takes the place of `out`. Raises
     ValueError where `raw` is missing, damaged or too small, or its training images are all the same; `out` stays as it
     was then.
     """
@@ -113,6 +125,8 @@ def preprocess_images(
             test_in_train=int(np.isin(test, train, kind="sort").sum()),
         )
         metadata.write(folder)
+        if add is not None:
+            add(folder)
     return metadata
 
 

@@ -118,6 +118,7 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "variants": any(line.variant for line in lines),
         "seeds": seeds if seeds > 1 else None,
         "sets": int(sets) if seeds == 1 and sets > 1 else None,
+        "reconstruction": _reconstruction(reference, extractor),
         "floor": None if floor is None or not math.isfinite(floor) else significant(floor),
         "samples": span(summary["n_samples"]),
         "how": how(reference, summary),
@@ -127,6 +128,12 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "metrics": {key: Markup(svg) for key, svg in plots.metrics_against_nfe(summary, floors).items()},
         "real_lines": any(catalogue.get(key).plot.real for key in floors),
     }
+
+
+def _reconstruction(reference: Mapping[str, Any], extractor: str) -> str | None:
+    """The FID of an autoencoder alone, where the models are of latents."""
+    found = reference.get("reconstruction_fid") if reference.get("extractor", extractor) == extractor else None
+    return None if found is None else significant(found)
 
 
 def _bias(summary: pd.DataFrame) -> list[dict[str, Any]]:
