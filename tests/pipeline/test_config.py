@@ -356,9 +356,11 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
                 unnamed[dotted] = line
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
+    nullable |= {"data.array.key", "data.array.columns", "data.array.labels", "data.text.stride"}
     paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
     paths |= {"teacher.path", "teacher.revision", "teacher.scheduler", "data.encoder"}
-    words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
+    words = nullable - {"data.max_images", "data.array.columns", "data.text.stride"} | paths
+    words |= {"data.image_column", "data.train_split", "data.text.column"}
     expected = {
         "x": words,
         "[]": {"sample.flow_samplers", "evaluate.guidance_scales"},
