@@ -1,7 +1,6 @@
 """`ifm evaluate` of points: the stage's figures, from every file that `ifm sample` writes, and refusals in one line."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +10,10 @@ from ifm.cli.main import main
 from ifm.data.laws import draw_points
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.modalities import files
+from ifm.modalities.alphabet import Alphabet
+from ifm.modalities.points import POINTS
+from ifm.modalities.text import TEXT
+from ifm.modalities.units import Units
 from pipeline.runner import paths
 from pipeline.stages import evaluate, sample
 from tests.support.judged import one_thread, refused, saved  # noqa: F401
@@ -94,5 +97,29 @@ def test_a_table_without_names_reads_too(tmp_path):
     files.write_table(tmp_path / "named.csv", [(range(5), expected)], 5, (2,))
     (tmp_path / "bare.csv").write_text("".join((tmp_path / "named.csv").read_text().splitlines(True)[1:]))
     for name in ("named", "bare"):
-        np.testing.assert_array_equal(files.read_table(tmp_path / f"{name}.csv"), expected)
-    shutil.rmtree(tmp_path)
+        np.testing.assert_array_equal(files.read(tmp_path / f"{name}.csv", POINTS), expected)
+
+
+def test_samples_in_the_datas_own_form_are_brought_to_rest(tmp_path):
+    """What `ifm sample` writes of columns in their units, and of texts, is read as the stage's arrays are."""
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    said = {"points": Units.of(10 + 3 * x, ["height", "weight"]).described()}
+    own = POINTS.own(x, said)
+    files.writers("points", said)[".csv"](tmp_path / "a.csv", [(range(5), own)], 5, (2,))
+    np.save(tmp_path / "own.npy", own)
+    np.save(tmp_path / "rest.npy", x)
+    for name in ("a.csv", "own.npy", "rest.npy"):
+        np.testing.assert_allclose(files.read(tmp_path / name, POINTS, said), x, rtol=1e-6, atol=1e-6)
+    alphabet = Alphabet("characters", "bits", "\n abc")
+    rest = alphabet.encoded(np.random.default_rng(0).integers(0, 5, (4, 6)))
+    described = {"text": alphabet.described()}
+    texts = TEXT.own(rest, described)
+    files.write_json_lines(tmp_path / "a.jsonl", [(range(4), texts)], 4, rest.shape[1:])
+    np.save(tmp_path / "texts.npy", texts)
+    np.save(tmp_path / "rest-of-text.npy", rest)
+    for name in ("a.jsonl", "texts.npy", "rest-of-text.npy"):
+        np.testing.assert_array_equal(files.read(tmp_path / name, TEXT, described), rest)
+    for content, said in (('{"text": "xyz"}', "'x' is no symbol"), ('{"text": "a"}\n{"text": "ab"}', "1 to 2 symbols")):
+        (tmp_path / "bad.jsonl").write_text(content)
+        with pytest.raises(ValueError, match=said):
+            files.read(tmp_path / "bad.jsonl", TEXT, described)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Programs that are not the project's: what they are asked to do is theirs to know.
 FOREIGN = {"git", "source", "cd", "pip", "torchrun", "salloc", "srun", "ssh", "export", "curl", "accelerate", "hf"}
-LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq", "tiny-shakespeare"}  # presets that read files
+LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq", "tiny-shakespeare", "spoken-digits"}  # read files
 ELLIPSIS = re.compile(r"\.\.\.|…|<[a-z ]+>")
 
 

@@ -827,7 +827,7 @@ def test_grids_of_a_commit_come_from_the_cache_and_those_of_the_workspace_from_h
     assert read_side("HEAD").grids == {}
     assert run(monkeypatch) is None
     page = compare.PAGE.read_text(encoding="utf-8")
-    assert "Not in DVC’s cache here; dvc pull brings it." in page
+    assert "Not here; dvc pull brings it." in page
     assert base64.b64encode(new).decode() in page
 
 

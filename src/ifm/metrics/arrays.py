@@ -74,7 +74,7 @@ def judge(
     if reference is None:
         reference = _of_file(request, kind, device)
     shape = tuple(reference.metadata["image_shape"])
-    samples = _read("--samples", request.samples, kind)
+    samples = _read("--samples", request.samples, kind, reference.metadata)
     if samples.shape[1:] != shape:
         found, wanted = kind.described(samples.shape[1:]), kind.described(shape)
         raise UserError(f"--samples {request.samples}: holds {found}, --reference {request.reference} {wanted}")
@@ -105,10 +105,10 @@ def _of_file(request: Request, kind: Modality, device: torch.device) -> Referenc
     )
 
 
-def _read(option: str, path: Path, kind: Modality) -> np.ndarray:
-    """Samples at rest [n, ...]. Raises UserError."""
+def _read(option: str, path: Path, kind: Modality, of_data: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Samples at rest [n, ...]; of_data: what the reference records of them. Raises UserError."""
     try:
-        found = files.read(path, kind)
+        found = files.read(path, kind, of_data)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{option} {path}: cannot be read as {kind.noun} ({in_a_line(error)})") from error
     if not np.isfinite(found).all():

@@ -139,24 +139,47 @@ def writers(modality: str, of_data: Mapping[str, Any] | None = None) -> dict[str
 
 
 def read_table(path: Path) -> np.ndarray:
-    """The inverse of `write_table`, whose line of names may be missing: float32 [n, d]. Raises ValueError."""
+    """The inverse of `write_table`, whose line of names may be missing: float64 [n, d]. Raises ValueError."""
     with path.open(encoding="utf-8") as file:
-        first = file.readline()
-    named = any(c.isalpha() for c in first.lower().replace("nan", "").replace("inf", "").replace("e", ""))
-    return np.loadtxt(path, np.float32, delimiter=",", skiprows=int(named), ndmin=2)
+        first = file.readline().strip().split(",")
+    return np.loadtxt(path, delimiter=",", skiprows=int(not all(map(_is_number, first))), ndmin=2)
 
 
-READERS: dict[str, dict[str, Callable[[Path], np.ndarray]]] = {"points": {".csv": read_table}}
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
-def read(path: Path, modality: Modality) -> np.ndarray:
-    """Samples at rest [n, ...] from a file that `writers` names. Raises OSError, or ValueError for anything else."""
-    reader = READERS.get(modality.name, {}).get(path.suffix.lower())
-    if reader is not None:
-        return reader(path)
-    if path.suffix.lower() != ".npy":
+def read_json_lines(path: Path) -> np.ndarray:
+    """The inverse of `write_json_lines`: str [n]. Raises ValueError."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return np.array([json.loads(line)["text"] for line in lines], dtype=str)
+    except (KeyError, TypeError) as error:
+        raise ValueError('each line must be an object {"text": ...}') from error
+
+
+READERS: dict[str, dict[str, Callable[[Path], np.ndarray]]] = {
+    "points": {".csv": read_table},
+    "text": {".jsonl": read_json_lines},
+}
+
+
+def read(path: Path, modality: Modality, of_data: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Samples at rest [n, ...] from a file that `writers` names. Raises OSError, or ValueError for anything else.
+
+    of_data: what is recorded beside their shape, by which samples in the data's own form (tables, texts, .npy of
+    another type than at rest) are brought to rest.
+    """
+    reader, dtype = READERS.get(modality.name, {}).get(path.suffix.lower()), np.dtype(modality.dtype)
+    if reader is None and path.suffix.lower() != ".npy":
         raise ValueError(f"it must be {in_words(['.npy', *READERS.get(modality.name, {})])}")
-    found, dtype = np.load(path, allow_pickle=False), np.dtype(modality.dtype)
+    found = np.load(path, allow_pickle=False) if reader is None else reader(path)
+    if modality.from_own is not None and (reader is not None or found.dtype != dtype):
+        found = modality.from_own(found, of_data or {})
     if found.ndim != 1 + len(modality.axes) or found.dtype.kind != dtype.kind:
         axes = ", ".join(modality.axes)
         raise ValueError(f"it holds {found.dtype} {list(found.shape)}, {modality.noun} are {dtype} [n, {axes}]")

@@ -24,6 +24,18 @@ def in_units(x: "np.ndarray", described: Mapping[str, Any]) -> "np.ndarray":
     return x if units is None else units.original(x)
 
 
+def from_units(x: "np.ndarray", described: Mapping[str, Any]) -> "np.ndarray":
+    """The inverse of `in_units`. Raises ValueError where the columns are not as many."""
+    from ifm.modalities.units import Units
+
+    units = Units.read(described)
+    if units is None or x.ndim != 2:
+        return x
+    if x.shape[1] != len(units.columns):
+        raise ValueError(f"it has {x.shape[1]} columns, the data {len(units.columns)}: {', '.join(units.columns)}")
+    return units.standardised(x)
+
+
 POINTS = Modality(
     "points",
     one="point",
@@ -39,4 +51,5 @@ POINTS = Modality(
     preview="scatter",
     figures="points",
     own=in_units,
+    from_own=from_units,
 )

@@ -28,6 +28,25 @@ def strings(samples: "np.ndarray", described: Mapping[str, Any]) -> "np.ndarray"
     return np.array(alphabet.strings(alphabet.decoded(samples)), dtype=f"<U{samples.shape[2]}")
 
 
+def from_strings(texts: "np.ndarray", described: Mapping[str, Any]) -> "np.ndarray":
+    """The inverse of `strings`: str [n] -> uint8 [n, C, L]. Raises ValueError at another length or unknown symbols."""
+    import numpy as np
+
+    from ifm.modalities.alphabet import BYTES, CHARACTERS, Alphabet
+
+    if texts.dtype.kind != "U":
+        return texts
+    alphabet = Alphabet.read(described)
+    unknown = sorted(set("".join(texts)) - set(alphabet.symbols)) if alphabet.unit == CHARACTERS else []
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no symbol of the data")
+    rows = [alphabet.numbers(str(one).encode() if alphabet.unit == BYTES else str(one)) for one in texts]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1:
+        raise ValueError(f"texts have {lengths[0]} to {lengths[-1]} symbols; all must be as long as the data's windows")
+    return alphabet.encoded(np.stack(rows))
+
+
 TEXT = Modality(
     "text",
     one="text",
@@ -44,4 +63,5 @@ TEXT = Modality(
     by_shape=False,
     figures="text",
     own=strings,
+    from_own=from_strings,
 )
