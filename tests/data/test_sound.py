@@ -60,10 +60,8 @@ def config(source: str = "audiofolder", path: Path | None = None, audio: dict | 
     return parse(values)
 
 
-def audio(**changes) -> SimpleNamespace:
-    return SimpleNamespace(
-        **(config().data.audio.model_dump() if not changes else config(audio=changes).data.audio.model_dump())
-    )
+def audio(**changes):
+    return config(path=Path("tones"), audio=changes).data.audio
 
 
 # Spectrograms
