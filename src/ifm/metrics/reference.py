@@ -16,11 +16,11 @@ from ifm.config import EvaluateConfig
 from ifm.data.needs import check_classes
 from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, read_json, write_json
+from ifm.hardware.parallel import shared_batches
 from ifm.metrics import cautions
 from ifm.metrics.classifier import Classifier, ClassifierSettings, classify, load_classifier, train_classifier
 from ifm.metrics.comparison import Measures, Real
 from ifm.metrics.distances import Moments, fid, moments
-from ifm.metrics.extraction import extract
 from ifm.metrics.extractors import (
     ClassifierExtractor,
     CoordinateExtractor,
@@ -29,6 +29,7 @@ from ifm.metrics.extractors import (
     InceptionExtractor,
     PixelExtractor,
     dinov2_class,
+    finite,
 )
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
@@ -126,11 +127,10 @@ def build_reference(
     """
     classifier = _from_main(lambda: _classifier(config, train, device=device, on_log=on_log), accelerator)
     extractor = _extractor(config, classifier, device=device)
-    splits, shared = {"train": train, "test": test}, {"batch_size": BATCH, "accelerator": accelerator}
-    found = {name: extract(extractor, _Sliced(split), **shared).features for name, split in splits.items()}
-    again = None
+    splits, again = {"train": train, "test": test}, None
+    found = {name: _features(extractor, split, accelerator) for name, split in splits.items()}
     if reconstruct is not None:
-        again = extract(extractor, _Sliced(splits[config.reference_split], reconstruct), **shared).features
+        again = _features(extractor, splits[config.reference_split], accelerator, make=reconstruct)
     if accelerator is not None and not accelerator.is_main_process:
         return None
     _check_spread(extractor, found[config.reference_split])
@@ -209,18 +209,20 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     return Reference(extractor, splits, classifier, metadata["class_shares"], centres, metadata, again)
 
 
-class _Sliced:
-    """A split by slices, as `extract` asks for its images; in their place, what `make` makes of rows."""
+def _features(
+    extractor: Extractor,
+    split: Labelled,
+    accelerator: "Accelerator | None",
+    *,
+    make: Callable[[range], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Of a split's images, or of what `make` makes of its rows: float32 [n, d], in every process."""
 
-    def __init__(self, split: Labelled, make: Callable[[range], np.ndarray] | None = None) -> None:
-        self._split, self._make = split, make
+    def work(members: range) -> np.ndarray:
+        return extractor(split[np.array(members)] if make is None else make(members))
 
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        members = range(*rows.indices(len(self)))
-        return self._split[np.array(members)] if self._make is None else self._make(members)
+    parts = shared_batches(work, count=len(split), batch_size=BATCH, accelerator=accelerator)
+    return finite(np.concatenate([part for _, part in parts]), extractor)
 
 
 def _from_main(make: Callable[[], T], accelerator: "Accelerator | None") -> T:
@@ -230,6 +232,7 @@ def _from_main(make: Callable[[], T], accelerator: "Accelerator | None") -> T:
     from accelerate.utils import broadcast_object_list
 
     made = make() if accelerator.is_main_process else None
+    made = made.cpu() if isinstance(made, torch.nn.Module) else made  # not to the main process's GPU
     return broadcast_object_list([made])[0]
 
 
