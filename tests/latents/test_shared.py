@@ -29,7 +29,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_makes_the_same_files(alone, processes, tmp_path):
     done = torchrun(latent_worker, processes, alone, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
