@@ -282,7 +282,7 @@ def test_a_table_of_recordings_is_read_by_its_column(tmp_path):
         ({"fft": 300, "hop": 200}, "data.audio: fft = 300 must be even and at least twice hop = 200"),
         ({"mels": 300}, "data.audio: mels = 300 are more than fft = 512 has frequencies for"),
         ({"mels": 33, "multiple": 3}, "set data.audio.multiple to a multiple of 4"),
-        ({"column": "audio"}, "data: audio.column: audio does not fit source: audiofolder; set it to null"),
+        ({"column": "audio"}, "data: source: audiofolder has no columns of recordings; set data.audio.column to null"),
     ],
 )
 def test_what_does_not_fit_is_told(changes, message):

@@ -357,9 +357,11 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
     nullable |= {"data.array.key", "data.array.columns", "data.array.labels", "data.text.stride"}
+    nullable |= {"data.audio.column", "data.audio.trim_db"}
     paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
     paths |= {"teacher.path", "teacher.revision", "teacher.scheduler", "data.encoder"}
-    words = nullable - {"data.max_images", "data.array.columns", "data.text.stride"} | paths
+    no_words = {"data.max_images", "data.array.columns", "data.text.stride", "data.audio.column", "data.audio.trim_db"}
+    words = nullable - no_words | paths
     words |= {"data.image_column", "data.train_split", "data.text.column"}
     expected = {
         "x": words,

@@ -172,7 +172,7 @@ class DataConfig(Section):
         if self.origin.section and getattr(self, self.origin.section) is None:
             raise ValueError(f"source: {self.source} needs the section {self.origin.section}; see docs/params.md")
         if self.audio.column is not None and not self.origin.recordings:
-            raise ValueError(f"audio.column: {self.audio.column} does not fit source: {self.source}; set it to null")
+            raise ValueError(f"source: {self.source} has no columns of recordings; set data.audio.column to null")
         if self.random_flip and not self.modality.mirrors:
             raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
         if self.encoder is not None and self.modality.name != "images":
