@@ -72,7 +72,7 @@ class Stage:
         if int(os.environ.get("RANK", "0")) == 0:
             unfinished.tell(self.name, unfinished.left(root, self.name, made_of), root=root)
             self._work = unfinished.WorkFolder.open(root, self.name, made_of)
-        return root / _from_main_process(self._work.path.name if self._work else None)
+        return root / from_main_process(self._work.path.name if self._work else None)
 
     def finish(self) -> None:
         """Removes the work folder, once the stage's outputs are in place."""
@@ -92,10 +92,10 @@ class Stage:
         return [Path(name) for name in resolved(entry, self.dynamics)["outs"]]
 
 
-def _from_main_process(value: str | None) -> str:
+def from_main_process(value: Any) -> Any:
     """The value of process 0, in every process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return str(value)
+        return value
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
@@ -137,12 +137,12 @@ def main(
     module: str,
     params: Callable[[Stage], Mapping[str, Any]],
     per_dynamics: bool = False,
-    parallel: bool = False,
+    parallel: bool | Callable[[Config], bool] = False,
     tracked: bool = True,
 ) -> None:
     """Runs a stage from the command line and exits with its status.
 
-    `params`: the values to log with the run. `parallel`: the stage may be launched as several processes.
+    `params`: the values to log with the run. `parallel`: the stage may be launched as several processes, or when.
     `tracked=False`: the stage does the tracking itself.
     """
     parser = argparse.ArgumentParser(prog=f"python -m pipeline.stages.{module}", description=work.__doc__)
@@ -159,7 +159,7 @@ def main(
     stage = Stage(name, module, config, values, dynamics)
     if "RANK" not in os.environ:
         unfinished.remove_temporaries(stage.outs())
-    if parallel:
+    if parallel if isinstance(parallel, bool) else parallel(config):
         status = launch.relaunch(f"pipeline.stages.{module}", sys.argv[1:], name=name)
         if status is not None:
             sys.exit(status)
@@ -260,7 +260,7 @@ def data_inputs(config: Config, made: Mapping[str, str], *, context: str) -> lis
             "context": context,
         }
         for path, md5 in made.items()
-        if path.startswith("data/") and path not in (str(paths.SOURCE), str(paths.PUBLIC))
+        if path.startswith("data/") and path not in map(str, (paths.SOURCE, paths.PUBLIC, paths.ENCODER))
     ]
 
 

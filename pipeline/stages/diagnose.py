@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ifm import conditions, pretrained
-from ifm.data.splits import open_split
+from ifm.data.splits import open_states
 from ifm.data.trajectories import FIRST, TrajectoryMetadata
 from ifm.diagnostics import StoredPaths, diagnose
 from ifm.exact import ExactTeacher, flow_map_of
@@ -38,7 +38,7 @@ def work(stage: Stage) -> None:
     settings = config.diagnose.model_dump()
     members = range(settings.pop("paths"))
     metadata = TrajectoryMetadata.read(paths.trajectories(d))
-    images = open_split(paths.PROCESSED, "train")
+    images = open_states(paths.PROCESSED, "train")
     found = diagnose(
         flow,
         teacher,

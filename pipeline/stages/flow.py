@@ -10,7 +10,7 @@ from ifm import anchors, conditions, dynamics, objectives, pretrained, schema
 from ifm.adapters.network import FLOW_TOP, AdaptedNetwork
 from ifm.conditions.base import varying
 from ifm.data.arrays import SampleSet
-from ifm.data.splits import open_split
+from ifm.data.splits import open_states
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.exact import ExactTeacher
 from ifm.guidance import Guidance, Guided
@@ -36,6 +36,7 @@ def params(stage: Stage) -> dict:
 def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, str]]:
     """The untrained flow, and the checksum of the teacher's weights where it starts from them (flow.init)."""
     config, d, start = stage.config, stage.dynamics, {}
+    ode = dynamics.of_params(d, config.ode, sigma_data=images.sigma_data)
     two_times = objectives.two_times(config.flow)
     anchor = {"takes_anchor": config.anchor.policy != "none", "anchor_input": config.anchor.input}
     kind, guidance = conditions.of_data(config.condition.kind, images), Guidance.of(config.guidance)
@@ -49,11 +50,10 @@ def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, s
     if config.flow.init == "teacher":
         source = pretrained.load_teacher(paths.teacher(d)).network
         if isinstance(source, AdaptedNetwork):  # the flow's network is the public model's then
-            network = source.for_flow(takes_anchor=anchor["takes_anchor"], top=FLOW_TOP * config.ode.sigma_data)
+            network = source.for_flow(takes_anchor=anchor["takes_anchor"], top=FLOW_TOP * ode.sigma_data)
         else:
             network.start_from(source)
         start = {"teacher": pretrained.describe(paths.teacher(d))["sha256"]}
-    ode = dynamics.of_params(d, config.ode)
     flow = build_flow(network, ode, scheme=config.flow.scheme, two_times=two_times, **anchor)
     flow.guidance = None if guidance is None else guidance.describe()
     return flow, start
@@ -134,7 +134,7 @@ def _teacher_of(d: str, device: torch.device, guidance: Guidance | None) -> Teac
 def work(stage: Stage) -> None:
     """Trains the flow of one dynamics, on data/trajectories/{dynamics} or, without a teacher, on data/processed."""
     config, d = stage.config, stage.dynamics
-    images = open_split(paths.PROCESSED, "train")
+    images = open_states(paths.PROCESSED, "train")
     shape = tuple(images.shape)
     accelerator = make_accelerator(config.flow.precision, seed=config.seed)
     flow, start = build(stage, images)
@@ -169,8 +169,7 @@ def work(stage: Stage) -> None:
         "objective": "+".join(objectives.of(config.flow)),
         "anchor": config.anchor.policy,
         "ema_decay": settings.ema_decay,
-        "image_shape": list(shape),
-        **images.recorded,
+        **images.facts,
         "train_images": settings.steps * batch,
         "trained_on": start | digest,
     } | ({"step": settings.steps} if every else {})
@@ -178,7 +177,9 @@ def work(stage: Stage) -> None:
         step: (partial(states.load, step), {"step": step, "train_images": step * batch})
         for step in (range(every, settings.steps, every) if every else ())
     }
-    pretrained.save_model(flow, paths.trained(d), record=record, averages=result.averages, states=kept)
+    pretrained.save_model(
+        flow, paths.trained(d), record=record, averages=result.averages, states=kept, decoder=images.decoder
+    )
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ifm import modalities
 from ifm.config import Config
 from ifm.data.splits import open_split
 from ifm.data.trajectories import FIRST
@@ -17,7 +18,7 @@ from ifm.files import read_json, write_text
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
 from ifm.recorded import BY_STEP
-from ifm.report.contents import AskedClasses, PointSamples, Report
+from ifm.report.contents import AskedClasses, Heard, PointSamples, Report
 from ifm.report.page import render
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.tracking import git_commit
@@ -59,6 +60,7 @@ def work(stage: Stage) -> None:
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
             by_step=_by_step(config.dynamics),
             grids={d: _grids(d, metrics[d]) for d in config.dynamics} if grids else {},
+            sounds={d: _heard(d, metrics[d]) for d in config.dynamics} if config.data.modality.audible else {},
             real=_real(reference["split"], shown=config.sample.grid_images) if grids else None,
             pairs={d: _pairs(d) for d in config.dynamics} if grids else {},
             batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
@@ -168,6 +170,18 @@ def _grids(d: str, metrics: Figures) -> list[tuple[str, bytes]]:
     """The PNG grids of the samplers shown."""
     folder = paths.samples(d) / "grids"
     return [(caption, (folder / f"{name}.png").read_bytes()) for caption, name in _shown(d, metrics)]
+
+
+def _heard(d: str, metrics: Figures) -> Heard:
+    """The WAV files that stage `sample` made of the samplers shown, with their spectrograms."""
+    folder = paths.samples(d)
+    shown, modality = read_json(folder / "sounds" / "shown.json"), modalities.of(read_json(folder / "metadata.json"))
+    models = []
+    for caption, name in _shown(d, metrics):
+        wavs = [(folder / "sounds" / name / f"{row:06d}.wav").read_bytes() for row in shown["rows"]]
+        samples = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[shown["rows"]]
+        models.append((caption, wavs, grid_png(modality.pictures(np.asarray(samples)), columns=min(5, len(wavs)))))
+    return Heard(shown["names"] or [str(row) for row in shown["rows"]], models)
 
 
 def _real(split: str, *, shown: int) -> tuple[str, bytes]:

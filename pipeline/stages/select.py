@@ -54,7 +54,7 @@ class Judge:
     def of(cls, stage: Stage, accelerator: Accelerator) -> Self:
         config = stage.config
         described = pretrained.describe(paths.trained(stage.dynamics))
-        shape = tuple(described["image_shape"])
+        shape = pretrained.state_shape(described)
         reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
         projections = config.evaluate.sliced_projections
         real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))

@@ -12,9 +12,10 @@ from ifm.adapters.folder import read
 from ifm.conditions.base import varying
 from ifm.config import Config
 from ifm.data.arrays import SampleSet
-from ifm.data.splits import open_split
+from ifm.data.splits import open_states
 from ifm.exact import ExactTeacher
 from ifm.hardware.processes import make_accelerator
+from ifm.modalities import at_work, mirrored
 from ifm.model import Teacher
 from ifm.networks import build_network
 from ifm.tracking import project_root
@@ -33,7 +34,7 @@ def params(stage: Stage) -> dict:
 def work(stage: Stage) -> None:
     """Trains the teacher of one dynamics on data/processed, writes the exact one, adapts a public one, or none."""
     config, d = stage.config, stage.dynamics
-    images = open_split(paths.PROCESSED, "train")
+    images = open_states(paths.PROCESSED, "train")
     if int(os.environ.get("RANK", "0")) == 0:  # before they are read
         root = project_root()
         local = inputs.look(config.teacher.model_dump(), root=root, memory=root / paths.SEEN_PUBLIC)
@@ -53,7 +54,7 @@ def work(stage: Stage) -> None:
         kind = kind.told_to(drops=drop > 0, scale=None)
     of_data = {"shape": images.shape, "modality": images.modality.name}
     network = build_network(**of_data, takes_anchor=False, condition=kind, **config.network.model_dump())
-    teacher = Teacher(network, dynamics.of_params(d, config.ode))
+    teacher = Teacher(network, dynamics.of_params(d, config.ode, sigma_data=images.sigma_data))
     trained_on = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=trained_on))
     result = train_teacher(
@@ -73,13 +74,8 @@ def work(stage: Stage) -> None:
     if not accelerator.is_main_process:
         return
     train_images = config.teacher.steps * config.teacher.batch_size
-    record = {
-        "image_shape": list(images.shape),
-        **images.recorded,
-        "train_images": train_images,
-        "trained_on": trained_on,
-    }
-    pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=result.kept)
+    record = {**images.facts, "train_images": train_images, "trained_on": trained_on}
+    pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=result.kept, decoder=images.decoder)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
@@ -101,7 +97,7 @@ def _write_none(stage: Stage, images: SampleSet) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     print(f"{stage.name}: teacher.kind is none: nothing to train")
-    record = {"image_shape": list(images.shape), **images.recorded, "train_images": 0, "trained_on": {}}
+    record = {**images.facts, "train_images": 0, "trained_on": {}}
     pretrained.save_no_teacher(paths.teacher(stage.dynamics), record=record)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0
@@ -113,16 +109,19 @@ def _write_exact(stage: Stage, images: SampleSet) -> None:
         return
     config, folder = stage.config, paths.teacher(stage.dynamics)
     rows = np.arange(len(images))
-    data = torch.from_numpy(images[rows])  # uint8 [n, C, H, W] or float32 [n, d]
+    at_rest = torch.from_numpy(images[rows])  # uint8 [n, C, H, W] or float32 [n, d]
     kind = conditions.of_data(config.condition.kind, images)
     kind = None if kind is None else kind.told_to(drops=True, scale=None)  # in closed form it knows no class too
     have = None if kind is None else kind.read(images, rows)
     if images.random_flip:
-        data = torch.cat([data, data.flip(-1)])
+        at_rest = torch.cat([at_rest, mirrored(at_rest)])
         have = None if have is None else have.map(lambda x: torch.cat([x, x]))
-    teacher = ExactTeacher(data, dynamics.of_params(stage.dynamics, config.ode), kind=kind, have=have)
-    record = {"image_shape": list(images.shape), **images.recorded, "train_images": 0, "trained_on": _inputs(images)}
-    pretrained.save_exact_teacher(teacher, folder, record=record)
+    data = at_rest if images.decoder is None else at_work(at_rest)  # of latents the posteriors' means
+    teacher = ExactTeacher(
+        data, dynamics.of_params(stage.dynamics, config.ode, sigma_data=images.sigma_data), kind=kind, have=have
+    )
+    record = {**images.facts, "train_images": 0, "trained_on": _inputs(images)}
+    pretrained.save_exact_teacher(teacher, folder, record=record, decoder=images.decoder)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0
     stage.run.log_model(stage.name, folder=folder, description=pretrained.describe(folder))
@@ -135,20 +134,14 @@ def _write_pretrained(stage: Stage, images: SampleSet) -> None:
     config, folder = stage.config.teacher, paths.teacher(stage.dynamics)
     how = {"revision": config.revision, "scheduler": config.scheduler, "root": project_root()}
     found, origin = places.look_up(config.path, **how)
-    ode = dynamics.of_params(stage.dynamics, stage.config.ode)
+    ode = dynamics.of_params(stage.dynamics, stage.config.ode, sigma_data=images.sigma_data)
     kind = conditions.of_data(stage.config.condition.kind, images)
     if kind is not None:
         kind = kind.told_to(drops=stage.config.condition.drop_probability > 0, scale=None)
     network = read(found, shape=tuple(images.shape), sigma_data=ode.sigma_data, clock=ode.clock, condition=kind)
     print(f"{stage.name}: {network.in_a_line()}", flush=True)
-    record = {
-        "image_shape": list(images.shape),
-        **images.recorded,
-        "train_images": 0,
-        "trained_on": {},
-        "origin": origin,
-    }
-    pretrained.save_model(Teacher(network, ode), folder, record=record)
+    record = {**images.facts, "train_images": 0, "trained_on": {}, "origin": origin}
+    pretrained.save_model(Teacher(network, ode), folder, record=record, decoder=images.decoder)
     write_curve(paths.curve(stage.name), [])
     stage.run.timings["train_seconds"] = 0.0
     stage.run.log_model(stage.name, folder=folder, description=pretrained.describe(folder))

@@ -117,9 +117,11 @@ def _prominence(row: Mapping[str, Any], best: int | None) -> tuple[int, bool, in
 
 
 def sampler_name(d: str, row: Mapping[str, Any]) -> str:
-    """Of a row of figures: ve-flow-1nfe, ve-flow-4nfe-renoise, ve-teacher-35nfe, ve-flow-w2-1nfe; real images: real."""
+    """Of a row of figures: ve-flow-1nfe, ve-flow-4nfe-renoise, ve-teacher-35nfe, ve-flow-w2-1nfe; real images: real,
+    reconstruction.
+    """
     if row["model"] == "data":
-        return "real"
+        return "real" if row["sampler"] in ("train", "test") else row["sampler"]
     way = "" if row["sampler"] in ("one_step", "heun") else f"-{row['sampler']}"
     return f"{d}-{row['model']}-{row['nfe']}nfe{way}"
 

@@ -44,7 +44,7 @@ def work(stage: Stage) -> None:
     settings = config.trajectories.model_dump()
     precision = settings.pop("precision")
     if (store := settings.pop("store")) == "disk":
-        shape = tuple(description["image_shape"])
+        shape = pretrained.state_shape(description)
         if kept := len(list(folder.glob("shard-*.npy"))):
             accelerator.print(f"{stage.name}: goes on after {kept} shards")
         common = {"shape": shape, "seed": config.seed, "work": folder, "kind": kind}
@@ -65,7 +65,7 @@ def work(stage: Stage) -> None:
         seed=config.seed,
         teacher=description["sha256"],
         shards=[shard.name for shard in shards],
-        image_shape=description["image_shape"],
+        image_shape=list(pretrained.state_shape(description)),
         sha256=digest(shards),
         precision=precision,
         condition=None if kind is None else kind.describe(),
@@ -101,7 +101,8 @@ def _write_none(stage: Stage) -> None:
     with fresh_folder(paths.trajectories(stage.dynamics)) as out:
         TrajectoryMetadata(
             dynamics=stage.dynamics, count=0, times=[], solver_steps=0, rho=None, nfe=0, seed=stage.config.seed,
-            teacher=described.get("sha256", ""), shards=[], image_shape=described["image_shape"], sha256="",
+            teacher=described.get("sha256", ""), shards=[], sha256="",
+            image_shape=list(pretrained.state_shape(described)),
         ).write(out)  # fmt: skip
 
 

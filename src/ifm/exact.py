@@ -5,7 +5,7 @@ of a trained network. Its paths end on data points, so its samples are copies of
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from ifm.conditions.base import Condition, ConditionKind
 from ifm.dynamics.base import Dynamics, expand
+
+if TYPE_CHECKING:
+    from ifm.latents.autoencoder import Autoencoder
 
 TINY = 1e-280  # stands for b^2 = 0: the limit t -> 0 without 0 / 0
 LEAST_LOG = -1e300  # in place of the log weight -inf of data without the condition asked for
@@ -45,6 +48,7 @@ class ExactTeacher(nn.Module):
         if have is not None and len(have) != len(data):
             raise ValueError(f"need a condition for each of {len(data)} data, got {len(have)}")
         self.condition_kind, self.have = kind, have
+        self.decoder: Autoencoder | None = None  # of latents: what makes images of its samples
         self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
 
     def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition | None = None) -> Tensor:

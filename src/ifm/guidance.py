@@ -99,6 +99,11 @@ class Guided(nn.Module):
         return self.teacher.dynamics
 
     @property
+    def decoder(self) -> Any:
+        """Of latents: what makes images of the samples."""
+        return self.teacher.decoder
+
+    @property
     def asked(self) -> list[nn.Module]:
         """The models that it asks."""
         return [self.teacher] if self.weaker is None else [self.teacher, self.weaker]

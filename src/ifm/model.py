@@ -11,6 +11,7 @@ from ifm.conditions.base import Condition, ConditionKind, told
 from ifm.dynamics.base import Dynamics, expand
 
 if TYPE_CHECKING:
+    from ifm.latents.autoencoder import Autoencoder
     from ifm.recorded import Way
 
 
@@ -20,6 +21,7 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module, dynamics: Dynamics) -> None:
         super().__init__()
         self.network, self.dynamics = network, dynamics
+        self.decoder: Autoencoder | None = None  # of a model of latents: what makes images of its samples
         self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
 
     @property
@@ -55,6 +57,7 @@ class IntegrationFlow(nn.Module):
         self.network, self.dynamics = network, dynamics
         self.scheme, self.takes_anchor, self.anchor_input = scheme, takes_anchor, anchor_input
         self.samplers: Mapping[int, Way] = {}  # what measured best, by number of evaluations; see ifm.recorded
+        self.decoder: Autoencoder | None = None  # as a Teacher's
         self.of_data: Mapping[str, Any] = {}  # of its samples beside their shape; see ifm.modalities.recorded
         self.guidance: dict[str, Any] | None = None  # what it has inside: kind, scale, interval; see ifm.guidance
 

@@ -20,6 +20,8 @@ from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, joint_sha256, read_json, write_json
 from ifm.guidance import Guidance, Guided
+from ifm.latents import DECODER, find
+from ifm.latents.autoencoder import Autoencoder
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
 from ifm.networks import load_network
 
@@ -47,8 +49,11 @@ def save_model(
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
     weaker: Mapping[str, Tensor] | None = None,
     states: Mapping[int, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any]]] | None = None,
+    decoder: Path | None = None,
 ) -> None:
     """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest.
+
+    decoder: the autoencoder's folder, for a model of latents; it is copied, so that the model stands alone.
 
     averages: other weights of it by their decay; weaker: weights of an earlier state. Each is a model of its own in a
     folder below (`averages_of`, `guided`). states: likewise, parameters after so many steps and what ifm.json says of
@@ -69,6 +74,23 @@ def save_model(
             _write_model(model, temporary / name, record | facts)
         if own:
             model.load_state_dict(own)
+        _copy_decoder(decoder, temporary)
+
+
+def _copy_decoder(decoder: Path | None, folder: Path) -> None:
+    if decoder is not None:
+        shutil.copytree(decoder, folder / DECODER)
+
+
+def decoder_of(folder: Path) -> Path | None:
+    """The autoencoder's folder of a model, which its further averages share; None where its samples need none."""
+    beside = folder.parent if folder.name == WEAKER or folder.name.startswith(AVERAGE) else folder
+    return found if (found := beside / DECODER).is_dir() else None
+
+
+def state_shape(description: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of one of a model's states, by its ifm.json: latents (c, h, w), images (C, H, W), points (d,)."""
+    return tuple(description.get("latent_shape") or description["image_shape"])
 
 
 def averages_of(folder: Path) -> list[Path]:
@@ -105,11 +127,14 @@ def save_again(source: Path, folder: Path, *, record: dict[str, Any]) -> None:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != DESCRIPTION:  # not its further averages
                 shutil.copyfile(file, temporary / file.name)
+        _copy_decoder(decoder_of(source), temporary)
         write_json(temporary / DESCRIPTION, description | record)
 
 
-def save_exact_teacher(teacher: ExactTeacher, folder: Path, *, record: dict[str, Any]) -> None:
-    """Writes an exact teacher, whole or not at all: its data as one tensor, and ifm.json."""
+def save_exact_teacher(
+    teacher: ExactTeacher, folder: Path, *, record: dict[str, Any], decoder: Path | None = None
+) -> None:
+    """Writes an exact teacher, whole or not at all: its data in one tensor, ifm.json. decoder: see `save_model`."""
     from safetensors.torch import save_file
 
     tensors = {"data": teacher.data.reshape(-1, *teacher.shape)}
@@ -125,6 +150,7 @@ def save_exact_teacher(teacher: ExactTeacher, folder: Path, *, record: dict[str,
             "parameters": 0,
             "sha256": file_sha256(temporary / EXACT_DATA),
         }
+        _copy_decoder(decoder, temporary)
         write_json(temporary / DESCRIPTION, description | record)
 
 
@@ -149,7 +175,7 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
             teacher = _exact(folder / EXACT_DATA, description)
         else:
             teacher = Teacher(load_network(folder), _dynamics(description))
-        teacher.of_data = modalities.recorded(description)
+        teacher.of_data, teacher.decoder = modalities.recorded(description), _decoder(folder, description)
         return teacher.eval()
 
 
@@ -184,7 +210,7 @@ def load_flow(folder: Path) -> IntegrationFlow:
         flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
         found = Guidance.of(description.get("guidance"))
         flow.guidance = None if found is None else found.describe()
-        flow.of_data = modalities.recorded(description)
+        flow.of_data, flow.decoder = modalities.recorded(description), _decoder(folder, description)
         return flow
 
 
@@ -228,6 +254,20 @@ def _usable(folder: Path) -> Iterator[None]:
         raise ModelError(f"{folder / DESCRIPTION}: has no key {error}; {MEND}") from error
     except Exception as error:
         raise ModelError(f"{folder}: holds no usable model ({in_a_line(error)}); {MEND}") from error
+
+
+def _decoder(folder: Path, description: Mapping[str, Any]) -> Autoencoder | None:
+    """What makes images of a model's latents; None where there are none. Raises UserError where it is missing."""
+    if "latent_shape" not in description:
+        return None
+    place = decoder_of(folder)
+    if place is None:
+        raise FileNotFoundError(f"{DECODER}/, which makes images of its latents")
+    decoder = Autoencoder.read(find(place, named=str(place)))
+    made, said = decoder.image_shape(state_shape(description)), tuple(description["image_shape"])
+    if made != said:
+        raise ValueError(f"{DECODER}/ makes images {list(made)} of its latents, {DESCRIPTION} says {list(said)}")
+    return decoder
 
 
 def _true_or_false(description: dict[str, Any], key: str) -> bool:

@@ -8,7 +8,7 @@ a resumed run draws the same numbers as an undisturbed one, and a laptop draws t
 import functools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ PURPOSES = {
     "dropout": 9,
     "condition": 10,
     "drop": 11,
+    "posterior": 12,
 }
 _KEY_RANGE = 2**63
 THREADS = min(8, os.cpu_count() or 1)  # that share the draws of a large batch
@@ -108,6 +109,14 @@ def _generators(seed: int, purpose: str, step: int, indices: Iterable[int]) -> l
         generator.bit_generator.state = start
         found.append(generator)
     return found
+
+
+def posterior(seed: int, rows: Iterable[int], *, step: int) -> "Callable[[tuple[int, ...]], Tensor]":
+    """shape -> N(0, 1) [n, *shape], by which a step draws the latents of images `rows` from their posteriors.
+
+    An image that a step asks for twice has the same: its pair, and the mean over data that holds it.
+    """
+    return lambda shape: Streams(seed, "posterior", rows, step=step).normal(shape)
 
 
 @functools.cache

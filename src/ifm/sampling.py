@@ -15,6 +15,7 @@ from ifm import modalities
 from ifm.conditions.base import Condition, ConditionKind
 from ifm.dynamics.base import Dynamics, NoiseSource
 from ifm.hardware.parallel import shared_batches
+from ifm.latents.autoencoder import Autoencoder, decoded
 from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
 from ifm.random import Streams
@@ -78,13 +79,18 @@ def asked_of(kind: ConditionKind, members: range, *, seed: int, w: float | None 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A named way from x_T to x_0_hat. run: the draws of a batch -> x_0_hat [B, C, H, W]."""
+    """A named way from x_T to x_0_hat. run: the draws of a batch -> x_0_hat [B, C, H, W], of latents decoded."""
 
     model: str  # "teacher" | "flow"
     sampler: str  # "heun" | "one_step" | "anchor" | "renoise" | "chain" | "selected"
     nfe: int
     run: Callable[[Draws], Tensor]
     way: Way | None = None  # of a flow
+    decoder: Autoencoder | None = None  # of latents
+
+    def outside(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one sample, of a model whose states have `shape`."""
+        return tuple(shape) if self.decoder is None else self.decoder.image_shape(shape)
 
     @property
     def name(self) -> str:
@@ -115,9 +121,11 @@ class Drawn:
 def teacher_sampler(teacher: Teacher, *, nfe: int) -> Sampler:
     """Heun on the dynamics' grid with `nfe` evaluations (odd)."""
     how = {"dynamics": teacher.dynamics, "times": teacher.dynamics.solver_times(heun_steps(nfe))}
-    return Sampler(
-        "teacher", "heun", nfe, lambda draws: solve_ode(teacher, draws.x_T, condition=draws.condition, **how)
-    )
+
+    def run(draws: Draws) -> Tensor:
+        return decoded(teacher, solve_ode(teacher, draws.x_T, condition=draws.condition, **how))
+
+    return Sampler("teacher", "heun", nfe, run, decoder=getattr(teacher, "decoder", None))
 
 
 def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int, times: Sequence[float] | None = None) -> Sampler:
@@ -138,6 +146,9 @@ def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int, times: Sequenc
         raise ValueError(f"sampler chain needs a flow trained by objective interval; for several steps use {others}")
 
     def run(draws: Draws) -> Tensor:
+        return decoded(flow, states(draws))
+
+    def states(draws: Draws) -> Tensor:
         how = {"x_anchor": draws.x_anchor if flow.takes_anchor else None, "condition": draws.condition}
         if way.sampler == "chain":
             return sample_chained(flow, draws.x_T, steps=steps, **how)
@@ -145,7 +156,7 @@ def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int, times: Sequenc
             return sample_renoised(flow, draws.x_T, steps=steps, generator=draws.renoise, times=way.times, **how)
         return sample(flow, draws.x_T, steps=steps, **how)
 
-    return Sampler("flow", kind, steps, run, way)
+    return Sampler("flow", kind, steps, run, way, flow.decoder)
 
 
 @torch.inference_mode()
@@ -166,14 +177,16 @@ def draw_samples(
 ) -> Drawn:
     """`count` images (the last ones short of a batch too), timed without the first call's warm-up.
 
-    condition: see `Draws.of`. out: where to put them, e.g. a memory map; None: a new array. first: the number of the
-    first draw. modality: of the samples, where it is recorded. Processes share the batches; each has all images.
+    shape: of a state; the images of latents are decoded. condition: see `Draws.of`. out: where to put them, e.g. a
+    memory map; None: a new array. first: the number of the first draw. modality: of the samples, where it is recorded.
+    Processes share the batches; each has all images.
 
     seconds_per_image is the median over batches, which other work on the machine moves less than the mean. The clock
-    covers networks and solvers, and the noise that `renoise` draws as it goes; not the first draws, nor the rounding
-    of images to uint8.
+    covers networks, solvers and decoder, and the noise that `renoise` draws as it goes; not the first draws, nor the
+    rounding of images to uint8.
     """
-    images = np.empty((count, *shape), sample_dtype(shape, modality)) if out is None else out
+    outside = sampler.outside(shape)
+    images = np.empty((count, *outside), sample_dtype(outside, modality)) if out is None else out
     seconds: list[float] = []
     common = {"seed": seed, "device": device, "condition": condition}
     sampler.run(Draws.of(dynamics, shape, range(first, first + min(batch_size, count)), **common))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ifm.conditions.base import ConditionKind
 from ifm.hardware.parallel import shared_batches
+from ifm.latents.autoencoder import decoded, outside
 from ifm.modalities import at_rest
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.recorded import Way
@@ -224,11 +225,12 @@ class _Draws:
     @torch.inference_mode()
     def _line(self, way: Way, run: Callable[[_Batch, int], Tensor]) -> _Line:
         """What a sampler makes of every batch, measured."""
-        samples, states = np.empty((self._shared["count"], *self._shape), sample_dtype(self._shape, self._modality)), {}
+        shape = outside(self._flow, self._shape)
+        samples, states = np.empty((self._shared["count"], *shape), sample_dtype(shape, self._modality)), {}
 
         def work(members: range) -> np.ndarray:
             states[members.start] = run(self._batch(members), members.start)
-            return at_rest(states[members.start], self._modality)
+            return at_rest(decoded(self._flow, states[members.start]), self._modality)
 
         for members, drawn in shared_batches(work, **self._shared):
             samples[members.start : members.stop] = drawn

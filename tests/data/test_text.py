@@ -24,6 +24,7 @@ from ifm.metrics.language import Grams, Language, Texts, copied, gram_numbers, t
 from ifm.modalities import MODALITIES, at_rest, at_work
 from ifm.modalities.alphabet import Alphabet, words
 from ifm.networks import build_network, load_network
+from pipeline.stages import flow
 from tests.support.stages import changed, points, run_graph
 
 SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tiny-shakespeare"
@@ -250,13 +251,13 @@ def test_forward_mode_derivative_is_that_of_differences(patch):
 
 def test_a_flow_starts_from_a_teacher_of_fewer_inputs():
     options = {"sequence": {"patch": 2, "width": 16, "depth": 1, "heads": 2}}
-    teacher, flow = (
+    teacher, student = (
         build_network(kind="sequence", modality="text", shape=(3, 8), takes_anchor=takes, **options).eval()
         for takes in (False, True)
     )
-    flow.start_from(teacher)
+    student.start_from(teacher)
     x, c = torch.randn(2, 3, 8), torch.randn(2)
-    torch.testing.assert_close(flow(torch.cat([x, torch.zeros_like(x)], 1), c), teacher(x, c))
+    torch.testing.assert_close(student(torch.cat([x, torch.zeros_like(x)], 1), c), teacher(x, c))
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +277,20 @@ def graph(tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return folder
+
+
+def test_interval_trains_on_text(tmp_path, monkeypatch):
+    """Its forward-mode derivative goes through the whole stage, without a teacher."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.txt").write_text("ab cde f " * 200)
+    made = values(
+        tmp_path / "toy.txt", dynamics=["rf"], teacher__kind="none", flow__init="scratch", flow__objective="interval",
+        flow__velocity="pair", anchor__policy="none",
+    )  # fmt: skip
+    run_graph(made, up_to=flow)
+    described = json.loads((tmp_path / "models/trained/rf/ifm.json").read_text())
+    assert (described["two_times"], described["modality"]) == (True, "text")
+    assert described["text"]["symbols"] == "\n abcdef"
 
 
 def test_the_exact_teacher_writes_the_toy_language(graph):

@@ -26,8 +26,8 @@ from pipeline.tools import preset
 from tests.support.small_models import small_flow
 
 ROOT = Path(__file__).parents[2]
-LOCAL = {"cifar10-jpeg", "imagefolder"}
-PUBLIC = {"ddpm-cifar10", "ddpm-celebahq"}  # whose teacher is a public model: tests/adapters/test_stages.py
+LOCAL = {"cifar10-jpeg", "imagefolder", "spoken-digits"}
+PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # public teachers: tests/adapters, tests/latents
 PRECISIONS = ("no", "bf16", "fp16")
 TINY = {
     "teacher": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 2},

@@ -356,9 +356,13 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
                 unnamed[dotted] = line
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
+    nullable |= {"data.array.key", "data.array.columns", "data.array.labels", "data.text.stride"}
+    nullable |= {"data.audio.column", "data.audio.trim_db"}
     paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
-    paths |= {"teacher.path", "teacher.revision", "teacher.scheduler"}
-    words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
+    paths |= {"teacher.path", "teacher.revision", "teacher.scheduler", "data.encoder"}
+    no_words = {"data.max_images", "data.array.columns", "data.text.stride", "data.audio.column", "data.audio.trim_db"}
+    words = nullable - no_words | paths
+    words |= {"data.image_column", "data.train_split", "data.text.column"}
     expected = {
         "x": words,
         "[]": {"sample.flow_samplers", "evaluate.guidance_scales"},
@@ -376,7 +380,8 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "None": nullable
         | paths
         | {"flow.huber_c", "flow.evaluate_every", "trajectories.rho", "evaluate.weights_sha256"}
-        | {"guidance.interval", "guidance.weaker", "sample.guidance"},
+        | {"guidance.interval", "guidance.weaker", "sample.guidance"}
+        | {"data.encoder_revision", "ode.sigma_data"},
     }
     if str(wrong) in expected:
         assert accepted == expected[str(wrong)]

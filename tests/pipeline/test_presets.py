@@ -17,8 +17,8 @@ from pipeline.tools.params_file import edited
 ROOT = Path(__file__).parents[2]
 # Whatever it holds now, with dynamics that all presets have.
 TEXT = edited(preset.apply("digits", (ROOT / "params.yaml").read_text()), {"dynamics": ["ve", "rf"]})
-LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq", "tiny-shakespeare"}
-PUBLIC = {"ddpm-cifar10", "ddpm-celebahq"}  # whose teacher is a public model
+LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq", "tiny-shakespeare", "spoken-digits"}
+PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # whose teacher is a public model
 
 
 @functools.cache
@@ -44,6 +44,7 @@ def test_there_are_the_documented_presets():
         "points",
         "digits-classes",
         "tiny-shakespeare",
+        "spoken-digits",
     }
     assert set(preset.names()) == others | PUBLIC
 

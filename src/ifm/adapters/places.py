@@ -1,6 +1,5 @@
 """Where `teacher.path` leads: a folder on this disk, or a snapshot in the Hub's cache."""
 
-import re
 from pathlib import Path
 
 from ifm.adapters import MODELS
@@ -8,7 +7,7 @@ from ifm.adapters.fits import check_classes, check_shape
 from ifm.adapters.folder import Found, find
 from ifm.errors import UserError
 from ifm.files import located
-from ifm.hub import downloaded
+from ifm.hub import folder_of
 
 
 def look_up(path: str, *, revision: str | None, scheduler: str | None, root: Path) -> tuple[Found, dict[str, str]]:
@@ -16,20 +15,8 @@ def look_up(path: str, *, revision: str | None, scheduler: str | None, root: Pat
 
     root: the folder that relative paths begin in.
     """
-    named, folder, origin = f"teacher.path = {path!r}", located(path, root), {}
-    if folder.is_dir():
-        if revision is not None:
-            raise UserError(
-                f"{named}: is a folder; teacher.revision = {revision!r} is for the Hub's models: set it to null"
-            )
-    elif folder.exists():
-        raise UserError(f"{named}: is a file; name the folder that holds it")
-    else:
-        try:
-            folder = downloaded(path, revision)
-        except UserError as error:
-            raise UserError(f"teacher.path = {error}") from error
-        origin = {"hub": path} | ({"commit": folder.name} if re.fullmatch("[0-9a-f]{40}", folder.name) else {})
+    named = f"teacher.path = {path!r}"
+    folder, origin = folder_of(path, revision=revision, root=root, keys=("teacher.path", "teacher.revision"))
     if scheduler is not None and not located(scheduler, root).exists():
         raise UserError(f"teacher.scheduler = {scheduler!r}: no such file or folder")
     return find(folder, named=named, scheduler=None if scheduler is None else located(scheduler, root)), origin

@@ -250,7 +250,7 @@ def training_rate(config: Any, device: str, *, seconds: float = 3.0) -> float:
     from ifm.hardware.devices import memory_format
     from ifm.networks import build_network
 
-    at, shape, batch = torch.device(device), config.data.shape, config.flow.batch_size
+    at, shape, batch = torch.device(device), _state_shape(config), config.flow.batch_size
     of_data = {"shape": shape, "modality": config.data.modality.name}
     network = build_network(**of_data, takes_anchor=False, **config.network.model_dump())
     network.to(at, memory_format=memory_format(at))
@@ -297,13 +297,29 @@ def needed_bytes(config: Any) -> int:
     data, values = config.data, math.prod(config.data.shape)
     size = np.dtype(data.modality.dtype).itemsize  # bytes of a value
     known = data.origin.count(data) if data.origin.count else None
-    stored = 2 * (known or data.max_images or UNKNOWN_IMAGES) * values * size  # raw and processed
+    images, states = known or data.max_images or UNKNOWN_IMAGES, math.prod(_state_shape(config))
+    stored = 2 * images * values * size  # raw and processed
+    stored += 0 if data.encoder is None else images * (1 + data.random_flip) * 2 * states * 2  # mean and deviation
     samplers = 1 + (len(config.sample.flow_steps) - 1) * len(config.sample.flow_samplers)
     samplers += 0 if config.teacher.kind == "none" else len(config.evaluate.teacher_nfe)
     samples = samplers * config.sample.seeds * config.sample.count * values * size
     stored_paths = needs_paths(config.flow) and config.trajectories.store == "disk"
-    paths = stored_bytes(config.trajectories.count, config.trajectories.stored_times, (values,)) if stored_paths else 0
+    paths = stored_bytes(config.trajectories.count, config.trajectories.stored_times, (states,)) if stored_paths else 0
     return CACHED * (stored + len(config.dynamics) * (samples + paths)) + MODELS
+
+
+def _state_shape(config: Any) -> tuple[int, ...]:
+    """Of what models work on. An encoder of the Hub, which is not asked here, is taken for Stable Diffusion's."""
+    from ifm import latents
+    from ifm.files import located
+    from ifm.tracking import project_root
+
+    data, root = config.data, project_root()
+    if data.encoder is None:
+        return data.shape
+    if located(data.encoder, root).is_dir():
+        return latents.look_up(data.encoder, revision=None, root=root).shape(data.shape)
+    return 4, data.image_size // 8, data.image_size // 8
 
 
 def dvc(root: Path) -> Iterator[Finding]:

@@ -131,8 +131,13 @@ def _check_model(given: argparse.Namespace, model: object) -> None:
         raise UserError(f"{given.model}: holds a teacher; ifm export takes flows")
     if given.format == "diffusers" and type(model.network).__name__ == "Transformer":
         raise UserError(f"{given.model}: diffusers has no class for ifm's transformer; use --format onnx or pt2")
-    if given.format == "diffusers" and len(model.network.data_shape) == 1:
-        raise UserError(f"{given.model}: points have no pipeline in diffusers; use --format onnx or pt2")
+    from ifm.use import drawing
+
+    kind = drawing.modality(model)
+    if given.format == "diffusers" and kind.name != "images":
+        raise UserError(f"{given.model}: {kind.noun} have no pipeline in diffusers; use --format onnx or pt2")
+    if given.format == "diffusers" and model.decoder is not None:
+        raise UserError(f"{given.model}: a flow of latents has no pipeline in diffusers yet; use --format onnx or pt2")
 
 
 def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> float:

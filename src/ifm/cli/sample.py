@@ -55,8 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         required=True,
         metavar="PATH",
-        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv or .parquet, of "
-        "texts samples.txt or .jsonl",
+        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of sounds samples.wav or a folder/ "
+        "for a WAV each, of points samples.csv or .parquet, of texts samples.txt or .jsonl",
     )
 
 
@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> None:
     numbers = _asked("--class", given.classes, class_numbers, model, given.model)
     _asked("--guidance", given.guidance, check_guidance, model, given.model)
     sampler = _sampler(given, model)
-    shape = drawing.data_shape(model)
+    shape = drawing.sample_shape(model)
     modality = drawing.modality(model)
     write = files.writers(modality.name, model.of_data).get(kind)
     if write is None:
@@ -88,7 +88,11 @@ def run(given: argparse.Namespace) -> None:
         names = model.condition_kind.classes
         asked = f", {in_words(numbers, names)}{asked}"
         if kind == ".png":
-            write = partial(files.write_class_grid, labels=condition.labels.tolist(), classes=names)
+            write = partial(
+                files.write_class_grid, labels=condition.labels.tolist(), classes=names, pictures=modality.pictures
+            )
+        if kind == "/" and modality.audible:
+            write = partial(write, names=[names[label] for label in condition.labels.tolist()])
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
         model.to(device),

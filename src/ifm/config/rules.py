@@ -83,16 +83,20 @@ class Config(Section):
             )
         unet = self.network.kind == "unet"
         halvings = len(self.network.channels) - 1
-        if unet and self.data.image_size % 2**halvings:
+        sound = fit.name == "sound"
+        if sound and unet and any(side % 2**halvings for side in self.data.shape[1:]):
             raise ValueError(
-                f"data.image_size = {self.data.image_size} cannot be halved {halvings} times, as network.channels "
-                f"asks; use a multiple of {2**halvings}, or take an entry from network.channels and network.attention"
+                f"spectrograms of {' x '.join(map(str, self.data.shape[1:]))} cannot be halved {halvings} times, as "
+                f"network.channels asks; set data.audio.multiple to a multiple of {2**halvings}, or take an entry from "
+                "network.channels and network.attention"
             )
-        if self.network.kind == "transformer" and self.data.image_size % self.network.transformer.patch:
+        if sound and self.anchor.input == "cross_attention" and len(set(self.data.shape[1:])) > 1:
             raise ValueError(
-                f"network.transformer.patch = {self.network.transformer.patch} does not divide data.image_size = "
-                f"{self.data.image_size}; use a divisor of it"
+                "anchor.input: cross_attention is for squares, and spectrograms are "
+                f"{' x '.join(map(str, self.data.shape[1:]))}; use channels"
             )
+        if not sound and self.data.encoder is None:  # else stage preprocess asks, which knows the latents' size
+            check_size(self.network, self.data.image_size, of="data.image_size")
         text = self.data.modality.name == "text"
         if text and self.network.kind == "sequence" and self.data.text.length % self.network.sequence.patch:
             raise ValueError(
@@ -113,6 +117,9 @@ class Config(Section):
                 f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
                 f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
                 "classifier, or lower data.image_size"
+                if not sound
+                else f"evaluate.extractor: pixels has {pixels:,} features of a spectrogram, {MOST_FEATURES:,} are the "
+                "most; use classifier, or lower data.audio.seconds or mels"
             )
         if self.teacher.kind == "pretrained":
             _takes_a_public_model(self)
@@ -182,6 +189,21 @@ class Config(Section):
             check_guidance(self)
         check_scales(self)
         return self
+
+
+def check_size(network: NetworkConfig, size: int, *, of: str) -> None:
+    """Raises ValueError where a network's resolutions or patches do not fit the side of what it works on."""
+    halvings = len(network.channels) - 1
+    if network.kind == "unet" and size % 2**halvings:
+        raise ValueError(
+            f"{of} = {size} cannot be halved {halvings} times, as network.channels asks; use a multiple of "
+            f"{2**halvings}, or take an entry from network.channels and network.attention"
+        )
+    if network.kind == "transformer" and size % network.transformer.patch:
+        raise ValueError(
+            f"network.transformer.patch = {network.transformer.patch} does not divide {of} = {size}; use a divisor of "
+            "it"
+        )
 
 
 def _takes_a_public_model(config: Config) -> None:

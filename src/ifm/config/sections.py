@@ -108,8 +108,38 @@ class TextConfig(Section):
     column: str
 
 
+class AudioConfig(Section):
+    """`data.audio`: of source: audiofolder, and of the others where `column` names recordings."""
+
+    column: str | None
+    sample_rate: Annotated[int, Field(ge=1000, le=192_000)]
+    seconds: Annotated[float, Field(gt=0, le=60)]
+    longer: Literal["start", "centre", "loudest", "error"]
+    shorter: Literal["end", "centre", "repeat", "error"]
+    shortest: NotNegative
+    trim_db: Positive | None
+    normalise: Literal["peak", "rms", "none"]
+    representation: Literal["complex", "logmel"]
+    fft: Annotated[int, Field(ge=8, le=8192)]
+    hop: Count
+    mels: Annotated[int, Field(ge=4, le=512)]
+    power: Annotated[float, Field(gt=0, le=1)]
+    multiple: Annotated[int, Field(ge=1, le=256)]
+
+    @model_validator(mode="after")
+    def _frames_overlap(self) -> Self:
+        if self.fft % 2 or self.fft < 2 * self.hop:
+            raise ValueError(f"fft = {self.fft} must be even and at least twice hop = {self.hop}")
+        if self.representation == "logmel" and self.mels > self.fft // 2 - 1:
+            raise ValueError(
+                f"mels = {self.mels} are more than fft = {self.fft} has frequencies for; lower mels to "
+                f"{self.fft // 2 - 1} or raise fft"
+            )
+        return self
+
+
 class DataConfig(Section):
-    """`data`: where the images or points come from and what is made of them."""
+    """`data`: where the images, sounds or points come from and what is made of them."""
 
     source: Annotated[str, NameOf(SOURCES)]
     name: str | None
@@ -127,6 +157,9 @@ class DataConfig(Section):
     channels: Annotated[Literal[1, 3], BeforeValidator(_integer)]
     resample: Literal["lanczos", "bicubic", "box"]
     random_flip: bool
+    encoder: LocalPath | None
+    encoder_revision: str | None
+    audio: AudioConfig
     points: PointsConfig
     array: ArrayConfig | None = None
     text: TextConfig | None = None
@@ -138,8 +171,14 @@ class DataConfig(Section):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
         if self.origin.section and getattr(self, self.origin.section) is None:
             raise ValueError(f"source: {self.source} needs the section {self.origin.section}; see docs/params.md")
+        if self.audio.column is not None and not self.origin.recordings:
+            raise ValueError(f"source: {self.source} has no columns of recordings; set data.audio.column to null")
         if self.random_flip and not self.modality.mirrors:
             raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
+        if self.encoder is not None and self.modality.name != "images":
+            raise ValueError(f"encoder: {self.encoder} makes latents of images, and source: {self.source} has none")
+        if self.encoder is None and self.encoder_revision is not None:
+            raise ValueError(f"encoder_revision: {self.encoder_revision} is of no encoder; set it to null")
         if self.test_split is not None and not self.origin.test_split:
             raise ValueError(f"test_split: {self.test_split} does not fit source: {self.source}; set it to null")
         return self
@@ -152,18 +191,18 @@ class DataConfig(Section):
     @property
     def modality(self) -> Modality:
         """What the samples are."""
-        return modalities.MODALITIES[self.origin.modality]
+        return modalities.MODALITIES[self.origin.modality if self.audio.column is None else "sound"]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of images, (d,) of points."""
+        """Of one sample: (C, H, W) of images, (C, F, T) of sounds, (d,) of points."""
         return self.modality.shape(self)
 
 
 class OdeConfig(Section):
     """`ode`: the dynamics' constants, a section for each dynamics of the table (see `_with_tables`)."""
 
-    sigma_data: Positive
+    sigma_data: Positive | None
 
 
 class NetworkConfig(UNetOptions):

@@ -7,6 +7,7 @@ A folder holds:
 """
 
 import hashlib
+import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,11 @@ class StoredMetadata:
     """What metadata.json of every processed form shares; a dataclass that has `splits` and `test_in_train`."""
 
     __pydantic_config__: ClassVar = STRICT
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of one sample at rest."""
+        return self.image_shape
 
     @property
     def duplicates(self) -> dict[str, int] | None:
@@ -194,6 +200,7 @@ class SampleSet:
     noun: ClassVar[str]
     random_flip: ClassVar[bool] = False
     gaussian: ClassVar[None] = None  # mu and s, for points of that law
+    decoder: ClassVar[Path | None] = None  # the folder of what makes images of a model's samples, for latents
 
     array: ShardedArray  # [n, *shape]
     labels: np.ndarray | None  # int64 [n]
@@ -205,12 +212,16 @@ class SampleSet:
 
         Raises DataError that names the file at fault and the command that makes it again.
         """
-        metadata = cls.Metadata.read(folder)
+        return cls.mapped(folder, split, cls.Metadata.read(folder))
+
+    @classmethod
+    def mapped(cls, folder: Path, split: str, metadata: Any) -> Self:
+        """`open` of what `metadata` describes."""
         if split not in metadata.splits:
             raise DataError(f"{folder / METADATA}: has no split {split!r}; it has {sorted(metadata.splits)}")
         known = metadata.splits[split]
         shards = [folder / name for name in known.shards]
-        array = ShardedArray(shards, stage=_STAGE, row_shape=metadata.image_shape, dtype=cls.dtype)
+        array = ShardedArray(shards, stage=_STAGE, row_shape=metadata.row_shape, dtype=cls.dtype)
         if len(array) != known.count:
             what = f"counts {known.count} {split} {cls.noun}, the shards hold {len(array)}"
             raise _broken(folder / METADATA, what, _STAGE)
@@ -236,6 +247,17 @@ class SampleSet:
     def recorded(self) -> dict[str, Any]:
         """What descriptions of models and samples take over: see `ifm.modalities.recorded`."""
         return modalities.recorded(asdict(self.metadata))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model's ifm.json says of the data's shape."""
+        return {"image_shape": list(self.shape), **self.recorded}
+
+    @property
+    def sigma_data(self) -> float:
+        """The deviation of all values of the train split, to four digits: ode.sigma_data where that is null."""
+        mean, std = np.array(self.metadata.mean), np.array(self.metadata.std)
+        return float(f"{math.sqrt(float((std**2 + mean**2).mean() - mean.mean() ** 2)):.4g}")
 
     @property
     def classes(self) -> list[str] | None:

@@ -6,6 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from ifm.config import Config
+from ifm.config.rules import check_size
 from ifm.errors import UserError
 
 LEAST = 2  # a covariance and the distance to a nearest other one
@@ -20,12 +21,17 @@ class Counts:
     of_classes: Sequence[int] | None  # training images (points) of each; None: not known
 
 
-def check(config: Config, counts: Counts, *, where: Path) -> None:
+def check(config: Config, counts: Counts, *, where: Path, latents: tuple[int, ...] | None = None) -> None:
     """Raises UserError, naming keys and counts, where a later stage could not work on so few.
 
-    where: the folder that the counts are of.
+    where: the folder that the counts are of. latents: (c, h, w) of what models train on where that is not the images.
     """
-    _check_teacher(config, counts.classes)
+    if latents is not None:
+        try:
+            check_size(config.network, latents[-1], of="the latents' side")
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    _check_teacher(config, counts.classes, latents or config.data.shape)
     train, test = counts.splits["train"], counts.splits["test"]
     source, noun = config.data.origin, config.data.modality.noun
     of = f"{where}: {train} train and {test} test {noun}"
@@ -54,8 +60,8 @@ def check(config: Config, counts: Counts, *, where: Path) -> None:
     )
 
 
-def _check_teacher(config: Config, classes: Sequence[str] | None) -> None:
-    """A public teacher that lies on this disk must be for such data. classes: that these have."""
+def _check_teacher(config: Config, classes: Sequence[str] | None, shape: tuple[int, ...]) -> None:
+    """A public teacher that lies on this disk must be for such data. classes: that these have; shape: of one."""
     if config.teacher.kind != "pretrained":
         return
     from ifm.adapters import places
@@ -64,7 +70,7 @@ def _check_teacher(config: Config, classes: Sequence[str] | None) -> None:
     given = {"scheduler": config.teacher.scheduler, "root": project_root()}
     asked = len(classes) if config.condition.kind == "class" and classes is not None else None
     drops = asked is not None and config.condition.drop_probability > 0
-    places.check(config.teacher.path, shape=config.data.shape, classes=asked, drops=drops, **given)
+    places.check(config.teacher.path, shape=shape, classes=asked, drops=drops, **given)
 
 
 def check_classes(classes: Sequence[str] | None, of_classes: Sequence[int] | None, *, where: Path | str) -> None:

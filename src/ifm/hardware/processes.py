@@ -3,26 +3,30 @@
 import math
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import pairwise
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, set_seed
 from torch import Tensor
 
 from ifm.errors import UserError
 from ifm.hardware.devices import keep_freed_memory
+
+PATIENCE = timedelta(days=2)  # where one process works alone for long: decoding images, training a classifier
 
 
 class LaunchError(UserError, ValueError):
     """The work does not fit the launched processes."""
 
 
-def make_accelerator(precision: str, *, seed: int) -> Accelerator:
+def make_accelerator(precision: str, *, seed: int, patience: timedelta | None = None) -> Accelerator:
     """An Accelerator for the available hardware. A precision that it lacks becomes float32, with a notice.
 
     Seeds torch's global generator too: initial weights, the same in every process, are drawn from it.
+    patience: how long processes wait for each other; None: as the collectives' library has it.
     Raises LaunchError: see `check_splitting`.
     """
     if precision == "fp16" and not torch.cuda.is_available():
@@ -31,8 +35,9 @@ def make_accelerator(precision: str, *, seed: int) -> Accelerator:
     # Without being told, accelerate leaves processes on CPUs strangers to each other: each would do all the work.
     # DDP: gradients lie in the buffers that are exchanged, which saves a copy of them in memory and one a step.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    handlers = [ddp] if patience is None else [ddp, InitProcessGroupKwargs(timeout=patience)]
     accelerator = Accelerator(
-        mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
+        mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers
     )
     check_splitting(accelerator)
     if accelerator.device.type == "cuda":

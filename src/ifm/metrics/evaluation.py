@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MEND = "run `dvc repro --force sample@...`"
 REAL_TEXT = "real text"  # a row of figures
 OF_GRAMS, OF_WORDS = ("character_tv", "bigram_tv", "fourgram_tv"), ("word_share", "half_copies")
+RECONSTRUCTION = "reconstruction"  # of real images, by the encoder and decoder of a model of latents
 PAIRS = 8  # closest pairs kept of a sampler
 
 
@@ -191,7 +192,10 @@ def _rows(values: np.ndarray | None, rows: slice) -> np.ndarray | None:
 
 def _of_real_data(reference: Reference, real: Real, kind: str, *, count: int) -> dict[str, dict[str, Any]]:
     """What real data have, as one more sampler: images that are not the reference, as far as there are two; `count`
-    texts. Nothing of points."""
+    texts. Nothing of points.
+
+    Of latents also what the reference's images have that went through the autoencoder: the floor of such models.
+    """
     if kind == TEXT:
         return _of_real_texts(reference, real, count)
     if kind == POINTS:
@@ -200,9 +204,16 @@ def _of_real_data(reference: Reference, real: Real, kind: str, *, count: int) ->
     found = Found(reference.splits[other])
     if len(found) < 2:
         return {}
-    row = {"model": "data", "sampler": other, "nfe": 0, "n_samples": len(found), "seeds": 1}
+    rows = {f"data-{other}": (other, found)}
+    if reference.reconstructed is not None:
+        rows[f"data-{RECONSTRUCTION}"] = (RECONSTRUCTION, Found(reference.reconstructed))
+    return {name: _of_data(sampler, found, reference, real) for name, (sampler, found) in rows.items()}
+
+
+def _of_data(sampler: str, found: Found, reference: Reference, real: Real) -> dict[str, Any]:
+    row = {"model": "data", "sampler": sampler, "nfe": 0, "n_samples": len(found), "seeds": 1}
     row |= image_figures(found, dataclasses.replace(real, train=None))
-    return {f"data-{other}": row | {"warnings": _cautions(reference, real, len(found))}}
+    return row | {"warnings": _cautions(reference, real, len(found))}
 
 
 def _of_real_texts(reference: Reference, real: Real, count: int) -> dict[str, dict[str, Any]]:

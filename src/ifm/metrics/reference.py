@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ifm.config import EvaluateConfig
 from ifm.data.needs import check_classes
 from ifm.errors import UserError, in_a_line
 from ifm.files import fresh_folder, read_json, write_json
+from ifm.hardware.parallel import shared_batches
 from ifm.metrics import cautions
 from ifm.metrics.classifier import Classifier, ClassifierSettings, classify, load_classifier, train_classifier
 from ifm.metrics.comparison import Measures, Real
@@ -29,14 +30,20 @@ from ifm.metrics.extractors import (
     PixelExtractor,
     SymbolExtractor,
     dinov2_class,
-    features,
+    finite,
 )
 from ifm.metrics.language import Language
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
 from ifm.modalities.alphabet import Alphabet
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
 WEIGHTS, METADATA = "classifier.safetensors", "metadata.json"
+RECONSTRUCTED = "features-reconstructed.npy"  # of the reference split's images, through the encoder and back
 BATCH = 256
 MEND = "run `dvc repro --force reference`"
 
@@ -84,6 +91,7 @@ class Reference:
     class_shares: list[float] | None  # of the reference split
     centres: np.ndarray | None  # of points with modes: the mean of each in the train split, float64 [k, d]
     metadata: dict[str, Any]
+    reconstructed: np.ndarray | None = None  # float32 [n, d], features of the reference split through an autoencoder
 
     @property
     def features(self) -> np.ndarray:
@@ -111,21 +119,30 @@ def build_reference(
     device: torch.device,
     on_log: Callable[[dict[str, float]], None] | None = None,
     duplicates: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
+    reconstruct: Callable[[range], np.ndarray] | None = None,
+    accelerator: "Accelerator | None" = None,
+) -> dict[str, Any] | None:
     """Writes the folder `out` and returns its metadata: the extractor's protocol, the splits, accuracy, floor FID.
 
     The floor is the figure of the split that is not the reference: what real data themselves reach. Points have the
-    floors of their own two distances, and no FID. `warnings` are the sentences of ifm.metrics.cautions; duplicates: as
-    the processed form counts them. Raises UserError where the extractor gives nothing to judge by.
+    floors of their own two distances, and no FID. reconstruct: rows of the reference split as an autoencoder gives them
+    back, where models are of latents: their FID, reconstruction_fid, is the floor of such models. `warnings` are the
+    sentences of ifm.metrics.cautions; duplicates: as the processed form counts them. Processes share the extraction;
+    the main one trains the classifier and writes, the others return None. Raises UserError where the extractor gives
+    nothing to judge by.
     """
+    classifier = _from_main(lambda: _classifier(config, train, device=device, on_log=on_log), accelerator)
+    extractor = _extractor(config, classifier, device=device, described=_recorded(train))
+    splits, again = {"train": train, "test": test}, None
+    found = {name: _features(extractor, split, accelerator) for name, split in splits.items()}
+    if reconstruct is not None:
+        again = _features(extractor, splits[config.reference_split], accelerator, make=reconstruct)
+    if accelerator is not None and not accelerator.is_main_process:
+        return None
+    _check_spread(extractor, found[config.reference_split])
     with fresh_folder(out) as folder:
-        classifier = _classifier(config, train, device=device, on_log=on_log)
         if classifier is not None:
             save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, folder / WEIGHTS)
-        extractor = _extractor(config, classifier, device=device, described=_recorded(train))
-        splits = {"train": train, "test": test}
-        found = {name: features(extractor, split.batches(BATCH)) for name, split in splits.items()}
-        _check_spread(extractor, found[config.reference_split])
         said = classify(classifier, test[np.arange(len(test))]) if classifier else None
         other = "test" if config.reference_split == "train" else "train"
         for name in splits:
@@ -147,6 +164,9 @@ def build_reference(
             metadata |= _of_points(config, train, found[other], found[config.reference_split])
         elif config.extractor != "symbols" and min(map(len, found.values())) > 1:
             metadata["floor_fid"] = fid(moments(found[other]), moments(found[config.reference_split]))
+        if again is not None:
+            np.save(folder / RECONSTRUCTED, again, allow_pickle=False)
+            metadata["reconstruction_fid"] = fid(moments(again), moments(found[config.reference_split]))
         metadata["warnings"] = _cautions(metadata, said, train=train, test=test)
         write_json(folder / METADATA, metadata)
     return metadata
@@ -163,11 +183,11 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     classifier = None
     if (folder / WEIGHTS).is_file():
         try:
-            channels, image_size, _ = metadata["image_shape"]
+            channels, *sides = metadata["image_shape"]
             classifier = load_classifier(
                 folder / WEIGHTS,
                 channels=channels,
-                image_size=image_size,
+                image_size=min(sides),
                 classes=len(metadata["classes"]),
                 width=config.classifier.width,
                 modality=metadata.get("modality"),
@@ -190,7 +210,36 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
         name: _read_features(folder / f"features-{name}.npy", metadata["dimension"]) for name in ("train", "test")
     }
     centres = np.array(metadata["mode_centres"]) if metadata.get("mode_centres") else None
-    return Reference(extractor, splits, classifier, metadata["class_shares"], centres, metadata)
+    again = folder / RECONSTRUCTED
+    again = _read_features(again, metadata["dimension"]) if again.is_file() else None
+    return Reference(extractor, splits, classifier, metadata["class_shares"], centres, metadata, again)
+
+
+def _features(
+    extractor: Extractor,
+    split: Labelled,
+    accelerator: "Accelerator | None",
+    *,
+    make: Callable[[range], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Of a split's images, or of what `make` makes of its rows: float32 [n, d], in every process."""
+
+    def work(members: range) -> np.ndarray:
+        return extractor(split[np.array(members)] if make is None else make(members))
+
+    parts = shared_batches(work, count=len(split), batch_size=BATCH, accelerator=accelerator)
+    return finite(np.concatenate([part for _, part in parts]), extractor)
+
+
+def _from_main(make: Callable[[], T], accelerator: "Accelerator | None") -> T:
+    """What the main process makes, in every process."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    made = make() if accelerator.is_main_process else None
+    made = made.cpu() if isinstance(made, torch.nn.Module) else made  # not to the main process's GPU
+    return broadcast_object_list([made])[0]
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:

@@ -1,20 +1,24 @@
 """What samples are: the table of modalities, one file each. Whoever must tell images from points asks here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ifm.modalities import latents
 from ifm.modalities.base import Modality, SampleError
 from ifm.modalities.images import IMAGES
 from ifm.modalities.points import POINTS
+from ifm.modalities.sound import SOUND
 from ifm.modalities.text import TEXT
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "of", "recorded"]
+__all__ = [
+    "MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "mirrored", "of", "recorded", "shown", "state_shape",
+]  # fmt: skip
 
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS, TEXT)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS, TEXT, SOUND)}
 
 
 def of(found: Sequence[int] | Mapping[str, Any], name: str | None = None) -> Modality:
@@ -60,9 +64,9 @@ def _shape(described: Mapping[str, Any]) -> Sequence[int]:
 def at_work(x: "Tensor", name: str | None = None) -> "Tensor":
     """Samples [n, ...] at rest in the form that a model computes in: images in [-1, 1], points as they are.
 
-    name: of their modality, where it is recorded.
+    Of latents it is the posterior's mean. name: of their modality, where it is recorded.
     """
-    return of(x.shape[1:], name).to_model(x)
+    return latents.drawn(x) if latents.owns(x.shape[1:]) else of(x.shape[1:], name).to_model(x)
 
 
 def at_rest(x: "Tensor", name: str | None = None) -> "np.ndarray":
@@ -71,3 +75,20 @@ def at_rest(x: "Tensor", name: str | None = None) -> "np.ndarray":
     name: of their modality, where it is recorded. Raises SampleError at a value that is not finite.
     """
     return of(x.shape[1:], name).to_rest(x)
+
+
+def shown(x: "Tensor", normal: "Callable[[tuple[int, ...]], Tensor]", name: str | None = None) -> "Tensor":
+    """`at_work` as a training step shows it: latents are drawn from their posterior. normal: shape -> N(0, 1)."""
+    if not latents.owns(x.shape[1:]):
+        return at_work(x, name)
+    return latents.drawn(x, normal(tuple(x.shape[3:])) if x.shape[2] > 1 else None)
+
+
+def mirrored(x: "Tensor") -> "Tensor":
+    """The mirror images of samples at rest, in the same form: [n, ...]."""
+    return latents.mirrored(x) if latents.owns(x.shape[1:]) else x.flip(-1)
+
+
+def state_shape(x: "Tensor") -> tuple[int, ...]:
+    """Of one sample at rest as a model computes with it."""
+    return tuple(x.shape[3:] if latents.owns(x.shape[1:]) else x.shape[1:])

@@ -30,7 +30,8 @@ class Modality:
     scatter plot of two dimensions, or texts. by_shape: whether the number of axes tells it; else descriptions name it
     (`ifm.modalities.recorded`). figures: which its samples have, of the kinds of the catalogue of metrics. own: samples
     at rest in the form that the data had, by what is recorded beside their shape: points in their units, texts as
-    strings. from_own: the inverse, for samples that are judged from files.
+    strings; from_own: the inverse, for samples that are judged from files. audible: whether they are played
+    (`ifm.modalities.wav`).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Modality:
     figures: Literal["images", "points", "text"] = "images"
     own: "Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]" = _as_they_are
     from_own: "Callable[[np.ndarray, Mapping[str, Any]], np.ndarray] | None" = None
+    audible: bool = False
 
     def owns(self, shape: tuple[int, ...]) -> bool:
         """Whether a sample of that shape is of this kind."""

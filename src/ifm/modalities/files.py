@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from ifm import modalities
 from ifm.files import atomic_path, fresh_folder
+from ifm.modalities import wav
 from ifm.modalities.base import Modality
 
 Batches = Iterable[tuple[range, np.ndarray]]
 Writer = Callable[[Path, Batches, int, tuple[int, ...]], None]
+Pictures = Callable[[np.ndarray], np.ndarray]  # samples at rest -> uint8 [n, C, H, W]
 COLUMNS = 8  # of a grid
 BETWEEN = "-" * 20  # texts in a .txt
 
@@ -34,20 +37,27 @@ def write_array(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> No
         array.flush()
 
 
-def write_grid(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> None:
-    """One PNG of all images, side by side."""
+def write_grid(out: Path, drawn: Batches, n: int, shape: tuple[int, ...], *, pictures: Pictures = np.asarray) -> None:
+    """One PNG of all images, or of what pictures shows of samples, side by side."""
     from ifm.modalities.pictures import save_grid
 
-    save_grid(np.concatenate([images for _, images in drawn]), out, columns=min(COLUMNS, n))
+    save_grid(pictures(np.concatenate([images for _, images in drawn])), out, columns=min(COLUMNS, n))
 
 
 def write_class_grid(
-    out: Path, drawn: Batches, n: int, shape: tuple[int, ...], *, labels: Sequence[int], classes: Sequence[str]
+    out: Path,
+    drawn: Batches,
+    n: int,
+    shape: tuple[int, ...],
+    *,
+    labels: Sequence[int],
+    classes: Sequence[str],
+    pictures: Pictures = np.asarray,
 ) -> None:
     """One PNG with a row for each class, behind its name. labels: of the n images; classes: all names."""
     from ifm.modalities.pictures import save_rows
 
-    images, of = np.concatenate([images for _, images in drawn]), np.array(labels)
+    images, of = pictures(np.concatenate([images for _, images in drawn])), np.array(labels)
     save_rows([(classes[label], images[of == label]) for label in dict.fromkeys(labels)], out)
 
 
@@ -117,6 +127,14 @@ def writers(modality: str, of_data: Mapping[str, Any] | None = None) -> dict[str
     if units := (of_data or {}).get("points"):
         for suffix in (".csv", ".parquet"):
             found[suffix] = partial(found[suffix], columns=units["columns"])
+    kind = modalities.MODALITIES[modality]
+    if kind.audible:
+        described = (of_data or {}).get(modality)
+        found[".png"] = partial(write_grid, pictures=kind.pictures)
+        found |= {
+            ".wav": partial(wav.write_one, described=described),
+            "/": partial(wav.write_folder, described=described),
+        }
     return found
 
 

@@ -14,9 +14,9 @@ from ifm.dynamics.base import Dynamics, expand
 from ifm.exact import ExactTeacher
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions
-from ifm.modalities import at_work
+from ifm.modalities import mirrored, shown, state_shape
 from ifm.objectives.base import Draw, Examples, Mean
-from ifm.random import EndlessShuffle, Streams
+from ifm.random import EndlessShuffle, Streams, posterior
 
 # Of the times of `consistency` and `interval`, this share is even in the angle. The rest is by the teacher's law, which
 # hardly ever comes near t_max: ve's is above a quarter of t_max = 20 once in a hundred times.
@@ -60,17 +60,18 @@ def draw_pairs(
     positions, device = local_positions(accelerator, batch_size), accelerator.device
 
     def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
-        x_0 = at_work(read(rows), modality)  # [b, C, H, W]
+        at_rest = read(rows)
         noise = Streams(seed, "noise", positions, step=step)
         t = draw_time(dynamics, noise, streams, t_max_share=t_max_share, even_share=even_share)  # [b]
-        t, z = to_device(t, device), dynamics.draw_noise(tuple(x_0.shape[1:]), generator=noise)
-        z, mirrored = to_device(z, device), None  # [b, C, H, W]
+        t, z = to_device(t, device), dynamics.draw_noise(state_shape(at_rest), generator=noise)
+        z, flips = to_device(z, device), None  # [b, C, H, W]
         if random_flip:
-            mirrored = to_device(noise.uniform(), device) < 0.5
-            x_0 = torch.where(expand(mirrored, x_0).bool(), x_0.flip(-1), x_0)
+            flips = to_device(noise.uniform(), device) < 0.5
+            at_rest = torch.where(expand(flips, at_rest).bool(), mirrored(at_rest), at_rest)
+        x_0 = shown(at_rest, posterior(seed, rows, step=step), modality)  # [b, C, H, W]
         drops = partial(Streams, seed, "drop", positions, step=step)
         condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
-        return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=mirrored, condition=condition)
+        return Examples(dynamics.perturb(x_0, z=z, t=t), t, x_0, z, mirrored=flips, condition=condition)
 
     return draw
 
@@ -135,11 +136,12 @@ def mean_over_reference(
         if size < len(images):
             ahead = [order.batch(step + i) for i in range(math.ceil(size / batch_size))]
             rows = np.unique(np.concatenate(ahead))
-        data = at_work(read(rows), modality)
-        have = None if read_condition is None else read_condition(rows).to(data.device)
+        at_rest, seen = read(rows), rows
+        have = None if read_condition is None else read_condition(rows).to(at_rest.device)
         if random_flip:
-            data = torch.cat([data, data.flip(-1)])
+            at_rest, seen = torch.cat([at_rest, mirrored(at_rest)]), np.concatenate([rows, rows])
             have = None if have is None else have.map(lambda x: torch.cat([x, x]))
+        data = shown(at_rest, posterior(seed, seen, step=step), modality)
         return ExactTeacher(data, dynamics, kind=kind, have=have)
 
     return denoiser

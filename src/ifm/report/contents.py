@@ -18,6 +18,16 @@ class PointSamples:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """The same draws in the samples of several models, to be played; of one dynamics."""
+
+    names: Sequence[str]  # of each draw: its class, or its number
+    models: Sequence[
+        tuple[str, Sequence[bytes], bytes]
+    ]  # (caption, WAV of each draw, PNG: their spectrograms in a line)
+
+
+@dataclass(frozen=True)
 class AskedClasses:
     """What is shown of the flow's samples in one step that were asked to be of a class; of one dynamics."""
 
@@ -46,6 +56,7 @@ class Report:
     by_step: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # dynamics -> (caption, PNG), ...
     grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
+    sounds: Mapping[str, Heard] = field(default_factory=dict)  # by dynamics
     real: tuple[str, bytes] | None = None  # (caption, PNG): a grid of real images, as large as the others
     # dynamics -> PNG: samples of the flow in one step above the training images that they are nearest to
     pairs: Mapping[str, bytes] = field(default_factory=dict)

@@ -79,9 +79,12 @@ def widths(dynamics: Mapping[str, object] | Sequence[str]) -> dict[str, float]:
 
 
 def unit(summary: pd.DataFrame) -> str:
-    """What one sample is: "image", "point" or "text", as the extractor says; "sample" where the rows are of several."""
+    """What one sample is: "image", "sound", "point" or "text", as extractor and reference say; "sample" of several."""
     if "extractor" in summary:
         units = {UNITS.get(extractor, "image") for extractor in summary["extractor"]}
+        if units == {"image"} and "reference" in summary:
+            sounds = summary["reference"].astype(str).str.endswith(" sounds)")
+            units = {"sound" if sound else "image" for sound in sounds}
     else:
         points = summary["fid"].isna() & summary["sliced_wasserstein"].notna()
         units = {"point" if point else "image" for point in points}

@@ -27,6 +27,7 @@ from ifm.report.protocol import how, protocol, span
 from ifm.report.published import benchmark_of
 from ifm.report.rounding import fixed, significant
 from ifm.report.samples import classes, memorisation, pictures, scatters, texts
+from ifm.report.sounds import players
 from ifm.report.summary import check
 from ifm.report.tables import full_table
 
@@ -58,7 +59,8 @@ def render(report: Report) -> str:
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=names.unit(report.summary),
         dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
-        pictures=pictures(report.grids, report.real),
+        pictures=pictures(report.grids, report.real, sample=names.unit(report.summary)),
+        players=players(report.sounds),
         memorisation=memorisation(report),
         batches=_batches(report),
         scatters=scatters(report.points),
@@ -116,6 +118,7 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "variants": any(line.variant for line in lines),
         "seeds": seeds if seeds > 1 else None,
         "sets": int(sets) if seeds == 1 and sets > 1 else None,
+        "reconstruction": _reconstruction(reference, extractor),
         "floor": None if floor is None or not math.isfinite(floor) else significant(floor),
         "samples": span(summary["n_samples"]),
         "how": how(reference, summary),
@@ -125,6 +128,12 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
         "metrics": {key: Markup(svg) for key, svg in plots.metrics_against_nfe(summary, floors).items()},
         "real_lines": any(catalogue.get(key).plot.real for key in floors),
     }
+
+
+def _reconstruction(reference: Mapping[str, Any], extractor: str) -> str | None:
+    """The FID of an autoencoder alone, where the models are of latents."""
+    found = reference.get("reconstruction_fid") if reference.get("extractor", extractor) == extractor else None
+    return None if found is None else significant(found)
 
 
 def _bias(summary: pd.DataFrame) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def protocol(report: Report) -> list[tuple[str, str]]:
     if reference.get("dimension") is not None:
         extractor += f", {int(reference['dimension']):,} features"
     if reference.get("accuracy") is not None:
-        extractor += f"; {100 * reference['accuracy']:.1f} % of the test images classified correctly"
+        extractor += f"; {100 * reference['accuracy']:.1f} % of the test {what} classified correctly"
     models = names.of_models(summary)
     sets = models["seeds"].max()
     count = f"{span(models['n_samples'])} for each sampler"

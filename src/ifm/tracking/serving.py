@@ -28,7 +28,7 @@ class FlowModel(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["flow"])
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.flow = pretrained.load_flow(folder).to(self.device, memory_format=torch.channels_last)
-        self.shape = tuple(pretrained.describe(folder)["image_shape"])
+        self.shape = pretrained.state_shape(pretrained.describe(folder))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """The images of all rows, one after the other: uint8 [sum of n, C, H, W]; points float32 [sum of n, d].

@@ -12,9 +12,9 @@ from ifm.conditions.base import ReadCondition, VaryCondition, as_shown, rows_of,
 from ifm.dynamics.base import expand
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions, parts_of
-from ifm.modalities import at_work
+from ifm.modalities import mirrored, shown, state_shape
 from ifm.model import Teacher
-from ifm.random import EndlessShuffle, Streams
+from ifm.random import EndlessShuffle, Streams, posterior
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
 
@@ -40,7 +40,7 @@ def train_teacher(
     some of them out. keep_after: see `fit`. modality: of the data, where it is recorded.
 
     It ends with its averaged weights. The global batch of a step, its times, its noise and the conditions that are left
-    out depend on (seed, step) alone.
+    out depend on (seed, step) alone, and so do the latents that are drawn from their posteriors.
     """
     dynamics = teacher.dynamics
     positions = local_positions(accelerator, settings.batch_size)
@@ -49,15 +49,17 @@ def train_teacher(
 
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         rows = order.batch(step)[positions]
-        x_0 = at_work(read(rows), modality)  # [b, C, H, W] or [b, d]
+        at_rest = read(rows)
         drops = partial(Streams, seed, "drop", positions, step=step)
         condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
         read.expect(order.batch(step + 1)[positions])
         draws = Streams(seed, "noise", positions, step=step)
         t = to_device(dynamics.draw_time(generator=draws), device)  # [b]
-        z = to_device(dynamics.draw_noise(tuple(x_0.shape[1:]), generator=draws), device)  # [b, C, H, W]
+        z = to_device(dynamics.draw_noise(state_shape(at_rest), generator=draws), device)  # [b, C, H, W]
         if random_flip:
-            x_0 = torch.where(expand(to_device(draws.uniform(), device), x_0) < 0.5, x_0.flip(-1), x_0)
+            flips = to_device(draws.uniform(), device) < 0.5
+            at_rest = torch.where(expand(flips, at_rest).bool(), mirrored(at_rest), at_rest)
+        x_0 = shown(at_rest, posterior(seed, rows, step=step), modality)  # [b, C, H, W] or [b, d]
         x_t = dynamics.perturb(x_0, z=z, t=t)
         for part, share in parts_of(len(t), settings.gradient_accumulation):
             x_0_hat = model(x_t[part], t[part], **told(rows_of(condition, part)))

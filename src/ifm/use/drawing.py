@@ -15,6 +15,7 @@ from ifm import modalities
 from ifm.conditions.base import Condition
 from ifm.exact import ExactTeacher
 from ifm.hardware.parallel import shared_batches
+from ifm.latents.autoencoder import outside
 from ifm.modalities import Modality
 from ifm.model import IntegrationFlow
 from ifm.progress import progress
@@ -51,8 +52,13 @@ def choose(
     return flow_sampler(model, kind=sampler, steps=steps)
 
 
+def sample_shape(model: Model) -> tuple[int, ...]:
+    """Of one sample as it leaves the model: (C, H, W) of images, (d,) of points."""
+    return outside(model, data_shape(model))
+
+
 def data_shape(model: Model) -> tuple[int, ...]:
-    """Of one sample: (C, H, W) of images, (d,) of points."""
+    """Of one of the model's states: as `sample_shape`, but for models of latents, (c, h, w)."""
     return model.shape if isinstance(model, ExactTeacher) else model.network.data_shape
 
 

@@ -33,20 +33,22 @@ Run = Callable[[tuple[Tensor, ...]], Tensor]  # (x_T) or (x_T, x_anchor) -> x_0_
 class OneEvaluation(nn.Module):
     """(x_T [B, ...], where the flow takes them x_anchor [B, ...] and the condition's tensors) -> x_0_hat [B, ...].
 
-    In float32. condition: one of the flow's kind, whose class is made again of its tensors.
+    Of latents it is the image that the decoder makes. In float32. condition: one of the flow's kind, whose class is
+    made again of its tensors.
     """
 
     def __init__(self, flow: IntegrationFlow) -> None:
         super().__init__()
         self.flow, condition = flow, example_draws(flow, 1).condition
+        self.decoder = None if flow.decoder is None else flow.decoder.model  # its weights are the graph's too
         self.kind, self.names = (None, []) if condition is None else (type(condition), list(condition.tensors()))
 
     def forward(self, x_T: Tensor, *rest: Tensor) -> Tensor:
         t = torch.full((x_T.shape[0],), self.flow.dynamics.t_max, dtype=x_T.dtype, device=x_T.device)
         x_anchor, told = (rest[0], rest[1:]) if self.flow.takes_anchor else (None, rest)
-        if self.kind is None:
-            return self.flow(x_T, t, x_anchor=x_anchor)
-        return self.flow(x_T, t, x_anchor=x_anchor, condition=self.kind(**dict(zip(self.names, told, strict=True))))
+        condition = {} if self.kind is None else {"condition": self.kind(**dict(zip(self.names, told, strict=True)))}
+        x_0_hat = self.flow(x_T, t, x_anchor=x_anchor, **condition)
+        return x_0_hat if self.flow.decoder is None else self.flow.decoder.decoded(x_0_hat)
 
 
 class _Upsample(nn.Module):
@@ -64,7 +66,8 @@ class _Upsample(nn.Module):
 def _for_any_batch(flow: IntegrationFlow) -> IntegrationFlow:
     """A copy that computes the same, and nowhere asks how large the batch is."""
     copied = copy.deepcopy(flow)
-    for module in list(copied.modules()):
+    decoder = [] if copied.decoder is None else list(copied.decoder.model.modules())
+    for module in [*copied.modules(), *decoder]:
         for name, child in module.named_children():
             if type(child).__name__ == "Upsample2D" and child.interpolate and child.norm is None:
                 setattr(module, name, _Upsample(child.conv))

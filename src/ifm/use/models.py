@@ -95,14 +95,15 @@ def usable(model: loading.Model) -> Teacher | IntegrationFlow | ExactTeacher:
         return model
     if isinstance(model, bare.Teacher):
         made = Teacher(model.network, model.dynamics)
-        made.of_data = model.of_data
+        made.of_data, made.decoder = model.of_data, model.decoder
         return made.train(model.training)
     anchor = {"takes_anchor": model.takes_anchor, "anchor_input": model.anchor_input}
     if isinstance(model, bare.IntervalFlow):
         made = IntervalFlow(model.network, model.dynamics, **anchor)
     else:
         made = IntegrationFlow(model.network, model.dynamics, scheme=model.scheme, **anchor)
-    made.samplers, made.guidance, made.of_data = model.samplers, model.guidance, model.of_data
+    made.samplers, made.guidance = model.samplers, model.guidance
+    made.of_data, made.decoder = model.of_data, model.decoder
     return made.train(model.training)
 
 

@@ -1,6 +1,6 @@
 """Where data sets come from: the table of `data.source`, one file each."""
 
-from ifm.data.sources import array, digits, hub, imagefolder, parquet, points, text
+from ifm.data.sources import array, audiofolder, digits, hub, imagefolder, parquet, points, text
 from ifm.data.sources.base import Encoded, FetchError, Images, Points, Source, Split, Texts
 
 __all__ = ["SOURCES", "Encoded", "FetchError", "Images", "Points", "Source", "Split", "Texts"]
@@ -12,6 +12,7 @@ SOURCES: dict[str, Source] = {
         hub.SOURCE,
         parquet.SOURCE,
         imagefolder.SOURCE,
+        audiofolder.SOURCE,
         points.SOURCE,
         array.SOURCE,
         text.SOURCE,

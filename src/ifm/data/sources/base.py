@@ -57,6 +57,7 @@ class Source:
     key: str | None = None
     files: Callable[[Path, Mapping[str, Any]], Iterator[tuple[bytes, Path]]] = _all_files
     columns: bool = True  # data.image_column and data.label_column say what is read
+    recordings: bool = False  # data.audio.column may name a column of them
     # Whether there are classes, where `data` tells otherwise than by label_column.
     labelled: "bool | Callable[[DataSection], bool] | None" = None
     test_split: bool = True  # data.test_split may name one

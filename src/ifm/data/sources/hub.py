@@ -33,7 +33,7 @@ def read(config: DataSection) -> Images:
     def split_of(part: "datasets.Dataset") -> Split:
         def encoded(rows: "np.ndarray") -> Iterator[Encoded]:
             # As arrow tables the cells come as they are stored, not decoded.
-            column = part.select_columns([config.image_column]).with_format("arrow").select(rows)
+            column = part.select_columns([columns.media_column(config)[1]]).with_format("arrow").select(rows)
             for table in column.iter(READ_ROWS):
                 yield from (columns.encoded(cell, None, within=roots) for cell in table.column(0).to_pylist())
 
@@ -94,4 +94,4 @@ def _commit(config: DataSection) -> str | None:
     return None
 
 
-SOURCE = Source("hub", read, key="name", revisions=True)
+SOURCE = Source("hub", read, key="name", revisions=True, recordings=True)
