@@ -445,7 +445,7 @@ BAD_REFERENCES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "neither": (
         lambda t: like(t / "r", extractor="coordinates"),
         "",
-        "has the extractor of points and the shape of im",
+        "was made of points and has the shape of im",
     ),
     "other shape": (
         lambda t: like(t / "r", image_shape=[1, 16, 16]),
