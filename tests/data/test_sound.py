@@ -276,6 +276,20 @@ def test_a_table_of_recordings_is_read_by_its_column(tmp_path):
         fetch(config("parquet", tmp_path / "data", {"column": "label"}).data, tmp_path / "raw")
 
 
+SPOKEN = ROOT.parent / "shared" / "data" / "spoken-digits"
+
+
+@pytest.mark.skipif(not SPOKEN.is_dir(), reason="the spoken-digits parquet files are not beside the checkout")
+def test_spoken_digits_by_their_preset(tmp_path):
+    values = preset.parse_yaml(preset.apply("spoken-digits", TEXT, data=str(SPOKEN)))
+    values["data"]["max_images"] = 40
+    data = parse(values).data
+    assert fetch(data, tmp_path / "raw").splits == {"train": 40, "test": 40}
+    metadata = preprocess(data, tmp_path / "raw", tmp_path / "processed")
+    assert (metadata.image_shape, metadata.classes[7]) == ((1, 32, 24), "seven")
+    assert metadata.duplicates == {"train": 0, "test": 0, "test_in_train": 0}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -18,6 +18,8 @@ from ifm.config import parse
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
 from ifm.data.fetching import fetch_points
 from ifm.data.points import preprocess_points
+from ifm.data.sound import SoundMetadata
+from ifm.modalities.spectrograms import Normalised, Spectrograms
 from ifm.objectives.interval import differentiable_forward, mean_velocity_target
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
@@ -58,6 +60,7 @@ def tiny(name: str, objective: str, precision: str) -> dict:
     values["network"]["mlp"] = {"width": 16, "layers": 2}
     values["data"]["image_size"] = 8
     values["data"]["points"]["count"] = 64
+    values["data"]["audio"] |= {"seconds": 0.1, "hop": 100, "fft": 200, "mels": 8}
     if values["anchor"]["policy"] == "bank":
         values["flow"]["batch_size"] = 4
     return values
@@ -73,13 +76,23 @@ def write_data(config) -> None:
         fetch_points(config.data, paths.RAW)
         preprocess_points(config.data, paths.RAW, paths.PROCESSED)
         return
-    shape = (16, config.data.channels, config.data.image_size, config.data.image_size)
+    shape, rng = (16, *config.data.shape), np.random.default_rng(0)
+    sounds = config.data.modality.name == "sound"
     paths.PROCESSED.mkdir(parents=True)
-    np.save(paths.PROCESSED / "train-00000.npy", np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    data = rng.normal(0, 0.5, shape).astype(np.float16) if sounds else rng.integers(0, 256, shape, np.uint8)
+    np.save(paths.PROCESSED / "train-00000.npy", data)
     classes, counts = None, None
     if config.condition.kind == "class":
         classes, counts = ["odd", "even"], [8, 8]
         np.save(paths.PROCESSED / "train-labels.npy", np.arange(16) % 2)
+    if sounds:
+        form = Normalised(Spectrograms.of(config.data.audio), np.zeros(shape[1:3]), 1.0)
+        SoundMetadata(
+            modality="sound", source="parquet", name=None, shape=list(shape[1:]), classes=classes,
+            sound=form.describe(),
+            splits={"train": ProcessedSplit(count=16, shards=["train-00000.npy"], class_counts=counts, sha256="0")},
+        ).write(paths.PROCESSED)  # fmt: skip
+        return
     ProcessedMetadata(
         source="digits", name=None, image_size=shape[-1], channels=shape[1], classes=classes,
         random_flip=config.data.random_flip, mean=[0.0] * shape[1], std=[1.0] * shape[1],
