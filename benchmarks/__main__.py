@@ -39,6 +39,7 @@ def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result | Growth]]]":
         "peers": training.against_peers,
         "draws": training.keyed_draws,
         "sampling": sampling.one_step,
+        "classes": sampling.by_class,
         "solvers": sampling.solvers,
         "multistep": sampling.multistep,
         "trajectories": trajectories.trajectories,

@@ -11,6 +11,7 @@ from benchmarks import peers
 from benchmarks.results import Result, Skipped, Target
 from benchmarks.subjects import Options, digits, subjects
 from benchmarks.timing import Contestant, interleave, timed
+from ifm.conditions.classes import Classes
 from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
 from ifm.solver import solve_ode
 
@@ -23,8 +24,10 @@ def _run(sampler: Sampler, draws: Draws) -> None:
     sampler.run(draws)
 
 
-def _contestant(sampler: Sampler, dynamics, shape, size: int, options: Options, *, calls: int = 1) -> Contestant:
-    draws = Draws.of(dynamics, shape, range(size), seed=0, device=options.device)
+def _contestant(
+    sampler: Sampler, dynamics, shape, size: int, options: Options, *, calls: int = 1, condition=None
+) -> Contestant:
+    draws = Draws.of(dynamics, shape, range(size), seed=0, device=options.device, condition=condition)
     return timed(partial(_run, sampler, draws), device=options.device, calls=calls)
 
 
@@ -66,6 +69,31 @@ def _batches(name: str, sampler: Sampler, common: tuple, options: Options) -> It
     }
     best = max(sizes, key=lambda n: rows[n].value)
     yield from (rows[n] for n in dict.fromkeys((1, 64, best)))
+
+
+def by_class(options: Options) -> Iterator[Result]:
+    """One step of a flow by class, which takes the guidance scale as an input, against one without classes."""
+    subject, size = digits(options), digits(options).config.sample.batch_size
+    kind = Classes(classes=list("0123456789"), shares=[0.1] * 10, scale=[1.0, 4.0])
+    flows = {"by class": subject.flow(condition=kind), "without": subject.flow()}
+    contestants = {
+        name: _contestant(
+            flow_sampler(flow.to(options.device).eval(), kind="one_step", steps=1),
+            flow.dynamics, subject.shape, size, options, calls=8, condition=flow.condition_kind,
+        )
+        for name, flow in flows.items()
+    }  # fmt: skip
+    seconds = interleave(contestants, rounds=CLOSE * options.rounds)
+    yield Result.rate(
+        f"one-step sampling by class: {subject.name}",
+        "images/s",
+        amount=size,
+        seconds=seconds["by class"],
+        peer="the same flow without classes",
+        peers=seconds["without"],
+        target=Target("ratio", ">=", 0.97),
+        note=f"batch {size}; ten classes, w as an input",
+    )
 
 
 def solvers(options: Options) -> Iterator[Result]:

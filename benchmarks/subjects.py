@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ifm import dynamics
+from ifm.conditions.base import ConditionKind
 from ifm.config import Config, parse
 from ifm.dynamics.base import Dynamics
 from ifm.hardware.processes import make_accelerator
@@ -62,13 +63,14 @@ class Subject:
     def teacher(self) -> Teacher:
         return Teacher(self._network(takes_anchor=False), self._dynamics())
 
-    def flow(self, *, takes_anchor: bool = True) -> IntegrationFlow:
-        network = self._network(takes_anchor=takes_anchor)
+    def flow(self, *, takes_anchor: bool = True, condition: ConditionKind | None = None) -> IntegrationFlow:
+        network = self._network(takes_anchor=takes_anchor, condition=condition)
         return IntegrationFlow(network, self._dynamics(), scheme="edm", takes_anchor=takes_anchor)
 
-    def _network(self, *, takes_anchor: bool) -> torch.nn.Module:
+    def _network(self, *, takes_anchor: bool, condition: ConditionKind | None = None) -> torch.nn.Module:
         torch.manual_seed(0)
-        return build_network(shape=self.shape, takes_anchor=takes_anchor, **self.config.network.model_dump())
+        options = self.config.network.model_dump()
+        return build_network(shape=self.shape, takes_anchor=takes_anchor, condition=condition, **options)
 
     def _dynamics(self) -> Dynamics:
         return dynamics.of_params("ve", self.config.ode)

@@ -22,6 +22,7 @@ from ifm.objectives.pairs import mean_over_reference
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings, write_curve
+from ifm.training.states import States
 from ifm.trajectories import open_trajectories
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
@@ -149,6 +150,7 @@ def work(stage: Stage) -> None:
     )
     settings = TrainSettings.from_config(config.flow)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=start | digest))
+    states = States(checkpoints.folder / "states")
     result = train_flow(
         accelerator,
         flow,
@@ -158,18 +160,26 @@ def work(stage: Stage) -> None:
         seed=config.seed,
         checkpoints=checkpoints,
         on_log=stage.run.log_row,
+        on_state=states.save,
     )
     if not accelerator.is_main_process:
         return
+    every, batch = settings.evaluate_every, config.flow.batch_size
     record = {
         "objective": "+".join(objectives.of(config.flow)),
         "anchor": config.anchor.policy,
         "ema_decay": settings.ema_decay,
         **images.facts,
-        "train_images": config.flow.steps * config.flow.batch_size,
+        "train_images": settings.steps * batch,
         "trained_on": start | digest,
+    } | ({"step": settings.steps} if every else {})
+    kept = {
+        step: (partial(states.load, step), {"step": step, "train_images": step * batch})
+        for step in (range(every, settings.steps, every) if every else ())
     }
-    pretrained.save_model(flow, paths.trained(d), record=record, averages=result.averages, decoder=images.decoder)
+    pretrained.save_model(
+        flow, paths.trained(d), record=record, averages=result.averages, states=kept, decoder=images.decoder
+    )
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})

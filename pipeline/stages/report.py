@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ifm import modalities
 from ifm.config import Config
 from ifm.data.splits import open_split
 from ifm.data.trajectories import FIRST
 from ifm.files import read_json, write_text
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.modalities.pictures import COLUMNS, grid_png, side_by_side_choice
-from ifm.report.contents import AskedClasses, PointSamples, Report
+from ifm.recorded import BY_STEP
+from ifm.report.contents import AskedClasses, Heard, PointSamples, Report
 from ifm.report.page import render
 from ifm.report.summary import summary_columns, summary_csv, summary_json
 from ifm.tracking import git_commit
@@ -24,7 +27,7 @@ from pipeline.runner.records import read_timings, train_seconds
 from pipeline.runner.stage import Stage, data_name, main
 
 SHOWN_VERSIONS = ("torch", "torchvision", "diffusers", "accelerate", "clean-fid", "POT", "numpy", "dvc", "mlflow")
-POINTS_SHOWN = 2000
+POINTS_SHOWN, TEXTS_SHOWN = 2000, 10
 Figures = dict[str, dict[str, Any]]  # of a dynamics' samplers, by name
 
 
@@ -44,6 +47,7 @@ def work(stage: Stage) -> None:
     shares = {d: row["class_shares"] for d, row in one_step.items() if row and "class_shares" in row}
     asked = {d: found for d, row in one_step.items() if row and (found := _asked(d, row))}
     grids = config.data.modality.preview == "grids"
+    written = config.data.modality.preview == "text"
     planar = config.data.modality.preview == "scatter" and reference["image_shape"][0] > 1
     page = render(
         Report(
@@ -54,11 +58,15 @@ def work(stage: Stage) -> None:
             git_commit=git_commit() or "unknown",
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             curves={(s, d): pd.read_csv(paths.curve(f"{s}-{d}")) for s in ("teacher", "flow") for d in config.dynamics},
+            by_step=_by_step(config.dynamics),
             grids={d: _grids(d, metrics[d]) for d in config.dynamics} if grids else {},
+            sounds={d: _heard(d, metrics[d]) for d in config.dynamics} if config.data.modality.audible else {},
             real=_real(reference["split"], shown=config.sample.grid_images) if grids else None,
             pairs={d: _pairs(d) for d in config.dynamics} if grids else {},
             batch_seconds={d: _batch_seconds(d) for d in config.dynamics},
             points={d: _points(d, metrics[d], reference) for d in config.dynamics} if planar else {},
+            texts={d: _texts(d, metrics[d]) for d in config.dynamics} if written else {},
+            real_texts=_real_texts(reference["split"]) if written else None,
             class_shares=shares or None,
             real_shares=reference["class_shares"] if shares else None,
             classes=reference["classes"] if shares or asked else None,
@@ -95,6 +103,12 @@ def _real_rows(config: Config, metrics: dict[str, dict[str, Any]], reference: di
 def _in_cells(row: dict[str, Any]) -> dict[str, Any]:
     """A row of figures as the summary has it: its warnings as one text."""
     return row | {"warnings": cautions.cell(cautions.told(row))}
+
+
+def _by_step(dynamics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What stage select measured of states of before the end, where flow.evaluate_every kept some."""
+    described = {d: read_json(paths.flow(d) / "ifm.json") for d in dynamics}
+    return {d: found[BY_STEP] for d, found in described.items() if BY_STEP in found}
 
 
 def _batch_seconds(d: str) -> dict[int, float]:
@@ -158,11 +172,39 @@ def _grids(d: str, metrics: Figures) -> list[tuple[str, bytes]]:
     return [(caption, (folder / f"{name}.png").read_bytes()) for caption, name in _shown(d, metrics)]
 
 
+def _heard(d: str, metrics: Figures) -> Heard:
+    """The WAV files that stage `sample` made of the samplers shown, with their spectrograms."""
+    folder = paths.samples(d)
+    shown, modality = read_json(folder / "sounds" / "shown.json"), modalities.of(read_json(folder / "metadata.json"))
+    models = []
+    for caption, name in _shown(d, metrics):
+        wavs = [(folder / "sounds" / name / f"{row:06d}.wav").read_bytes() for row in shown["rows"]]
+        samples = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[shown["rows"]]
+        models.append((caption, wavs, grid_png(modality.pictures(np.asarray(samples)), columns=len(wavs))))
+    return Heard(shown["names"] or [str(row) for row in shown["rows"]], models)
+
+
 def _real(split: str, *, shown: int) -> tuple[str, bytes]:
     """A grid of as many real images as the others hold, from all over the split: a folder's come class by class."""
     images = open_split(paths.PROCESSED, split)
     rows = np.linspace(0, len(images) - 1, min(shown, len(images))).round().astype(int)
     return f"{split} split", grid_png(images.modality.pictures(images[rows]), columns=COLUMNS)
+
+
+def _texts(d: str, metrics: Figures) -> list[tuple[str, list[str]]]:
+    """The first texts of the samplers shown, all from the same x_T."""
+    data = open_split(paths.PROCESSED, "train")
+    shown = [
+        (caption, np.load(paths.samples(d) / f"{name}.npy", mmap_mode="r")) for caption, name in _shown(d, metrics)
+    ]
+    return [(caption, data.modality.own(x[:TEXTS_SHOWN], data.recorded).tolist()) for caption, x in shown]
+
+
+def _real_texts(split: str) -> tuple[str, list[str]]:
+    """As many real texts, from all over the split."""
+    data = open_split(paths.PROCESSED, split)
+    rows = np.linspace(0, len(data) - 1, min(TEXTS_SHOWN, len(data))).round().astype(int)
+    return f"{split} split", data.modality.own(data[rows], data.recorded).tolist()
 
 
 def _points(d: str, metrics: Figures, reference: dict[str, Any]) -> PointSamples:

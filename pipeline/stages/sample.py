@@ -15,6 +15,7 @@ from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
 from ifm.modalities import Modality
 from ifm.modalities.pictures import COLUMNS, save_grid, save_rows, side_by_side, side_by_side_choice
+from ifm.modalities.wav import wavs
 from ifm.networks.asking import prepare
 from ifm.progress import progress
 from ifm.sampling import (
@@ -30,6 +31,7 @@ from pipeline.runner.stage import Stage, main
 
 TIMED_BATCHES = (1, 8, 64, 256, 1024)  # of one evaluation of the flow
 ROWS = 10  # of the grid by class: more classes are shown evenly
+PLAYED = 10  # sounds of each sampler
 ONE_STEP = "flow-one_step-nfe001"
 
 
@@ -119,6 +121,8 @@ def work(stage: Stage) -> None:
         asked = save_asked(stage, plan, out=out) if "condition" in common else {}
         if plan.modality.preview == "grids":
             _lay_out(plan, out, shown=config.sample.grid_images)
+        if plan.modality.audible:
+            _play(stage, plan, out)
         time_batches(stage, samplers, common)
         write_json(
             out / "metadata.json",
@@ -136,6 +140,10 @@ def work(stage: Stage) -> None:
         )
     if plan.modality.preview == "grids":
         stage.run.log_artifact(paths.samples(d) / "grids" / "side_by_side.png", "grids")
+    if plan.modality.audible:
+        sounds = paths.samples(d) / "sounds"
+        for file in sorted(sounds.rglob("*.wav")):
+            stage.run.log_artifact(file, f"sounds/{file.parent.name}")
 
 
 def save_asked(stage: Stage, plan: Plan, *, out: Path) -> dict[str, Any]:
@@ -155,6 +163,26 @@ def save_asked(stage: Stage, plan: Plan, *, out: Path) -> dict[str, Any]:
     if plan.w is None:
         return found
     return found | {"guidance": plan.w, "guided": [s.describe() for s in plan.at_scales]}
+
+
+def _play(stage: Stage, plan: Plan, out: Path) -> None:
+    """A few samples of every sampler as WAV files, the same draws of each, and which they are: sounds/shown.json."""
+    rows, names = list(range(PLAYED)), None
+    if "condition" in plan.common:
+        asked = _asked(stage, plan, plan.w)["condition"].tensors().get("labels")
+        if asked is not None:  # the first sample of each class
+            names = plan.common["condition"].classes
+            classes, first = np.unique(asked.numpy(), return_index=True)
+            rows = [int(row) for _, row in zip(classes, first, strict=True)][:PLAYED]
+            names = [names[int(asked[row])] for row in rows]
+    rows = rows[: len(np.load(out / f"{plan.samplers[0].name}.npy", mmap_mode="r", allow_pickle=False))]
+    for sampler in plan.samplers:
+        samples = np.load(out / f"{sampler.name}.npy", mmap_mode="r", allow_pickle=False)[rows]
+        for row, sound in zip(rows, wavs(np.asarray(samples), plan.described[plan.modality.name]), strict=True):
+            file = out / "sounds" / sampler.name / f"{row:06d}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sound)
+    write_json(out / "sounds" / "shown.json", {"rows": rows, "names": names})
 
 
 def _asked(stage: Stage, plan: Plan, w: float | None) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """select@d: the finished flow, with the sampler that measured best for each number of evaluations."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from ifm.hardware.processes import make_accelerator
 from ifm.metrics import catalogue
 from ifm.metrics.comparison import Comparison, Measures
 from ifm.metrics.extraction import extract
-from ifm.metrics.metric import Better
+from ifm.metrics.metric import Better, Metric
 from ifm.metrics.reference import BATCH, load_reference
 from ifm.model import IntegrationFlow
 from ifm.progress import progress
@@ -38,13 +40,64 @@ def params(stage: Stage) -> dict:
     )
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What flows are measured by here: the samples of `selection.one_step` and `select` against the reference."""
+
+    metric: Metric
+    measure: Callable[[np.ndarray], float]
+    shape: tuple[int, ...]
+    draws: dict[str, Any]  # of `selection`, but for how many
+    protocol: dict[str, Any]
+
+    @classmethod
+    def of(cls, stage: Stage, accelerator: Accelerator) -> Self:
+        config = stage.config
+        described = pretrained.describe(paths.trained(stage.dynamics))
+        shape = pretrained.state_shape(described)
+        reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
+        projections = config.evaluate.sliced_projections
+        real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))
+        metric = catalogue.judge(modalities.of(described).figures)
+
+        def measure(samples: np.ndarray) -> float:
+            found = extract(reference.extractor, samples, batch_size=BATCH, accelerator=accelerator)
+            return metric.compute(Comparison(found, real, samples))
+
+        draws = {"batch_size": config.sample.batch_size, "seed": config.seed}
+        draws |= {"device": accelerator.device, "accelerator": accelerator}
+        protocol = {key: reference.metadata[key] for key in ("extractor", "checksum", "split")}
+        return cls(metric, measure, shape, draws, protocol)
+
+    @property
+    def higher(self) -> bool:
+        return self.metric.better is Better.HIGHER
+
+    def load(self, folder: Path, *, count: int) -> tuple[IntegrationFlow, dict[str, Any]]:
+        """A flow, and its draws."""
+        flow = pretrained.load_flow(folder).to(self.draws["device"], memory_format=torch.channels_last)
+        return flow, self.draws | {"count": count, "condition": flow.condition_kind}
+
+    def one_step(self, folder: Path, *, count: int) -> float:
+        flow, draws = self.load(folder, count=count)
+        return selection.one_step(flow, self.shape, self.measure, **draws)
+
+    def best(self, values: dict[Any, float]) -> Any:
+        """The key of the best value, the first of equals; values: not empty."""
+        return min(values, key=lambda key: -values[key] if self.higher else values[key])
+
+
 def work(stage: Stage) -> None:
     """Writes models/flow/{dynamics}: the trained weights, and in ifm.json the samplers that measured best."""
     config, d = stage.config, stage.dynamics
     accelerator = make_accelerator("no", seed=config.seed)
-    source, record = paths.trained(d), {}
+    source, record, states = paths.trained(d), {}, pretrained.states_of(paths.trained(d))
+    judge = Judge.of(stage, accelerator) if config.select.count or states else None
+    if states:
+        source, record = by_step(stage, judge, states)
     if config.select.count:
-        source, record = selected(stage, accelerator)
+        source, found = selected(stage, judge, source)
+        record |= found
     elif accelerator.is_main_process:
         print(f"{stage.name}: select.count is 0: nothing to choose", flush=True)
     if not accelerator.is_main_process:
@@ -53,56 +106,54 @@ def work(stage: Stage) -> None:
     stage.run.log_model(f"flow-{d}", folder=paths.flow(d), description=pretrained.describe(paths.flow(d)))
 
 
-def selected(stage: Stage, accelerator: Accelerator) -> tuple[Path, dict[str, Any]]:
+def by_step(stage: Stage, judge: Judge, states: dict[int, Path]) -> tuple[Path, dict[str, Any]]:
+    """The folder that select.keep says, and what ifm.json says of it: the flow in one step after so many steps."""
+    config, trained = stage.config, paths.trained(stage.dynamics)
+    last = pretrained.describe(trained)["step"]
+    folders, values = states | {last: trained}, {}
+    with progress(total=len(folders), label=f"states {stage.dynamics}", unit="state") as bar:
+        for step, folder in folders.items():
+            values[step] = judge.one_step(folder, count=config.select.evaluate_count)
+            bar.update()
+            if judge.draws["accelerator"].is_main_process:
+                stage.run.log_row({"step": step, f"{judge.metric.key}/by_step": values[step]})
+    kept = judge.best(values) if config.select.keep == "best" else last
+    told = {"metric": judge.metric.key, "count": config.select.evaluate_count, "seed": config.seed, "kept": kept}
+    return folders[kept], {recorded.BY_STEP: told | {"values": {str(step): value for step, value in values.items()}}}
+
+
+def selected(stage: Stage, judge: Judge, source: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of the average that is best in one step, and what ifm.json says of it.
 
-    That is: the best sampler by number of evaluations, and how they were measured.
+    That is: the best sampler by number of evaluations, and how they were measured. A state of before the end, `source`,
+    has one average alone.
     """
     config, d = stage.config, stage.dynamics
-    described = pretrained.describe(paths.trained(d))
-    shape = pretrained.state_shape(described)
-    reference = load_reference(paths.REFERENCE, config.evaluate, device=accelerator.device)
-    projections = config.evaluate.sliced_projections
-    real = reference.real(Measures(**UNUSED, sliced_projections=projections, seed=config.seed))
-    judge = catalogue.judge(modalities.of(described).figures)
-    higher = judge.better is Better.HIGHER
-
-    def measure(samples: np.ndarray) -> float:
-        found = extract(reference.extractor, samples, batch_size=BATCH, accelerator=accelerator)
-        return judge.compute(Comparison(found, real, samples))
-
-    def flow_and_draws(folder: Path) -> tuple[IntegrationFlow, dict[str, Any]]:
-        flow = pretrained.load_flow(folder).to(accelerator.device, memory_format=torch.channels_last)
-        return flow, common | {"condition": flow.condition_kind}
-
-    common = {"count": config.select.count, "batch_size": config.sample.batch_size, "seed": config.seed}
-    common |= {"device": accelerator.device, "accelerator": accelerator}
-    folders = pretrained.averages_of(paths.trained(d))
+    folders, count = pretrained.averages_of(source), config.select.count
     with progress(label=f"select {d}", unit="sampler") as bar:
         values = {}
         for folder in folders if len(folders) > 1 else ():
-            flow, draws = flow_and_draws(folder)
-            values[folder] = selection.one_step(flow, shape, measure, **draws)
+            values[folder] = judge.one_step(folder, count=count)
             bar.update()
-        best = min(values, key=lambda folder: -values[folder] if higher else values[folder], default=folders[0])
-        flow, draws = flow_and_draws(best)
+        best = judge.best(values) if values else folders[0]
+        flow, draws = judge.load(best, count=count)
         found = selection.select(
             flow,
-            shape,
-            measure,
+            judge.shape,
+            judge.measure,
             steps=config.sample.flow_steps,
             levels=config.select.levels,
-            higher=higher,
+            higher=judge.higher,
             on_measured=lambda *measured: bar.update(),
             **draws,
         )
-    if accelerator.is_main_process:
-        tell(stage, found, judge.key)
-    how = {"metric": judge.key, "count": config.select.count, "seed": config.seed, "first_draw": selection.FIRST}
-    protocol = {key: reference.metadata[key] for key in ("extractor", "checksum", "split")}
+    key = judge.metric.key
+    if judge.draws["accelerator"].is_main_process:
+        tell(stage, found, key)
+    how = {"metric": key, "count": count, "seed": config.seed, "first_draw": selection.FIRST}
     decays = {str(pretrained.describe(folder)["ema_decay"]): value for folder, value in values.items()}
-    choices = {str(n): recorded_choice(choice, judge.key) for n, choice in found.best.items()}
-    record = {recorded.KEY: choices, "selected_on": how | protocol}
+    choices = {str(n): recorded_choice(choice, key) for n, choice in found.best.items()}
+    record = {recorded.KEY: choices, "selected_on": how | judge.protocol}
     return best, record | ({"ema_decays_in_one_step": decays} if decays else {})
 
 

@@ -33,6 +33,19 @@ class DvcProcess:
     process: subprocess.Popen
     log: Path
 
+    @classmethod
+    def begin(cls, words: Sequence[str], environment: Mapping[str, str], log: Path) -> "DvcProcess":
+        """Starts DVC in a session of its own; environment: besides this process's."""
+        around = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # stages call `python`
+            "DVC_NO_ANALYTICS": "true",
+            **environment,
+        }
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w", encoding="utf-8") as out:
+            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=around, start_new_session=True)
+        return cls(process, log)
+
     def ended(self) -> bool:
         return self.process.poll() is not None
 
@@ -44,7 +57,7 @@ class DvcProcess:
         return f"{last_lines(self._text())} (log: {self.log})"
 
     def at(self) -> str:
-        return (re.findall(r"^Running stage '([^']*)'", self._text(), flags=re.MULTILINE) or [""])[-1]
+        return current_stage(self._text())
 
     def end(self) -> None:
         """Ends DVC and the stage it runs, which keeps its checkpoint; nothing where it has ended."""
@@ -72,24 +85,17 @@ class DvcExperiments:
         return set(self._refs())
 
     def start(self, job: Job, environment: Mapping[str, str]) -> DvcProcess:
-        """Starts `dvc exp run --temp` in a session of its own.
+        """Starts `dvc exp run --temp` in a session of its own."""
+        return DvcProcess.begin(self.command(job), environment, self.logs / f"{job.name}.log")
+
+    def command(self, job: Job) -> list[str]:
+        """`dvc exp run --temp` of a job.
 
         It waits for DVC's lock, which another experiment holds while it starts and while its results are taken in.
         """
         words = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", job.name]
         words += [word for key, value in job.settings.items() for word in ("-S", f"{key}={override_text(value)}")]
-        around = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # stages call `python`
-            "DVC_NO_ANALYTICS": "true",
-            **environment,
-        }
-        log = self.logs / f"{job.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w", encoding="utf-8") as out:
-            process = subprocess.Popen(
-                [*words, *job.targets], stdout=out, stderr=subprocess.STDOUT, env=around, start_new_session=True
-            )
-        return DvcProcess(process, log)
+        return [*words, *job.targets]
 
     def metrics(self, name: str, files: Sequence[str]) -> dict[str, Any]:
         """What an experiment's reports/metrics hold, by name. Raises UserError where a file is not there or no JSON."""
@@ -125,6 +131,11 @@ class DvcExperiments:
         # refs/exps/<2>/<38 digits of the commit it starts from>/<name>
         refs = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
         return {ref.split("/")[-1]: ref for ref in refs if ref.split("/")[-1].startswith(self.prefix)}
+
+
+def current_stage(text: str) -> str:
+    """The stage that a log is at, or ""."""
+    return (re.findall(r"^Running stage '([^']*)'", text, flags=re.MULTILINE) or [""])[-1]
 
 
 def last_lines(text: str) -> str:

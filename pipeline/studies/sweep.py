@@ -7,6 +7,7 @@ Every configuration under every seed is one DVC experiment of the whole graph, r
 import argparse
 import copy
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +25,13 @@ from ifm.files import write_text
 from ifm.metrics import catalogue, cautions
 from ifm.tracking import digest
 from pipeline.runner import paths
-from pipeline.studies import shared
+from pipeline.studies import shared, submitted
 from pipeline.studies.axes import Range, asked_at, column, corners, grid, read_axes, slug, words
 from pipeline.studies.engine import LOGS, Engine, Experiment, Left, command, count, differing, status
 from pipeline.studies.experiments import DvcExperiments, check_checkout
 from pipeline.studies.pages import sweep as sweep_page
 from pipeline.studies.ranking import HIGHER_IS_BETTER, SAMPLERS, Measure, kind, ranked, rows, score, terminal
-from pipeline.studies.search import search
+from pipeline.studies.search import hidden, search
 from pipeline.studies.workers import Experiments
 from pipeline.tools import params_file
 
@@ -172,6 +173,10 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
     base = read_params(paths.PARAMS)
     config = parse(base)
     axes = read_axes(given.set)
+    if given.study and not given.search:
+        raise UserError("--study: shares a search; give --search N too")
+    if given.cluster_set and not given.cluster:
+        raise UserError("--cluster-set: needs --cluster slurm or local")
     ranges = [key for key, values in axes.items() if isinstance(values, Range)]
     if ranges and not given.search:
         raise UserError(f"-S {ranges[0]}: a range needs --search N; a grid takes values, parted by commas")
@@ -181,6 +186,8 @@ def run_sweep(given: argparse.Namespace, experiments: Experiments) -> int:
     plan = Plan(base, graph, shared.code_digest(graph), seeds, Measure(metric, given.sampler, given.nfe))
     checked = [plan.trial(values) for values in (corners(axes) if given.search else grid(axes))]  # before any work
     engine = Engine.of(NAME, experiments, code=plan.code, jobs=1 if given.dry_run else given.jobs)
+    if given.cluster and not given.dry_run:  # each gets what the cluster gives it
+        engine.pool.slots = [{}] * (given.jobs or submitted.JOBS)
     if given.dry_run:
         print(_described(checked, engine, given))
         return 0
@@ -207,13 +214,22 @@ def _searched(
     plan: Plan, axes: Mapping[str, Any], results: Results, given: argparse.Namespace
 ) -> Iterator[list[Trial]]:
     """A search's configurations, as many at a time as there are workers; each batch goes by the scores before it."""
-    at_once = len(results.engine.pool.slots)
-    found = search(axes, given.search, at_once=at_once, higher=plan.measure.higher)
+    at_once = min(len(results.engine.pool.slots), given.search)
+    common = {"storage": given.study, "name": study_name(plan, axes), "worker": f"{os.uname().nodename}:{Path.cwd()}"}
+    found = search(axes, given.search, at_once=at_once, higher=plan.measure.higher, **(common if given.study else {}))
+    if given.study:
+        print(f"study {common['name']} of {hidden(given.study)}", flush=True)
     for batch in found.batches():
         trials = [plan.trial(values) for _, values in batch]
         yield list({words(trial.values): trial for trial in trials}.values())
         for (asked, _), trial in zip(batch, trials, strict=True):
             found.tell(asked, score(results.rows([trial])[0], plan.measure.metric))
+
+
+def study_name(plan: Plan, axes: Mapping[str, Any]) -> str:
+    """Of a shared search: machines that ask for the same of the same code and params.yaml work on one study."""
+    asked = {"axes": {key: repr(values) for key, values in axes.items()}, "seeds": plan.seeds, "code": plan.code}
+    return f"{NAME}-{digest([asked, vars(plan.measure), plan.base])[:10]}"
 
 
 def _described(trials: Sequence[Trial], engine: Engine, given: argparse.Namespace) -> str:
@@ -243,6 +259,10 @@ def parser() -> argparse.ArgumentParser:
     add("--nfe", type=count, metavar="N", help="its evaluations (default: the most that are sampled, of heun the best)")
     add("--jobs", type=count, metavar="N", help="experiments at a time (default: one for each GPU, one without)")
     add("--search", type=count, metavar="N", help="instead of a grid, N configurations chosen by Optuna's TPE")
+    add("--study", metavar="URL", help="with --search: a database that several machines share one search in")
+    add("--cluster", choices=submitted.CLUSTERS, help="run experiments as jobs, by submitit; local: on this machine")
+    about = "of submitit, e.g. slurm_partition=gpu or timeout_min=720; may be repeated"
+    add("--cluster-set", action="append", default=[], metavar="KEY=VALUE", help=about)
     add("--retry-failed", action="store_true", help="try again what failed before")
     add("--dry-run", action="store_true", help="check all values and list what would run")
     return made
@@ -251,8 +271,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Runs params.yaml over a grid of values, or a search through them, and ranks the results."""
     given = parser().parse_args()
-    experiments = DvcExperiments(f"{NAME}-", LOGS / NAME)
-    command(lambda: run_sweep(given, experiments), NAME, LOGS / NAME, alone=not given.dry_run)
+
+    def work() -> int:
+        if given.cluster and not given.dry_run:
+            where = {"cluster": given.cluster, "words": given.cluster_set}
+            return run_sweep(given, submitted.of(f"{NAME}-", LOGS / NAME, **where))
+        return run_sweep(given, DvcExperiments(f"{NAME}-", LOGS / NAME))
+
+    command(work, NAME, LOGS / NAME, alone=not given.dry_run)
 
 
 if __name__ == "__main__":

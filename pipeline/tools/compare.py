@@ -22,6 +22,7 @@ import yaml
 from ifm.errors import UserError
 from ifm.files import write_text
 from pipeline.runner import paths
+from pipeline.tools import compare_grids
 from pipeline.tools.compare_page import render
 from pipeline.tools.comparison import REQUIRED, TEXT_KEYS, Side, paired
 from pipeline.tools.fairness import warnings
@@ -53,6 +54,8 @@ def read_side(label: str) -> Side:
     if SUMMARY.as_posix() not in files:
         raise UserError(f"{where}: there is no {SUMMARY}; `dvc repro` makes it (for a revision: there, then commit it)")
     read = _Reader(files)
+    lock = read.one(LOCK, _lock)
+    dynamics = [file.name for file in sorted(paths.samples("*").parent.glob("*"))]
     return Side(
         label=label,
         commit=commit,
@@ -64,8 +67,9 @@ def read_side(label: str) -> Side:
         metrics=read.folder("metrics", _json),
         diagnostics=read.folder("diagnostics", _json),
         curves=read.folder("curves", _curve),
-        lock=read.one(LOCK, _lock),
+        lock=lock,
         versions=read.one(VERSIONS, _versions),
+        grids=compare_grids.here(dynamics) if label == WORKSPACE else compare_grids.of_lock(lock),
         missing=tuple(read.missing),
     )
 

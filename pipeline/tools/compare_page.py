@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ifm.report import names, plots
 from ifm.report.assets import asset
 from ifm.report.rounding import MISSING
+from ifm.report.samples import picture_of
 from pipeline.studies.pages.page import filled
 from pipeline.tools import comparison
 from pipeline.tools.compare_tables import KEY_TITLES, difference_text, figure, headline, ratio_text, table, title_of
@@ -46,6 +47,7 @@ def render(a: Side, b: Side, rows: Sequence[Row], *, created: str) -> str:
         has_params=bool(a.params and b.params),
         table=table(rows, comparison.metric_columns(a.summary, b.summary), judged),
         curves=[(names.STAGES[stage], Markup(svg)) for stage, svg in _curves(a.curves, b.curves).items()],
+        grids=_grids(a, b),
         other=_other(a, b),
         stages=[_stage(one) for one in stages],
         code=_code(stages),
@@ -93,6 +95,20 @@ def _curves(a: Mapping[str, pd.DataFrame], b: Mapping[str, pd.DataFrame]) -> dic
         if found:
             panels[stage] = _curve_panel(stage, found)
     return panels
+
+
+def _grids(a: Side, b: Side) -> list[dict[str, Any]]:
+    """For each dynamics the flow's samples in one step, A's beside B's, from the same noise where the seeds agree."""
+    shown = []
+    for d in names.ordered(dict.fromkeys([*a.grids, *b.grids])):
+        pictures = [(side, found.grids.get(d)) for side, found in (("A", a), ("B", b))]
+        name = names.DYNAMICS.get(d, d)
+        shown.append({
+            "name": name,
+            "colour": names.css_colour(d),
+            "pictures": [(side, None if png is None else picture_of(side, png, name)) for side, png in pictures],
+        })  # fmt: skip
+    return shown
 
 
 def _is_of(name: str, stage: str) -> bool:

@@ -42,6 +42,7 @@ class Side:
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # by stage, e.g. flow-ve: step, loss
     lock: Mapping[str, Any] = field(default_factory=dict)  # dvc.lock's stages
     versions: Mapping[str, str] = field(default_factory=dict)  # pinned in constraints.txt
+    grids: Mapping[str, bytes] = field(default_factory=dict)  # by dynamics: PNG of the flow's samples in one step
     missing: tuple[str, ...] = ()
 
 

@@ -23,7 +23,8 @@ from pipeline.runner import paths
 from pipeline.tools import params_file
 
 FOLDER = Path(__file__).parents[1] / "presets"
-DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-classes"), "trajectory-consistency")  # of the others: trajectory
+# Of the others: trajectory.
+DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-classes", "spoken-digits"), "trajectory-consistency")
 BUDGETS = {"digits-classes": "digits"}  # whose values an objective sets for it
 OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
 CONDITIONS = FOLDER / "conditions"
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
     parser.add_argument("--objective", metavar="NAME", help=", ".join(objectives()))
     parser.add_argument("--condition", metavar="NAME", help=", ".join(conditions()))
-    parser.add_argument("--data", help="folder of local files, for cifar10-jpeg, imagefolder and ddpm-celebahq")
+    parser.add_argument("--data", help="folder of local files, of the presets that read some")
     arguments = parser.parse_args()
     if not arguments.name:
         sys.exit(f"which preset? make preset NAME=...; there are {', '.join(names())}")

@@ -4,8 +4,9 @@ ifm.json describes everything around the network.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ifm.networks import load_network
 
 DESCRIPTION = "ifm.json"
 AVERAGE = "average-"  # begins the name of a further average's folder
+STATE = "step-"  # begins that of the average after so many steps
 WEAKER = "weaker"  # a teacher's folder of an earlier state of it, for autoguidance
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 MEND = "copy or download the folder again, or make it with `dvc repro --force`"
@@ -46,6 +48,7 @@ def save_model(
     record: dict[str, Any],
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
     weaker: Mapping[str, Tensor] | None = None,
+    states: Mapping[int, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any]]] | None = None,
     decoder: Path | None = None,
 ) -> None:
     """Writes the model whole or not at all; `record` (training facts, JSON-able) goes into ifm.json with the rest.
@@ -53,15 +56,20 @@ def save_model(
     decoder: the autoencoder's folder, for a model of latents; it is copied, so that the model stands alone.
 
     averages: other weights of it by their decay; weaker: weights of an earlier state. Each is a model of its own in a
-    folder below (`averages_of`, `guided`).
+    folder below (`averages_of`, `guided`). states: likewise, parameters after so many steps and what ifm.json says of
+    them; they are asked for one by one, because many do not fit into memory (`states_of`).
     """
-    below = {f"{AVERAGE}{decay!r}": (weights, {"ema_decay": decay}) for decay, weights in (averages or {}).items()}
-    below |= {} if weaker is None else {WEAKER: (weaker, {})}
+    below = {
+        f"{AVERAGE}{decay!r}": (partial(dict, weights), {"ema_decay": decay})
+        for decay, weights in (averages or {}).items()
+    }
+    below |= {} if weaker is None else {WEAKER: (partial(dict, weaker), {})}
+    below |= {f"{STATE}{step:09d}": given for step, given in (states or {}).items()}
     with fresh_folder(folder) as temporary:
         _write_model(model, temporary, record)
         own = {name: x.clone() for name, x in model.state_dict().items()} if below else {}
         for name, (weights, facts) in below.items():
-            model.load_state_dict(weights)
+            model.load_state_dict(own | weights())
             (temporary / name).mkdir()
             _write_model(model, temporary / name, record | facts)
         if own:
@@ -88,6 +96,11 @@ def state_shape(description: Mapping[str, Any]) -> tuple[int, ...]:
 def averages_of(folder: Path) -> list[Path]:
     """The folder of a model, and those of its further averages, by name."""
     return [folder, *sorted(folder.glob(f"{AVERAGE}*"))]
+
+
+def states_of(folder: Path) -> dict[int, Path]:
+    """The folders of a model as it was after so many steps."""
+    return {int(one.name.removeprefix(STATE)): one for one in sorted(folder.glob(f"{STATE}*"))}
 
 
 def _write_model(model: Teacher | IntegrationFlow, folder: Path, record: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 KEY = "samplers"  # of ifm.json
+BY_STEP = "one_step_by_training_step"  # likewise: what stage select measured of the states of before the end
 KINDS = ("one_step", "anchor", "renoise", "chain")
 
 

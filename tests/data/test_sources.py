@@ -145,7 +145,7 @@ def test_the_stages_run_with_a_source_of_points_that_is_registered_here():
             {"source": "numbers"},
             "data.source = 'numbers' is not allowed; allowed: 'digits', 'hub', 'parquet'",
         ),
-        ("digits", {"source": "numbers"}, "'imagefolder', 'points', 'letters', 'ring'"),
+        ("digits", {"source": "numbers"}, "'imagefolder', 'points', 'array', 'text', 'text_hub', 'letters', 'ring'"),
         (
             "digits",
             {"source": 3},

@@ -158,9 +158,9 @@ def together(calls):
 
     def meet(rank, x):
         given[rank] = x.clone()
-        barrier.wait(10)
+        barrier.wait(60)
         everything = list(given)
-        barrier.wait(10)
+        barrier.wait(60)
         return everything
 
     def work(rank):

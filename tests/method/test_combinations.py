@@ -26,7 +26,7 @@ from pipeline.tools import preset
 from tests.support.small_models import small_flow
 
 ROOT = Path(__file__).parents[2]
-LOCAL = {"cifar10-jpeg", "imagefolder"}
+LOCAL = {"cifar10-jpeg", "imagefolder", "spoken-digits"}
 PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # public teachers: tests/adapters, tests/latents
 PRECISIONS = ("no", "bf16", "fp16")
 TINY = {

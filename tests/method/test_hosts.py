@@ -26,7 +26,7 @@ def refusal() -> str | None:
         return "needs ip (iproute2)"
     pair = f"{two_hosts.ip()} link add ifm-a type veth peer name ifm-b"
     try:
-        done = subprocess.run([*NAMESPACE, "sh", "-c", pair], capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run([*NAMESPACE, "sh", "-c", pair], capture_output=True, text=True, check=False, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"needs unshare (util-linux): {error}"
     return f"no network namespaces here: {done.stderr.strip()}" if done.returncode else None

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ifm import anchors, dynamics, losses
+from ifm.errors import UserError
 from ifm.hardware.devices import RowReader
 from ifm.hardware.processes import LaunchError, ProcessExchange, local_positions
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
@@ -29,6 +30,7 @@ from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.flow import train_flow
 from ifm.training.loop import Diverged, fit, learning_rate, write_curve
+from ifm.training.states import States
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import StoredTrajectories
 from tests.support import distributed_worker, one_launch, resume_worker
@@ -265,6 +267,33 @@ def test_further_averages_follow_the_same_law_and_leave_training_alone():
     assert found == (alone[0.3][0], {0.15: alone[0.15][0], 0.0: alone[0.0][0]})
     assert len({one for one, _ in alone.values()}) == 3
     assert alone[0.3][1] == {}
+
+
+def test_states_on_the_way_are_the_averages_and_come_again_after_a_kill(tmp_path):
+    """The state after k steps is what training for k steps ends with (a constant rate), whatever was killed."""
+    how = {"settings": settings(lr_decay="none", evaluate_every=3)}
+    undisturbed = {}
+    ended, _ = run_flow(**how, on_state=lambda step, state: undisturbed.update({step: copied(state)}))
+    assert list(undisturbed) == [3, 6, 9]
+    shorter, _ = run_flow(settings=settings(lr_decay="none", steps=6))
+    assert all(torch.equal(x, shorter[name]) for name, x in undisturbed[6].items())
+    assert undisturbed[6].keys() == shorter.keys()
+    checkpoints, states = Checkpoints(tmp_path), States(tmp_path / "states")
+    with pytest.raises(Killed):
+        run_flow(**how, checkpoints=checkpoints, on_state=states.save, on_log=kill_at(7))
+    again, _ = run_flow(**how, checkpoints=checkpoints, on_state=states.save)
+    assert all(torch.equal(ended[name], again[name]) for name in ended)
+    for step, weights in undisturbed.items():
+        assert all(torch.equal(x, weights[name]) for name, x in states.load(step).items())
+    (tmp_path / "states/state-000000006.safetensors").write_bytes(b"torn")
+    with pytest.raises(
+        UserError, match=r"state-000000006.safetensors: weights of step 6 cannot be read; remove .* and"
+    ):
+        states.load(6)
+
+
+def copied(tensors):
+    return {name: x.detach().clone() for name, x in tensors.items()}
 
 
 def test_further_averages_go_on_from_a_checkpoint(tmp_path):

@@ -18,7 +18,7 @@ from ifm.metrics.comparison import Comparison, Found, Measures, Real
 from ifm.metrics.evaluation import evaluate_samples
 from ifm.metrics.extractors import PixelExtractor
 from ifm.metrics.figures import figures_of
-from ifm.metrics.metric import IMAGES, POINTS, Aligned, Better, Metric, Role
+from ifm.metrics.metric import IMAGES, POINTS, TEXT, Aligned, Better, Metric, Role
 from ifm.metrics.reference import Reference
 from ifm.report.contents import Report
 from ifm.report.page import render
@@ -131,6 +131,7 @@ def test_the_committed_summary_has_the_tables_columns():
     # Columns that are younger than the results may be missing there.
     later = {"warnings", "asked_class_share", "asked_class_share_sd", "fid_within_classes"}
     later |= {"inception_score_parts", "inception_score_deviation"}
+    later |= {column for m in catalogue.METRICS.values() if m.kinds == (TEXT,) for column in m.columns}
     assert [c for c in summary_columns() if c in committed or c not in later] == committed
 
 
@@ -140,12 +141,14 @@ def test_directions_and_what_is_ranked():
     assert {"inception_score", "precision", "recall", "density", "coverage"} < higher
     assert catalogue.lower_is_better("class_p") is catalogue.lower_is_better("no such key") is None
     of_images = ["fid", "kid", "inception_score", "precision", "recall", "density", "coverage"]
+    of_text = ["fourgram_tv", "bigram_tv", "character_tv", "word_share"]
     assert list(catalogue.ranking()) == [
-        *of_images, "sliced_wasserstein", "energy_distance", "asked_class_share",
+        *of_images, "sliced_wasserstein", "energy_distance", *of_text, "asked_class_share",
     ]  # fmt: skip
     assert list(catalogue.ranking(IMAGES)) == [*of_images, "asked_class_share"]
-    assert [m.key for m in catalogue.judges()] == ["fid", "sliced_wasserstein"]
+    assert [m.key for m in catalogue.judges()] == ["fid", "sliced_wasserstein", "fourgram_tv"]
     assert [m.key for m in catalogue.studied()] == ["fid", "sliced_wasserstein", "energy_distance"]
+    assert list(catalogue.ranking(TEXT)) == of_text
     assert catalogue.judge(POINTS).key == "sliced_wasserstein"
 
 

@@ -437,7 +437,16 @@ BAD_REFERENCES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "{t}/r was made with inception; leave the option out",
     ),
     "other checksum": (lambda t: like(t / "r"), f"--weights-sha256 {OTHER}", "{t}/r was made with identity; leave"),
-    "points": (lambda t: like(t / "r", extractor="coordinates"), "", "was made of points; this command judges images"),
+    "points": (
+        lambda t: like(t / "r", image_shape=[2]),
+        "",
+        "--extractor: is for images, and --reference {t}/r holds po",
+    ),
+    "neither": (
+        lambda t: like(t / "r", extractor="coordinates"),
+        "",
+        "has the extractor of points and the shape of im",
+    ),
     "other shape": (
         lambda t: like(t / "r", image_shape=[1, 16, 16]),
         "",

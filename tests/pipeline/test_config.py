@@ -78,6 +78,9 @@ def test_a_dynamics_is_made_of_its_section_and_sigma_data(name):
         ("teacher.ema_decay", 1.0, "teacher.ema_decay = 1.0: input should be less than 1"),
         ("flow.ema_decay", [0.9, 1.0], "flow.ema_decay.1 = 1.0: input should be less than 1"),
         ("flow.ema_decay", [0.9, 0.9], "flow.ema_decay = [0.9, 0.9]: the entries must differ from each other"),
+        ("flow.evaluate_every", 0, "flow.evaluate_every = 0: input should be greater than or equal to 1"),
+        ("select.evaluate_count", 1, "select.evaluate_count = 1: input should be greater than or equal to 2"),
+        ("select.keep", "x", "select.keep = 'x' is not allowed; allowed: 'last', 'best'"),
         ("flow.t_max_share", -0.1, "flow.t_max_share = -0.1: input should be greater than or equal to 0"),
         ("flow.t_max_share", 1.5, "flow.t_max_share = 1.5: input should be less than or equal to 1"),
         ("data.test_fraction", 1, "data.test_fraction = 1: input should be less than 1"),
@@ -136,6 +139,15 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "evaluate: teacher_nfe must be odd (Heun with a last Euler step), got [2, 4]",
         ),
         ({"teacher.checkpoint_every": 60}, "teacher: checkpoint_every (60) must be a multiple of log_every (50)"),
+        (
+            {"flow.evaluate_every": 2200},
+            "flow: evaluate_every = 2200 must be below steps = 2200: the last is judged anyway",
+        ),
+        (
+            {"select.keep": "best"},
+            "select.keep: best needs states to choose from; set flow.evaluate_every to a number of steps, or "
+            "select.keep to last",
+        ),
         ({"flow.log_every": 100}, "flow: checkpoint_every (250) must be a multiple of log_every (100)"),
         (
             {"flow.t_max_share": 0.0},
@@ -344,9 +356,11 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
                 unnamed[dotted] = line
     assert unnamed == {}
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
+    nullable |= {"data.array.key", "data.array.columns", "data.array.labels", "data.text.stride"}
     paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
     paths |= {"teacher.path", "teacher.revision", "teacher.scheduler", "data.encoder"}
-    words = nullable - {"data.max_images"} | {"data.image_column", "data.train_split"} | paths
+    words = nullable - {"data.max_images", "data.array.columns", "data.text.stride"} | paths
+    words |= {"data.image_column", "data.train_split", "data.text.column"}
     expected = {
         "x": words,
         "[]": {"sample.flow_samplers", "evaluate.guidance_scales"},
@@ -363,7 +377,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         },
         "None": nullable
         | paths
-        | {"flow.huber_c", "trajectories.rho", "evaluate.weights_sha256"}
+        | {"flow.huber_c", "flow.evaluate_every", "trajectories.rho", "evaluate.weights_sha256"}
         | {"guidance.interval", "guidance.weaker", "sample.guidance"}
         | {"data.encoder_revision", "ode.sigma_data"},
     }

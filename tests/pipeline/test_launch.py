@@ -135,7 +135,7 @@ def test_sigterm_goes_to_the_child_and_its_status_comes_back(
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "ready\n"
     parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=30) == status
+    assert parent.wait(timeout=120) == status
     parent.stdout.close()
 
 

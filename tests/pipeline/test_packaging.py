@@ -86,6 +86,7 @@ def test_a_wheel_works_in_a_clean_environment(tmp_path):
     inside = zipfile.ZipFile(wheel).namelist()
     expected = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/ifm").rglob("*.py")}
     expected |= {f"ifm/report/{name}" for name in ("report.html", "style.css", "sort.js")}
+    expected |= {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/ifm/shipped").glob("*/*")}
     assert expected <= set(inside)
     assert {name.split("/")[0] for name in inside} == {"ifm", f"ifm-{ifm.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in inside)

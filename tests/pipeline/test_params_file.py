@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[2]
 # Of the digits' preset, whatever params.yaml holds now.
 TEXT = preset.apply("digits", (ROOT / "params.yaml").read_text(encoding="utf-8"))
 VALUES = read_mapping(TEXT, source="params.yaml")
-FOLDERS = {"cifar10-jpeg": "some/parquet", "imagefolder": "my images/set #1", "ddpm-celebahq": "faces"}
+FOLDERS = {
+    "cifar10-jpeg": "some/parquet",
+    "imagefolder": "my images/set #1",
+    "ddpm-celebahq": "faces",
+    "tiny-shakespeare": "plays",
+}
 
 
 def applied(name: str, text: str, **options) -> str:

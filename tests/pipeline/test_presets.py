@@ -17,7 +17,7 @@ from pipeline.tools.params_file import edited
 ROOT = Path(__file__).parents[2]
 # Whatever it holds now, with dynamics that all presets have.
 TEXT = edited(preset.apply("digits", (ROOT / "params.yaml").read_text()), {"dynamics": ["ve", "rf"]})
-LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq"}
+LOCAL = {"cifar10-jpeg", "imagefolder", "ddpm-celebahq", "tiny-shakespeare", "spoken-digits"}
 PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # whose teacher is a public model
 
 
@@ -35,7 +35,17 @@ def leaves(values, at=""):
 
 
 def test_there_are_the_documented_presets():
-    others = {"digits", "cifar10", "cifar10-jpeg", "imagenet64", "imagefolder", "points", "digits-classes"}
+    others = {
+        "digits",
+        "cifar10",
+        "cifar10-jpeg",
+        "imagenet64",
+        "imagefolder",
+        "points",
+        "digits-classes",
+        "tiny-shakespeare",
+        "spoken-digits",
+    }
     assert set(preset.names()) == others | PUBLIC
 
 

@@ -169,7 +169,7 @@ def test_a_job_that_is_cut_off_stops_its_work_and_comes_again(tmp_path, checkout
     while not (checkout / "up").exists() and job.poll() is None:
         asked.wait(0.02)
     job.terminate()
-    job.wait(30)
+    job.wait(120)
     command = "dvc repro -a" if program == "dvc" else "ifm sweep -a"
     assert (checkout / "said").read_text().splitlines() == [command, "stopped", "scontrol requeue 7"]
 

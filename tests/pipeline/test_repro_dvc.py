@@ -249,8 +249,8 @@ def test_no_stage_outlives_the_runner(made, number, shell):
     below = psutil.Process(running.pid).children(recursive=True)
     assert len(below) >= 4
     running.send_signal(number)
-    status = running.wait(60)
-    _, alive = psutil.wait_procs(below, 20)
+    status = running.wait(180)
+    _, alive = psutil.wait_procs(below, 60)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
     assert status == (-number if number == signal.SIGKILL else 128 + number)
     (made.folder / "go").touch()
@@ -268,7 +268,7 @@ def test_no_stage_outlives_plain_dvc(made, shell):
     below = psutil.Process(running.pid).children(recursive=True)
     running.kill()
     running.wait()
-    _, alive = psutil.wait_procs(below, 20)
+    _, alive = psutil.wait_procs(below, 60)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -299,7 +299,7 @@ def test_a_dozen_kills_end_with_the_same_lock(tmp_path):
         (killed.folder / "go").touch()  # what is left of a runner whose stage was hit comes to its end
         running.communicate(timeout=120)
         (killed.folder / "go").unlink()
-        assert [one for one in psutil.wait_procs(below, 20)[1] if one.status() != psutil.STATUS_ZOMBIE] == []
+        assert [one for one in psutil.wait_procs(below, 60)[1] if one.status() != psutil.STATUS_ZOMBIE] == []
     assert hit >= 10
     (killed.folder / "go").touch()
     repro(killed)

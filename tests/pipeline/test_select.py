@@ -99,6 +99,43 @@ def test_without_selection_there_is_no_record_and_old_defaults_hold(here, capsys
         (paths.flow("ve") / name).write_bytes(data)
 
 
+def test_states_of_before_the_end_are_judged_and_the_best_is_kept(made, tmp_path, monkeypatch):
+    """Every 5 of 20 steps: the curve's values are one-step figures of these weights; training itself is untouched."""
+    shutil.copytree(made, tmp_path / "p")
+    monkeypatch.chdir(tmp_path / "p")
+    alone = pretrained.describe(paths.trained("ve"))["sha256"]
+    usual = pretrained.describe(paths.flow("ve"))
+    shutil.rmtree("work", ignore_errors=True)
+    values = changed(VALUES, {"flow.evaluate_every": 5, "select.evaluate_count": 50})
+    run_stage(flow, values, "ve")
+    assert pretrained.describe(paths.trained("ve"))["sha256"] == alone
+    states = pretrained.states_of(paths.trained("ve"))
+    assert list(states) == [5, 10, 15]
+    described = {step: pretrained.describe(folder) for step, folder in states.items()}
+    assert [(said["step"], said["train_images"]) for said in described.values()] == [(s, 16 * s) for s in states]
+    assert len({alone, *(said["sha256"] for said in described.values())}) == 4
+    run_stage(select, values, "ve")
+    last = pretrained.describe(paths.flow("ve"))
+    curve = last["one_step_by_training_step"]
+    assert (last["sha256"], curve["kept"], list(curve["values"])) == (alone, 20, ["5", "10", "15", "20"])
+    assert curve["values"]["20"] == last["samplers"]["1"]["value"]  # as many samples, the same draws
+    assert last["samplers"] == usual["samplers"]
+    real = np.load(paths.REFERENCE / "features-train.npy")
+    for step, folder in states.items():
+        state = pretrained.load_flow(folder)
+        drawn = draw_samples(
+            flow_sampler(state, kind="one_step", steps=1), dynamics=state.dynamics, shape=(2,), count=50,
+            batch_size=50, seed=0, device=CPU, first=selection.FIRST,
+        )  # fmt: skip
+        figure = sliced_wasserstein(drawn.images, real, projections=VALUES["evaluate"]["sliced_projections"])
+        assert curve["values"][str(step)] == figure
+    run_stage(select, changed(values, {"select.keep": "best", "select.count": 0}), "ve")
+    kept = pretrained.describe(paths.flow("ve"))
+    best = int(min(curve["values"], key=curve["values"].get))
+    assert kept["one_step_by_training_step"] == curve | {"kept": best}
+    assert kept["sha256"] == (alone if best == 20 else described[best]["sha256"])
+
+
 def test_of_several_averages_the_best_in_one_step_is_taken(made, tmp_path, monkeypatch):
     """Decays: flow keeps an average for each; select measures them and finishes the best one."""
     shutil.copytree(made, tmp_path / "p")

@@ -1,6 +1,8 @@
 """`make compare`: figures, ratios and spreads of two known states, what is said where they don't compare, bad input."""
 
+import base64
 import csv
+import hashlib
 import html
 import io
 import json
@@ -20,7 +22,7 @@ from PIL import Image
 
 from ifm.errors import UserError
 from ifm.report.headlines import Estimate, headlines
-from pipeline.tools import compare, comparison, fairness
+from pipeline.tools import compare, compare_grids, comparison, fairness
 from pipeline.tools.compare import read_side
 from pipeline.tools.compare_page import render
 from pipeline.tools.comparison import (
@@ -787,3 +789,49 @@ def test_page_can_be_seen(width, browser, page, tmp_path):
         browser, tmp_path, f"--window-size={width},2000", f"--screenshot={shot}", (tmp_path / "page.html").as_uri()
     )
     assert len(np.unique(np.asarray(Image.open(shot).convert("L")))) > 50
+
+
+# --- sample grids ----------------------------------------------------------------------------------------------------
+
+
+def grid_png(shade):
+    stream = io.BytesIO()
+    Image.fromarray(np.full((20, 30), shade, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def cached(png, name=compare_grids.SAMPLER):
+    """A folder of samples with one grid in DVC's cache; the folder's checksum."""
+    md5 = hashlib.md5(png).hexdigest()
+    listed = json.dumps([{"md5": md5, "relpath": f"grids/{name}.png"}]).encode()
+    folder = hashlib.md5(listed).hexdigest()
+    for digest, content in ((md5, png), (f"{folder}.dir", listed)):
+        file = Path(".dvc/cache/files/md5") / digest[:2] / digest[2:]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return f"{folder}.dir"
+
+
+def test_grids_of_a_commit_come_from_the_cache_and_those_of_the_workspace_from_here(project, monkeypatch, undrawn):
+    old, new = grid_png(20), grid_png(200)
+    write(lock={**LOCK, "sample@ve": {"outs": {"data/samples/ve": cached(old)}}})
+    commit("with samples")
+    (Path("data/samples/ve/grids")).mkdir(parents=True)
+    Path(f"data/samples/ve/grids/{compare_grids.SAMPLER}.png").write_bytes(new)
+    assert (read_side("HEAD").grids, read_side("workspace").grids) == ({"ve": old}, {"ve": new})
+    assert run(monkeypatch) is None
+    page = compare.PAGE.read_text(encoding="utf-8")
+    places = [page.index(base64.b64encode(png).decode()) for png in (old, new)]
+    assert places == sorted(places)
+    shutil.rmtree(".dvc/cache")
+    assert read_side("HEAD").grids == {}
+    assert run(monkeypatch) is None
+    page = compare.PAGE.read_text(encoding="utf-8")
+    assert "Not here; dvc pull brings it." in page
+    assert base64.b64encode(new).decode() in page
+
+
+@pytest.mark.parametrize("md5", ["", "../../../../etc/passwd", "a" * 32, "g" * 31 + "/"])
+def test_a_lock_with_other_checksums_has_no_grid(tmp_path, md5):
+    lock = {"sample@ve": {"outs": [{"path": "data/samples/ve", "md5": md5}]}}
+    assert compare_grids.of_lock(lock, cache=tmp_path) == {}

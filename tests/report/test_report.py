@@ -689,3 +689,14 @@ def test_page_can_be_seen(width, browser, page, tmp_path):
         (tmp_path / "page.html").as_uri(),
     )
     assert len(np.unique(np.asarray(Image.open(shot).convert("L")))) > 50
+
+
+def test_quality_by_training_step_stands_beside_the_losses():
+    """A line through the values, a ring at the step that was kept; without states there is neither."""
+    found = {"ve": {"metric": "fid", "count": 1000, "kept": 10, "values": {"5": 3.0, "10": 1.0, "15": 2.0}}}
+    page = render(full_report(by_step=found))
+    assert "Flow: FID in one step" in page
+    assert "1,000 images of draws of" in page
+    assert "Kept (ring): VE diffusion 10." in page
+    assert "in one step, by training step" in page
+    assert "Kept (ring)" not in render(full_report())

@@ -314,43 +314,51 @@ def stage_of(command: Sequence[str]) -> str | None:
     return named[0] if named else None
 
 
-def attempt(project: Project, log: Path, todo: list[Kill], usual: dict[str, float]) -> tuple[int | None, Killed | None]:
-    """Runs the pipeline until it ends or a kill of `todo` has ended it: (exit status, the kill).
+def attempt(project: Project, log: Path, todo: list[Kill], usual: dict[str, float]) -> tuple[int, list[Killed]]:
+    """Runs the pipeline until it ends, and kills what is due meanwhile: (exit status, the kills).
 
-    usual: seconds that each stage takes, from its process's first sight; filled in where `todo` is empty. A stage
-    that ends before its moment stays un-killed: the kill is returned with the status None and the run is waited for.
+    usual: seconds that each stage takes, from its process's first sight; filled in where `todo` is empty. A stage that
+    ends before its moment is not killed (`alive` False). Side by side a branch goes on when another's stage was killed,
+    and one run meets several kills.
     """
     process = project.start(log)
     top, begun, deadline = psutil.Process(process.pid), {}, time.monotonic() + ATTEMPT
-    late: Killed | None = None
+    found: list[Killed] = []
+    hit: set[str] = set()  # stages whose kill this attempt has had: what is left of them is about to end
+    ending = False  # the whole pipeline was hit
     while process.poll() is None:
         if time.monotonic() > deadline:
             _signal_group(process, signal.SIGKILL)
             raise UserError(f"a pipeline did not end in {ATTEMPT:.0f} s; see {log}")
         running = stage_processes(top)
-        for name, _ in running:
+        names = {name for name, _ in running}
+        for name in names:
             begun.setdefault(name, time.time())
-        for name in begun:
-            if name not in usual and name not in {n for n, _ in running}:
-                usual[name] = time.time() - begun[name]
-        for name, at in begun.items():
+        for name in begun.keys() - usual.keys() - names:
+            usual[name] = time.time() - begun[name]
+        for name in [] if ending else sorted(begun.keys() - hit):
             kill = min((k for k in todo if k.stage == name), key=lambda k: k.moment, default=None)
-            if kill is None or late:
+            if kill is None:
                 continue
-            if name not in {n for n, _ in running}:
-                if project.mode != BESIDE:  # there another branch comes to the stage
-                    late = Killed(kill, alive=False)
-            elif kill.due(time.time() - at, _number(project.saved(name)[0]), usual[name]):
-                return _kill(project, process, running, kill, at)
+            if name in names and kill.due(time.time() - begun[name], _number(project.saved(name)[0]), usual[name]):
+                found.append(_kill(project, process, running, kill, begun[name]))
+                ending = kill.victim != "stage"
+            elif name not in names and project.mode != BESIDE:  # there another branch comes to the stage
+                found.append(Killed(kill, alive=False))
+            else:
+                continue
+            hit.add(name)
+            if ending:
+                break
         time.sleep(POLL)
     for name in begun:
         usual.setdefault(name, time.time() - begun[name])
-    return process.returncode, late
+    return process.returncode, found
 
 
 def _kill(
     project: Project, dvc: subprocess.Popen, running: list[tuple[str, psutil.Process]], kill: Kill, begun: float
-) -> tuple[int | None, Killed]:
+) -> Killed:
     number = getattr(signal, kill.signal)
     saved, when = project.saved(kill.stage)
     now = time.time()
@@ -365,11 +373,7 @@ def _kill(
         chosen = processes[int(kill.moment * 1000) % len(processes)]
         with suppress(psutil.NoSuchProcess):
             chosen.send_signal(number)
-    try:
-        return dvc.wait(ATTEMPT), killed
-    except subprocess.TimeoutExpired as error:
-        _signal_group(dvc, signal.SIGKILL)
-        raise UserError(f"DVC did not end after {kill}") from error
+    return killed
 
 
 def _number(saved: str) -> int:
@@ -393,23 +397,22 @@ def run_round(
 ) -> tuple[Round, dict[str, str]]:
     """A pipeline from nothing, killed by `todo`, until it has ended by itself; (what was seen, its digests)."""
     project, done, todo = make_project(source, folder, mode, branches), Round(mode), list(todo)
-    log, started = folder.with_suffix(".log"), time.monotonic()
+    log, started, last = folder.with_suffix(".log"), time.monotonic(), list[Killed]()
     while True:
         before = log.stat().st_size if log.exists() else 0
         status, killed = attempt(project, log, todo, usual)
         done.attempts += 1
         said = log.read_bytes()[before:].decode(errors="replace")
-        _note_resumed(done.kills, said)
-        if killed:
-            todo.remove(killed.plan)
-            done.kills.append(killed)
-            print(_line(killed), flush=True)
-        if status == 0 and not todo:
-            break
-        if status == 0:  # nothing is left that could be killed: those were missed
+        _note_resumed(last, said, branches)
+        for each in killed:
+            todo.remove(each.plan)
+            print(_line(each), flush=True)
+        done.kills += killed
+        last = killed
+        if status == 0:  # what is left to do could not be killed any more
             done.kills += [Killed(kill, alive=False) for kill in todo]
             break
-        if not (killed and killed.alive):
+        if not any(each.alive for each in killed):
             raise UserError(f"the pipeline failed by itself (exit status {status}); the end of {log}: {said[-3000:]}")
     done.seconds = time.monotonic() - started
     project.finished()
@@ -419,14 +422,15 @@ def run_round(
     return done, made
 
 
-def _note_resumed(kills: list[Killed], said: str) -> None:
-    """Writes down what the start after a kill said of where it goes on."""
-    if not kills or not kills[-1].alive or kills[-1].resumed:
-        return
-    stage = kills[-1].plan.stage
-    for line in said.splitlines():
-        if line.strip().startswith((f"{stage} rf: goes on", f"{stage}-rf: goes on")):
-            kills[-1].resumed = line.partition(": ")[2].strip()
+def _note_resumed(kills: Iterable[Killed], said: str, branches: Sequence[str]) -> None:
+    """Writes down what the start after the kills said of where it goes on."""
+    lines = [line.strip() for line in said.splitlines()]
+    for killed in kills:
+        stage = killed.plan.stage
+        starts = tuple(f"{stage}{between}{branch}: goes on" for branch in branches for between in " -")
+        goes_on = [line.partition(": ")[2] for line in lines if line.startswith(starts)]
+        if killed.alive and goes_on:
+            killed.resumed = goes_on[-1]
 
 
 def _line(killed: Killed) -> str:

@@ -127,9 +127,50 @@ def test_leftovers_are_seen(outputs):
 
 
 def test_what_the_next_start_said_is_noted():
-    kills = [Killed(KILL, alive=True), Killed(replace(KILL, stage="trajectories"), alive=True)]
-    kill_test._note_resumed(kills, "teacher rf: goes on from step 25 of 300\ntrajectories-rf: goes on after 3 shards\n")
-    assert [k.resumed for k in kills] == ["", "goes on after 3 shards"]
+    kills = [Killed(replace(KILL, stage=stage), alive=True) for stage in ("teacher", "trajectories", "flow")]
+    said = (
+        "teacher rf: step 25 of 300\n  flow ve: goes on from step 25 of 300\ntrajectories-rf: goes on after 3 shards\n"
+    )
+    kill_test._note_resumed(kills, said, ["rf", "ve"])
+    assert [k.resumed for k in kills] == ["", "goes on after 3 shards", "goes on from step 25 of 300"]
+
+
+class FakeProject:
+    """A pipeline of two stages, each a process that sleeps; side by side both at once, else one after the other."""
+
+    def __init__(self, mode, *, teacher=10.0):
+        self.mode, self.teacher = mode, teacher
+
+    def start(self, log):
+        stage = f"{sys.executable} -c 'import time; time.sleep(%s)' -m pipeline.stages.%s"
+        both = [stage % (self.teacher, "teacher"), stage % (10.0, "flow")]
+        command = " & ".join(both) + " & wait" if self.mode == kill_test.BESIDE else "; ".join(both) + "; false"
+        return subprocess.Popen(["bash", "-c", command], start_new_session=True)
+
+    def saved(self, stage):
+        return ("step 299", 0.0) if stage == "teacher" else ("", 0.0)
+
+
+def test_a_pipeline_that_goes_on_after_a_kill_meets_the_next_one():
+    """As a branch beside the one that was hit does, and a pipeline whose victim had done its work."""
+    todo = [Kill("workspace", stage, "SIGKILL", "stage", 0.1) for stage in ("teacher", "flow")]
+    for mode in (kill_test.BESIDE, "workspace"):
+        _, killed = kill_test.attempt(FakeProject(mode), None, todo, {"teacher": 0.1, "flow": 0.1})
+        assert {(k.plan.stage, k.alive) for k in killed} == {("teacher", True), ("flow", True)}
+
+
+def test_nothing_more_is_killed_once_the_whole_pipeline_was():
+    todo = [Kill("workspace", stage, "SIGKILL", "all", 0.1) for stage in ("teacher", "flow")]
+    status, killed = kill_test.attempt(FakeProject(kill_test.BESIDE), None, todo, {"teacher": 0.1, "flow": 0.1})
+    assert (status, len(killed)) == (-9, 1)
+
+
+def test_a_stage_that_ended_before_its_moment_is_noted_and_the_next_one_killed():
+    todo = [Kill("workspace", "teacher", "SIGKILL", "stage", 0.9), Kill("workspace", "flow", "SIGTERM", "stage", 0.1)]
+    project = FakeProject("workspace", teacher=0.3)
+    project.saved = lambda stage: ("", 0.0)
+    _, killed = kill_test.attempt(project, None, todo, {"teacher": 0.1, "flow": 0.1})
+    assert [(k.plan.stage, k.alive) for k in killed] == [("teacher", False), ("flow", True)]
 
 
 def test_the_record_counts_and_the_table_shows_them():

@@ -176,7 +176,7 @@ def stopped(words: list[str], folder: Path, *, when: str = "ready", again: str =
             if line.strip() == when:
                 break
         os.killpg(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=180)[0]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -245,7 +245,7 @@ def test_a_launcher_with_nobody_here_is_told_to_end(tmp_path, monkeypatch):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout.readline() == "up\n"
     launch._end(process, "no.such.module")
-    assert process.wait(timeout=10) == 7
+    assert process.wait(timeout=120) == 7
     process.stdout.close()
 
 

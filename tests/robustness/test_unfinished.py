@@ -188,7 +188,7 @@ def test_no_process_outlives_its_parent(tmp_path):
     pid = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while _runs(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -464,10 +464,35 @@ def swept(tmp_path, monkeypatch):
     return run
 
 
+def test_a_shared_search_goes_on_and_runs_nothing_again(swept, tmp_path, capsys):
+    """Two machines in turn, and one of them once more: ten configurations all together."""
+    pytest.importorskip("optuna", reason="needs the extra .[optuna]")
+    words = ["-S", "flow.lr=1e-4..1e-2:log", "--study", f"sqlite:///{tmp_path}/study.db"]
+    swept(*words, "--search", "4")
+    first = set(swept.runner.started)
+    assert len(first) == 4
+    swept(*words, "--search", "10")
+    assert len(set(swept.runner.started)) == len(swept.runner.started) == 10
+    assert "study sweep-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("-S flow.lr=1e-4,1e-3 --study sqlite:///x.db", "--study: shares a search; give --search N too"),
+        ("-S flow.lr=1e-4,1e-3 --cluster-set timeout_min=3", "--cluster-set: needs --cluster slurm or local"),
+    ],
+)
+def test_options_that_need_another_say_so(words, said, swept):
+    with pytest.raises(UserError, match=re.escape(said)):
+        swept(*words.split())
+
+
 def documented():
     """The commands of docs/sweeps.md, and its axis of lists."""
     page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
-    commands = [line.partition("#")[0].split()[2:] for line in page.splitlines() if line.startswith("ifm sweep")]
+    lines = [line for line in page.splitlines() if line.startswith("ifm sweep") and "--study" not in line]
+    commands = [line.partition("#")[0].split()[2:] for line in lines]
     axes = [match.split() for match in re.findall(r"`(-S [a-z_.]+=[^`A-Z]+)`", page)]
     assert len(commands) >= 3
     assert ["-S", "dynamics=[rf],[ve,rf]"] in axes

@@ -100,5 +100,5 @@ def tab(browser: str, folder: Path) -> Iterator[Tab]:
         os.close(to), os.close(come)
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(120)
         process.kill()

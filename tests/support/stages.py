@@ -72,7 +72,7 @@ def run_stage(module: Any, values: dict[str, Any], dynamics: str | None = None) 
     name = module.__name__.rpartition(".")[2]
     made = Untracked(f"{name}-{dynamics}" if dynamics else name, name, parse(values), values, dynamics)
     made.run = SimpleNamespace(
-        timings={}, log_metrics=lambda m: None, log_row=None, log_model=lambda *a, **k: None,
+        timings={}, log_metrics=lambda m: None, log_row=lambda row: None, log_model=lambda *a, **k: None,
         log_artifact=lambda *a: None, log_tags=lambda tags: None,
     )  # fmt: skip
     module.work(made)

@@ -165,7 +165,7 @@ def page(folder):
     assert process.poll() is None, process.stderr.read()[-2000:]
     yield f"http://127.0.0.1:{port}/"
     process.terminate()
-    process.wait(20)
+    process.wait(120)
 
 
 PIXELS = """(async () => {{

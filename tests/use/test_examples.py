@@ -12,6 +12,7 @@ import pytest
 
 from ifm import IntegrationFlow, Teacher
 from ifm.data.laws import mode_centres
+from ifm.use import shipped
 from tests.support.on_cpus import on_cpus
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,11 @@ def test_the_script_is_short_and_needs_no_dvc():
     assert not re.search(r"import (dvc|mlflow)|from pipeline", text)
 
 
-def test_the_notebook_runs(trained, tmp_path):
+@pytest.mark.parametrize("models", ["trained", "shipped"])
+def test_the_notebook_runs(trained, tmp_path, models):
+    """On the script's models, and on the one that comes with the package, which has no teacher."""
+    if models == "shipped" and shipped.FIRST not in shipped.names():
+        pytest.skip("no shipped weights yet: python -m pipeline.tools.ship makes them")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     import nbformat
@@ -69,7 +74,9 @@ def test_the_notebook_runs(trained, tmp_path):
     spec.mkdir(parents=True)
     words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (spec / "kernel.json").write_text(json.dumps({"argv": words, "display_name": "here", "language": "python"}))
-    env = on_cpus(OMP_NUM_THREADS="1", IFM_MODELS=str(trained), MPLBACKEND="module://matplotlib_inline.backend_inline")
+    env = on_cpus(OMP_NUM_THREADS="1", MPLBACKEND="module://matplotlib_inline.backend_inline")
+    env = {key: value for key, value in env.items() if key != "IFM_MODELS"}
+    env |= {"IFM_MODELS": str(trained)} if models == "trained" else {}
     old = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = str(tmp_path / "jupyter")
     try:
@@ -82,5 +89,8 @@ def test_the_notebook_runs(trained, tmp_path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     said = "".join(output.get("text", "") for output in outputs)
+    assert "flow, 1 evaluation: " in said
+    if models == "shipped":
+        return
     same, other = map(float, re.search(r"same noise ([\d.]+), of other noise ([\d.]+)", said).groups())
     assert same < other / 3

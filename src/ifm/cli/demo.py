@@ -13,7 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model", action="append", default=[], metavar="DIR_OR_ID",
-        help="a flow's folder, or a Hub id; may be repeated (default: the flows of this checkout)",
+        help="a flow's folder, or a Hub id; may be repeated (default: the flows of this checkout, or digits)",
     )  # fmt: skip
     add(
         "--teacher", metavar="DIR_OR_ID", help="of the first model (default: models/teacher/... beside models/flow/...)"

@@ -251,7 +251,8 @@ def training_rate(config: Any, device: str, *, seconds: float = 3.0) -> float:
     from ifm.networks import build_network
 
     at, shape, batch = torch.device(device), _state_shape(config), config.flow.batch_size
-    network = build_network(shape=shape, takes_anchor=False, **config.network.model_dump())
+    of_data = {"shape": shape, "modality": config.data.modality.name}
+    network = build_network(**of_data, takes_anchor=False, **config.network.model_dump())
     network.to(at, memory_format=memory_format(at))
     x, c_noise = torch.randn(batch, *shape, device=at), torch.zeros(batch, device=at)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.flow.precision)

@@ -1,4 +1,4 @@
-"""`ifm evaluate`: figures of a folder or an array of images against real ones."""
+"""`ifm evaluate`: figures of images or points, a folder, an array or a table, against real ones."""
 
 import argparse
 import os
@@ -12,13 +12,20 @@ from ifm.cli.options import at_least, check_writable, hardware, local_path
 from ifm.errors import UserError
 from ifm.files import write_json
 
-MEASURES = {"kid_subsets": 100, "kid_subset_size": 1000, "neighbours": 5, "neighbour_samples": 10_000, "seed": 0}
+MEASURES = {
+    "kid_subsets": 100,
+    "kid_subset_size": 1000,
+    "neighbours": 5,
+    "neighbour_samples": 10_000,
+    "sliced_projections": 256,
+    "seed": 0,
+}
 RESIZE = ("clean", "legacy", "pytorch")  # ifm.metrics.statistics.MODES, without importing it
 EXTRACTORS = ("inception", "dinov2", "pixels", "classifier")
 
 
 def run(given: argparse.Namespace) -> None:
-    """Figures of a folder or an array of images against real ones."""
+    """Figures of images or points, a folder or an array of them, against real ones."""
     _check_outputs(given)
     from ifm.metrics.collections import Resize
     from ifm.metrics.comparison import Measures
@@ -32,7 +39,7 @@ def run(given: argparse.Namespace) -> None:
         Request(
             samples=given.samples,
             reference=given.reference,
-            measures=Measures(**_measures(given), sliced_projections=1),  # of points, which are not judged here
+            measures=Measures(**_measures(given)),
             train=given.train,
             unseen=given.unseen,
             extractor=given.extractor,
@@ -76,9 +83,9 @@ def _measures(given: argparse.Namespace) -> dict[str, int]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    images = "a folder of PNG, JPEG or WebP files, an .npy or an .npz"
+    images = "a folder of PNG, JPEG or WebP files, an .npy or an .npz; points: an .npy or a .csv"
     add = parser.add_argument
-    real = f"real images: {images}; or data/reference; or an .npz of their statistics, mu and sigma"
+    real = f"real ones: {images}; or data/reference; or an .npz of their statistics, mu and sigma"
     add("--samples", type=local_path, metavar="PATH", help=f"what is judged: {images}")
     add("--reference", type=local_path, required=True, metavar="PATH", help=real)
     add("--train", type=local_path, metavar="PATH", help="training images, to look for copies of them")
@@ -97,6 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--kid-subset-size", type=at_least(2), metavar="N", help=default["kid_subset_size"])
     add("--neighbours", type=at_least(1), metavar="K", help=f"of precision and recall; {default['neighbours']}")
     add("--neighbour-samples", type=at_least(2), metavar="N", help=f"the most; {default['neighbour_samples']}")
+    add("--sliced-projections", type=at_least(1), metavar="N", help=f"of points; {default['sliced_projections']}")
     add("--seed", type=at_least(0), metavar="N", help=f"of KID's subsets; {default['seed']}")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--out", type=local_path, metavar="FILE.json", help="where to write protocol and figures")
@@ -126,11 +134,14 @@ def _protocol_text(protocol: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """A value of the protocol in a line."""
+    from ifm import modalities
+
     if isinstance(value, Mapping) and "count" in value and "statistics" not in value:
+        noun = modalities.of(value).noun if "shape" in value else "images"
         shape = f" of {' x '.join(map(str, value['shape']))}" if "shape" in value else ""
         other = f", {value['passed_over']} other files passed over" if value.get("passed_over") else ""
         split = f", split {value['split']}" if "split" in value else ""
-        return f"{value['path']}: {value['count']} images{shape}{split}{other}"
+        return f"{value['path']}: {value['count']} {noun}{shape}{split}{other}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)

@@ -12,18 +12,21 @@ from ifm.errors import UserError
 if TYPE_CHECKING:
     from ifm.model import IntegrationFlow
 
-FORMATS = ("diffusers", "onnx", "pt2")
-PICTURE, SHOWN, COLUMNS = "samples.png", 64, 8
+FORMATS = ("diffusers", "flowmap", "onnx", "pt2")
 UNKNOWN = "path/to/this/folder"  # in the card's code, for a name that would need escaping
-ROWS = 10  # classes of the picture at most
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_ID", help="a flow's folder (models/flow/ve), or a Hub id owner/name")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
-    add("--out", type=local_path, required=True, metavar="FOLDER", help="where to write; new or empty")
-    add("--format", choices=FORMATS, default="diffusers", help="default: %(default)s")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=local_path, metavar="FOLDER", help="where to write; new or empty")
+    where.add_argument(
+        "--space", type=local_path, metavar="FOLDER", help="likewise: a Space of the Hub, the demo's page"
+    )
+    add("--format", choices=FORMATS, help=f"of --out (default: {FORMATS[0]})")
+    add("--teacher", metavar="DIR_OR_ID", help="of --space: shown beside the flow")
     add("--evaluation", type=local_path, metavar="FILE.json", help="for the card: reports/metrics/ve.json")
     add("--grid", type=local_path, metavar="FILE.png", help="for the card; default: the model's samples of seed 0")
     add("--title", metavar="TEXT", help="of the card; default: the folder's name")
@@ -38,9 +41,12 @@ def run(given: argparse.Namespace) -> None:
     from ifm.use import card
 
     _check(given)
+    if given.space is not None:
+        _space(given)
+        return
     evaluation = None if given.evaluation is None else card.read_evaluation(given.evaluation)
     from ifm.files import fresh_folder, write_text
-    from ifm.use import graphs, loading, models, usage
+    from ifm.use import graphs, loading, models, pictured, usage
 
     graphs.check_packages(given.format)
     model = loading.find(given.model, revision=given.revision)
@@ -54,13 +60,13 @@ def run(given: argparse.Namespace) -> None:
             loading.describe(model),
             title=given.title or given.out.resolve().name,
             usage=usage.code(given.format, flow, where=where if re.fullmatch(r"[\w./-]+", where) else UNKNOWN),
-            library={"diffusers": "diffusers", "onnx": "onnx"}.get(given.format),
+            library={"diffusers": "diffusers", "flowmap": "diffusers", "onnx": "onnx"}.get(given.format),
             data=given.dataset,
             license_id=given.license,
             evaluation=evaluation,
             picture=picture,
             caption=caption,
-            classes=_classes(flow),
+            classes=pictured.classes_of(flow),
         )
         write_text(folder / "README.md", text)
     print(f"{given.out}: {given.format}; read again, it differs from the model by at most {difference:.2g}", end=" ")
@@ -72,10 +78,16 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Raises UserError for options that would fail in the end."""
-    if given.out.exists() and not (given.out.is_dir() and not any(given.out.iterdir())):
-        raise UserError(f"--out {given.out}: is there and not an empty folder; name another")
-    check_writable("--out", given.out)
+    """Raises UserError for options that would fail in the end. It puts defaults in place."""
+    option, out = ("--out", given.out) if given.space is None else ("--space", given.space)
+    theirs = ("teacher",) if given.space is None else ("format", "evaluation", "grid", "dataset")
+    for name in theirs:
+        if getattr(given, name) is not None:
+            raise UserError(f"--{name}: is not for {option}, but for {'--space' if given.space is None else '--out'}")
+    given.format = given.format or FORMATS[0]
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{option} {out}: is there and not an empty folder; name another")
+    check_writable(option, out)
     if given.grid is not None:
         try:
             with open(given.grid, "rb") as file:
@@ -92,6 +104,25 @@ def _check(given: argparse.Namespace) -> None:
         check_login(given.push_to_hub)
 
 
+def _space(given: argparse.Namespace) -> None:
+    """A folder that runs as a Space."""
+    from ifm.demo.models import Models
+    from ifm.files import fresh_folder
+    from ifm.use import loading, space
+    from ifm.use.publishing import push
+
+    space.version("gradio")
+    model = loading.find(given.model, revision=given.revision)
+    teacher = None if given.teacher is None else loading.find(given.teacher)
+    Models([str(model)], teacher=None if teacher is None else str(teacher))  # what cannot be shown is said here
+    title = " ".join((given.title or given.space.resolve().name).split())
+    with fresh_folder(given.space) as folder:
+        space.write_folder(model, folder, title=title, license_id=given.license, teacher=teacher)
+    print(f"{given.space}: a Space; python {given.space}/app.py starts it here, on 127.0.0.1")
+    if given.push_to_hub:
+        print(f"pushed: {push(given.space, given.push_to_hub, private=given.private, space=True)}")
+
+
 def _check_model(given: argparse.Namespace, model: object) -> None:
     """Raises UserError for a model that the format cannot hold."""
     from ifm.model import IntegrationFlow
@@ -100,8 +131,11 @@ def _check_model(given: argparse.Namespace, model: object) -> None:
         raise UserError(f"{given.model}: holds a teacher; ifm export takes flows")
     if given.format == "diffusers" and type(model.network).__name__ == "Transformer":
         raise UserError(f"{given.model}: diffusers has no class for ifm's transformer; use --format onnx or pt2")
-    if given.format == "diffusers" and len(model.network.data_shape) == 1:
-        raise UserError(f"{given.model}: points have no pipeline in diffusers; use --format onnx or pt2")
+    from ifm.use import drawing
+
+    kind = drawing.modality(model)
+    if given.format == "diffusers" and kind.name != "images":
+        raise UserError(f"{given.model}: {kind.noun} have no pipeline in diffusers; use --format onnx or pt2")
     if given.format == "diffusers" and model.decoder is not None:
         raise UserError(f"{given.model}: a flow of latents has no pipeline in diffusers yet; use --format onnx or pt2")
 
@@ -112,6 +146,10 @@ def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> flo
         from ifm.use.diffusers_folder import write_folder
 
         return write_folder(flow, model, folder)
+    if form == "flowmap":
+        from ifm.use import flowmap
+
+        return flowmap.write_folder(flow, model, folder)
     from ifm.use import loading
     from ifm.use.graphs import write_graph
 
@@ -120,38 +158,9 @@ def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> flo
 
 def _picture(grid: Path | None, flow: "IntegrationFlow", folder: Path) -> tuple[str | None, str]:
     """The card's picture, copied or drawn, and its caption; none for points."""
-    if grid is not None:
-        shutil.copyfile(grid, folder / PICTURE)
-        return PICTURE, "Samples."
-    from ifm.use import drawing
+    from ifm.use.pictured import PICTURE, save_picture
 
-    modality = drawing.modality(flow)
-    if modality.preview != "grids":
-        return None, ""
-    from ifm.modalities.pictures import save_grid, save_rows
-
-    classes = _classes(flow)
-    numbers = None if classes is None else spread(len(classes), ROWS)
-    n = SHOWN if numbers is None else COLUMNS * len(numbers)
-    try:
-        images = modality.pictures(flow.sample(n, classes=numbers))
-    except ValueError as error:
-        raise UserError(f"the model's samples: {error}") from error
-    by_class, which = "", f"numbers 0 to {n - 1} of seed 0, not chosen"
-    if numbers is None:
-        save_grid(images, folder / PICTURE, columns=COLUMNS)
-    else:
-        save_rows([(classes[c], images[i :: len(numbers)]) for i, c in enumerate(numbers)], folder / PICTURE)
-        of = "each class" if len(numbers) == len(classes) else f"{len(numbers)} of {len(classes)} classes"
-        by_class = f", {COLUMNS} of {of}"
-    return PICTURE, f"{n} samples in one evaluation{by_class}: {which}."
-
-
-def _classes(flow: "IntegrationFlow") -> list[str] | None:
-    """Their names, of a flow that takes them."""
-    return getattr(flow.condition_kind, "classes", None)
-
-
-def spread(count: int, shown: int) -> list[int]:
-    """At most `shown` of the numbers below `count`, evenly apart."""
-    return sorted({i * count // min(count, shown) for i in range(min(count, shown))})
+    if grid is None:
+        return save_picture(flow, folder)
+    shutil.copyfile(grid, folder / PICTURE)
+    return PICTURE, "Samples."

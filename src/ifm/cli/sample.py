@@ -20,7 +20,7 @@ SAMPLERS = ("selected", "one_step", "anchor", "renoise", "chain")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_ID", help="a model's folder (models/flow/ve), or a Hub id owner/name")
+    add("--model", required=True, metavar="DIR_OR_ID", help="a model's folder (models/flow/ve), digits, or a Hub id")
     add("--revision", metavar="NAME", help="of a Hub id: branch, tag or commit")
     add(
         "--n",
@@ -55,7 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         required=True,
         metavar="PATH",
-        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of points samples.csv",
+        help="samples.npy; of images also grid.png or a folder/ for a PNG each, of sounds samples.wav or a folder/ "
+        "for a WAV each, of points samples.csv or .parquet, of texts samples.txt or .jsonl",
     )
 
 
@@ -75,7 +76,7 @@ def run(given: argparse.Namespace) -> None:
     sampler = _sampler(given, model)
     shape = drawing.sample_shape(model)
     modality = drawing.modality(model)
-    write = files.writers(modality.name).get(kind)
+    write = files.writers(modality.name, model.of_data).get(kind)
     if write is None:
         use = files.in_words(files.writers(modality.name))
         raise UserError(f"--out {out}: {given.model} makes {modality.described(shape)}; write them to {use}")
@@ -87,7 +88,9 @@ def run(given: argparse.Namespace) -> None:
         names = model.condition_kind.classes
         asked = f", {in_words(numbers, names)}{asked}"
         if kind == ".png":
-            write = partial(files.write_class_grid, labels=condition.labels.tolist(), classes=names)
+            write = partial(
+                files.write_class_grid, labels=condition.labels.tolist(), classes=names, pictures=modality.pictures
+            )
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
         model.to(device),
@@ -100,7 +103,7 @@ def run(given: argparse.Namespace) -> None:
     )
     try:
         if accelerator is None or accelerator.is_main_process:
-            write(out, drawn, n, shape)
+            write(out, ((members, modality.own(x, model.of_data)) for members, x in drawn), n, shape)
             how = f"{sampler.title}, {sampler.way.title if sampler.way else sampler.sampler}, seed {given.seed}{asked}"
             print(f"{out}: {n} {modality.described(shape)} of {given.model}, {how}")
         else:

@@ -81,8 +81,28 @@ class Config(Section):
                 f"anchor.input: {self.anchor.input} needs the {able}; with network.kind: {self.network.kind} use "
                 f"{' or '.join(takes)}"
             )
-        if self.data.encoder is None:  # else stage preprocess asks, which knows the latents' size
+        unet = self.network.kind == "unet"
+        halvings = len(self.network.channels) - 1
+        sound = fit.name == "sound"
+        if sound and unet and any(side % 2**halvings for side in self.data.shape[1:]):
+            raise ValueError(
+                f"spectrograms of {' x '.join(map(str, self.data.shape[1:]))} cannot be halved {halvings} times, as "
+                f"network.channels asks; set data.audio.multiple to a multiple of {2**halvings}, or take an entry from "
+                "network.channels and network.attention"
+            )
+        if sound and self.anchor.input == "cross_attention" and len(set(self.data.shape[1:])) > 1:
+            raise ValueError(
+                "anchor.input: cross_attention is for squares, and spectrograms are "
+                f"{' x '.join(map(str, self.data.shape[1:]))}; use channels"
+            )
+        if not sound and self.data.encoder is None:  # else stage preprocess asks, which knows the latents' size
             check_size(self.network, self.data.image_size, of="data.image_size")
+        text = self.data.modality.name == "text"
+        if text and self.network.kind == "sequence" and self.data.text.length % self.network.sequence.patch:
+            raise ValueError(
+                f"network.sequence.patch = {self.network.sequence.patch} does not divide data.text.length = "
+                f"{self.data.text.length}; use a divisor of it"
+            )
         if self.flow.schedule == "mixed" and self.anchor.policy != "bank":
             raise ValueError(
                 f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
@@ -97,6 +117,9 @@ class Config(Section):
                 f"evaluate.extractor: pixels has {pixels:,} features with data.image_size = {self.data.image_size} and "
                 f"data.channels = {self.data.channels}, {MOST_FEATURES:,} are the most; use inception, dinov2 or "
                 "classifier, or lower data.image_size"
+                if not sound
+                else f"evaluate.extractor: pixels has {pixels:,} features of a spectrogram, {MOST_FEATURES:,} are the "
+                "most; use classifier, or lower data.audio.seconds or mels"
             )
         if self.teacher.kind == "pretrained":
             _takes_a_public_model(self)
@@ -141,12 +164,17 @@ class Config(Section):
                     f"{name}.gradient_accumulation = {section.gradient_accumulation} must be at most {name}.batch_size "
                     f"= {section.batch_size}"
                 )
+        if self.select.keep == "best" and self.flow.evaluate_every is None:
+            raise ValueError(
+                "select.keep: best needs states to choose from; set flow.evaluate_every to a number of steps, or "
+                "select.keep to last"
+            )
         if self.anchor.policy == "bank" and len(asked) > 1:
             raise ValueError(
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "
                 "several; use none, noise or self"
             )
-        if self.evaluate.extractor != "coordinates" and self.sample.count <= self.evaluate.neighbours:
+        if self.evaluate.extractor not in ("coordinates", "symbols") and self.sample.count <= self.evaluate.neighbours:
             raise ValueError(
                 f"sample.count = {self.sample.count} must be above evaluate.neighbours = {self.evaluate.neighbours}"
             )
@@ -264,5 +292,5 @@ def _has_labels(data: DataConfig) -> bool:
     """Whether the data set has classes to learn."""
     said = data.origin.labelled
     if said is not None:
-        return said
+        return said(data) if callable(said) else said
     return data.label_column is not None or not data.origin.columns  # where there are no columns, the data tell

@@ -90,8 +90,56 @@ class PointsConfig(Section):
         return self
 
 
+class ArrayConfig(Section):
+    """`data.array`: what source: array reads of its files."""
+
+    key: str | None
+    columns: Annotated[list[str], Field(min_length=1), Distinct] | None
+    labels: str | None
+
+
+class TextConfig(Section):
+    """`data.text`: what is made of text."""
+
+    unit: Literal["characters", "bytes"]
+    length: Annotated[int, Field(ge=4, le=4096)]
+    stride: Count | None
+    representation: Literal["bits", "one_hot"]
+    column: str
+
+
+class AudioConfig(Section):
+    """`data.audio`: of source: audiofolder, and of the others where `column` names recordings."""
+
+    column: str | None
+    sample_rate: Annotated[int, Field(ge=1000, le=192_000)]
+    seconds: Annotated[float, Field(gt=0, le=60)]
+    longer: Literal["start", "centre", "loudest", "error"]
+    shorter: Literal["end", "centre", "repeat", "error"]
+    shortest: NotNegative
+    trim_db: Positive | None
+    normalise: Literal["peak", "rms", "none"]
+    representation: Literal["complex", "logmel"]
+    fft: Annotated[int, Field(ge=8, le=8192)]
+    hop: Count
+    mels: Annotated[int, Field(ge=4, le=512)]
+    power: Annotated[float, Field(gt=0, le=1)]
+    multiple: Annotated[int, Field(ge=1, le=256)]
+
+    @model_validator(mode="after")
+    def _frames_overlap(self) -> Self:
+        if self.fft % 2 or self.fft < 2 * self.hop:
+            raise ValueError(f"fft = {self.fft} must be even and at least twice hop = {self.hop}")
+        if self.representation == "logmel" and self.mels > self.fft // 2 - 1:
+            raise ValueError(
+                f"mels = {self.mels} are more than fft = {self.fft} has frequencies for; lower mels to "
+                f"{self.fft // 2 - 1} or raise fft"
+            )
+        return self
+
+
 class DataConfig(Section):
-    """`data`: where the images or points come from and what is made of them."""
+    """`data`: where the images, sounds or points come from and what is made of them."""
 
     source: Annotated[str, NameOf(SOURCES)]
     name: str | None
@@ -111,13 +159,20 @@ class DataConfig(Section):
     random_flip: bool
     encoder: LocalPath | None
     encoder_revision: str | None
+    audio: AudioConfig
     points: PointsConfig
+    array: ArrayConfig | None = None
+    text: TextConfig | None = None
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
         needed = self.origin.watched
         if needed and not getattr(self, needed):
             raise ValueError(f"source: {self.source} needs {needed} to be set, got null")
+        if self.origin.section and getattr(self, self.origin.section) is None:
+            raise ValueError(f"source: {self.source} needs the section {self.origin.section}; see docs/params.md")
+        if self.audio.column is not None and not self.origin.recordings:
+            raise ValueError(f"audio.column: {self.audio.column} does not fit source: {self.source}; set it to null")
         if self.random_flip and not self.modality.mirrors:
             raise ValueError(f"random_flip: true does not fit source: {self.source}; set it to false")
         if self.encoder is not None and self.modality.name != "images":
@@ -136,11 +191,11 @@ class DataConfig(Section):
     @property
     def modality(self) -> Modality:
         """What the samples are."""
-        return modalities.MODALITIES[self.origin.modality]
+        return modalities.MODALITIES[self.origin.modality if self.audio.column is None else "sound"]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of images, (d,) of points."""
+        """Of one sample: (C, H, W) of images, (C, F, T) of sounds, (d,) of points."""
         return self.modality.shape(self)
 
 
@@ -245,6 +300,7 @@ class FlowConfig(TrainConfig):
     velocity: Literal["pair", "reference", "teacher"]
     reference_batch: Count
     ema_decay: Decays
+    evaluate_every: Count | None
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:
@@ -260,6 +316,10 @@ class FlowConfig(TrainConfig):
             if self.scheme not in objective.schemes:
                 others = " or ".join(objective.schemes)
                 raise ValueError(f"scheme: {self.scheme} does not fit objective: {name}; use {others}")
+        if self.evaluate_every is not None and self.evaluate_every >= self.steps:
+            raise ValueError(
+                f"evaluate_every = {self.evaluate_every} must be below steps = {self.steps}: the last is judged anyway"
+            )
         if self.steps < len(named):
             raise ValueError(f"steps = {self.steps} cannot be shared by {len(named)} objectives")
         return self
@@ -279,6 +339,8 @@ class SelectConfig(Section):
 
     count: Annotated[int, Field(ge=0)]
     levels: Count
+    evaluate_count: Annotated[int, Field(ge=2)]
+    keep: Literal["last", "best"]
 
     @model_validator(mode="after")
     def _a_set_of_samples(self) -> Self:
@@ -313,7 +375,7 @@ class ClassifierConfig(Section):
 class EvaluateConfig(Section):
     """`evaluate`."""
 
-    extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates"]
+    extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates", "symbols"]
     inception_path: LocalPath | None
     dinov2_path: LocalPath | None
     weights_sha256: Digest | None

@@ -1,24 +1,32 @@
-"""From any source to one raw form: images as parquet files (ifm.data.raw), points as arrays (ifm.data.points)."""
+"""From any source to one raw form.
+
+Images as parquet files (ifm.data.raw), points as arrays (ifm.data.points), text as it is
+(ifm.data.text).
+"""
 
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ifm.config import DataConfig
+from ifm.data import recordings, text
 from ifm.data.ahead import Workers
 from ifm.data.arrays import METADATA
 from ifm.data.decoding import WORKERS
 from ifm.data.labels import resolve
 from ifm.data.points import write_raw
-from ifm.data.raw import Writer, checked
+from ifm.data.raw import Checked, Writer, checked
+from ifm.data.recordings import soundfile
 from ifm.data.sources import SOURCES, Encoded, FetchError
 from ifm.data.sources.base import SHOWN, few
+from ifm.data.sources.columns import media_column
 from ifm.files import fresh_folder, readable, write_json
 from ifm.progress import progress
 from ifm.random import stream
@@ -48,6 +56,7 @@ class FetchResult:
     several_frames: int = 0
     commit: str | None = None
     revision: str | None = None
+    noun: str = "images"
 
     def in_a_line(self) -> str:
         """What was taken and what was not."""
@@ -55,7 +64,7 @@ class FetchResult:
         counts = ", ".join(f"{name} {count}" for name, count in self.splits.items())
         apart = f" ({counts})" if len(self.splits) > 1 else ""
         some = f" of {self.available}" if taken < self.available else ""
-        parts = [f"{taken}{some} images{apart}"]
+        parts = [f"{taken}{some} {self.noun}{apart}"]
         if self.classes is None:
             parts.append("no classes (data.label_column: null)")
         else:
@@ -88,13 +97,24 @@ class FetchedPoints:
         return f"{sum(self.splits.values())} points of {self.origin}"
 
 
-def fetch(config: DataConfig, out: Path) -> FetchResult | FetchedPoints:
+def fetch(config: DataConfig, out: Path) -> FetchResult | FetchedPoints | text.FetchedTexts:
     """Brings the data set of `config.source` to the raw form in folder `out`. Raises FetchError; `out` stays then."""
-    return FETCHERS[SOURCES[config.source].modality](config, out)
+    return FETCHERS[config.modality.name](config, out)
 
 
 def fetch_images(config: DataConfig, out: Path) -> FetchResult:
-    """Brings images to the raw form in `out`.
+    """See `fetch_encoded`."""
+    return fetch_encoded(config, out, look=checked, noun="images")
+
+
+def fetch_sounds(config: DataConfig, out: Path) -> FetchResult:
+    """See `fetch_encoded`."""
+    soundfile()  # said before any work
+    return fetch_encoded(config, out, look=partial(recordings.checked, audio=config.audio), noun="sounds")
+
+
+def fetch_encoded(config: DataConfig, out: Path, *, look: Callable[[Encoded], Checked], noun: str) -> FetchResult:
+    """Brings images, or other encoded files, to the raw form in `out`. look: decodes one to see if it can be used.
 
     The encoded bytes stay untouched; each image is decoded once to find the unreadable ones. With max_images,
     rows are drawn before that. Raises FetchError; `out` stays as it was then.
@@ -112,17 +132,17 @@ def fetch_images(config: DataConfig, out: Path) -> FetchResult:
             raise FetchError(f"{origin}: the {name} split is empty")
     total = sum(len(r) for r in rows.values())
     with fresh_folder(out) as folder, closing(Writer(folder)) as writer:
-        with Workers(total, threads=WORKERS) as workers, progress(total=total, label="fetch", unit="img") as bar:
+        with Workers(total, threads=WORKERS) as workers, progress(total=total, label="fetch", unit=noun) as bar:
             for name, split in source.splits.items():
                 start = 0
-                for chunk, found in workers.each(checked, _chunks(split.images(rows[name])), size=_bytes):
+                for chunk, found in workers.each(look, _chunks(split.images(rows[name])), size=_bytes):
                     here = rows[name][start : start + len(chunk)]
                     start += len(chunk)
                     chosen = None if labels is None else labels[name][here]
                     writer.write(name, here, chunk, chosen, found)
                     bar.update(len(chunk))
                 writer.close()
-        warnings = source.warnings + _judge(writer, total, config, origin=origin)
+        warnings = source.warnings + _judge(writer, total, config, origin=origin, noun=noun)
         result = FetchResult(
             out,
             writer.counts,
@@ -136,6 +156,7 @@ def fetch_images(config: DataConfig, out: Path) -> FetchResult:
             several_frames=writer.several_frames,
             commit=source.commit,
             revision=config.revision,
+            noun=noun,
         )
         write_json(folder / METADATA, _metadata(config, result))
     for warning in warnings:
@@ -147,6 +168,10 @@ def fetch_points(config: DataConfig, out: Path) -> FetchedPoints:
     """Brings points to the raw form in `out`, as one split."""
     source = SOURCES[config.source]
     found = source.read(config)
+    if found.columns is not None and config.max_images is not None:
+        rows = _subset(len(found.points), config)
+        labels = None if found.labels is None else found.labels[rows]
+        found = replace(found, points=found.points[rows], labels=labels)
     name = source.label(config) or _display_name(config.name or config.path)
     write_raw(out, found, source=source.name, name=name)
     return FetchedPoints(out, {"train": len(found.points)}, source.origin(config))
@@ -159,7 +184,7 @@ def _metadata(config: DataConfig, result: FetchResult) -> dict[str, Any]:
         "name": source.label(config) or _display_name(config.name or config.path),
         "revision": config.revision,
         **({"commit": result.commit} if source.revisions else {}),
-        "image_column": config.image_column if source.columns else None,
+        "image_column": media_column(config)[1] if source.columns else None,
         "label_column": config.label_column if source.columns else None,
         "splits": result.splits,
         "classes": result.classes,
@@ -198,7 +223,7 @@ def _bytes(chunk: list[Encoded]) -> int:
     return sum(len(image.data or b"") for image in chunk)
 
 
-def _judge(writer: Writer, total: int, config: DataConfig, *, origin: str) -> list[str]:
+def _judge(writer: Writer, total: int, config: DataConfig, *, origin: str, noun: str) -> list[str]:
     """What to warn of. Raises FetchError where unreadable images are not to be left out, or nothing is left."""
     warnings = []
     if writer.deep and max(writer.deep) < _DARK:
@@ -210,13 +235,25 @@ def _judge(writer: Writer, total: int, config: DataConfig, *, origin: str) -> li
     if not writer.faults:
         return warnings
     shown = "; ".join(writer.faults[:SHOWN]) + ("; ..." if len(writer.faults) > SHOWN else "")
-    found = f"{origin}: {len(writer.faults)} of {total} images cannot be read: {shown}"
+    found = f"{origin}: {len(writer.faults)} of {total} {noun} cannot be read: {shown}"
     if config.on_bad_image == "error":
         raise FetchError(f"{found}. Set data.on_bad_image: skip to leave them out")
     empty = [split for split, count in writer.counts.items() if not count]
     if empty:
-        raise FetchError(f"{found}. No image is left in the {empty[0]} split")
+        raise FetchError(f"{found}. No {noun.removesuffix('s')} is left in the {empty[0]} split")
     return [*warnings, f"{found}; left out"]
 
 
-FETCHERS: dict[str, Callable] = {"images": fetch_images, "points": fetch_points}  # by modality
+def fetch_text(config: DataConfig, out: Path) -> text.FetchedTexts:
+    """Brings text to the raw form in `out`."""
+    source = SOURCES[config.source]
+    name = source.label(config) or _display_name(config.name if source.key == "name" else config.path)
+    return text.write_raw(out, source.read(config), source=source.name, name=name, origin=source.origin(config))
+
+
+FETCHERS: dict[str, Callable] = {  # by modality
+    "images": fetch_images,
+    "points": fetch_points,
+    "text": fetch_text,
+    "sound": fetch_sounds,
+}

@@ -45,9 +45,21 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Text as found: the documents of each split, as bytes. commit: what data.revision stands for."""
+
+    splits: dict[str, list[bytes]]
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
 class Points:
-    """Points as found: float [n, d]. labels: int64 [n] in 0..k-1, classes: their k names; both None without classes."""
+    """Points as found: float [n, d]. labels: int64 [n] in 0..k-1, classes: their k names; both None without classes.
+
+    columns: names of the d columns of numbers that are in units of their own, and so are standardised; else None.
+    """
 
     points: "np.ndarray"
     labels: "np.ndarray | None" = None
     classes: list[str] | None = None
+    columns: list[str] | None = None

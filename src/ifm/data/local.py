@@ -14,6 +14,7 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
     ".pbm", ".pnm",
 )  # fmt: skip
+SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".mp3")
 SPLIT_LIKE = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 HIDDEN, LINKS, BARE = "hidden", "links and special files", "without a suffix"
 
@@ -26,8 +27,8 @@ class ImageFiles:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def image_files(folder: Path) -> ImageFiles:
-    """The files with an image's suffix, and what else there is.
+def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> ImageFiles:
+    """The files with an image's suffix, or one of others, and what else there is.
 
     Hidden files and folders are no images: previews and notebook copies live there. Links out of the folder are not
     followed.
@@ -36,8 +37,8 @@ def image_files(folder: Path) -> ImageFiles:
     for place, names in _places(folder, passed_over):
         inside = os.path.relpath(place, folder)
         for name in names:
-            kind = _kind(place, name, root)
-            if kind in SUFFIXES:
+            kind = _kind(place, name, root, suffixes)
+            if kind in suffixes:
                 paths.append(PurePath(inside, name))
             else:
                 passed_over[kind] += 1
@@ -60,12 +61,12 @@ def _places(folder: Path, passed_over: Counter[str]) -> Iterator[tuple[str, list
         yield place, files
 
 
-def _kind(place: str, name: str, root: Path) -> str:
+def _kind(place: str, name: str, root: Path, suffixes: tuple[str, ...]) -> str:
     """The suffix in small letters, or why it is no image."""
     if name.startswith("."):
         return HIDDEN
     suffix = os.path.splitext(name)[1].lower().rstrip(".") or BARE
-    if suffix not in SUFFIXES:
+    if suffix not in suffixes:
         return suffix
     # A pipe or a device would have the reader wait for ever.
     mode = os.lstat(os.path.join(place, name)).st_mode

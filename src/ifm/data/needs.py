@@ -42,6 +42,8 @@ def check(config: Config, counts: Counts, *, where: Path, latents: tuple[int, ..
     if config.evaluate.extractor == "coordinates":
         _check_modes(config, counts, where=where)
         return
+    if config.evaluate.extractor == "symbols":
+        return
     if config.evaluate.extractor == "classifier":
         check_classes(counts.classes, counts.of_classes, where=where)
     split, k = config.evaluate.reference_split, config.evaluate.neighbours

@@ -1,12 +1,13 @@
 """Points: float32 [n, d] at rest, by the same folders and checksums as images.
 
 The raw form is a folder of points.npy, labels.npy (where there are classes) and metadata.json; the processed form is
-that of ifm.data.arrays, with shards of float32 [n, d].
+that of ifm.data.arrays, with shards of float32 [n, d]. Columns in units of their own (source: array) are float64 in the
+raw form, and standardised in the processed one (ifm.modalities.units).
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ifm.data.laws import gaussian_moments
 from ifm.data.needs import Counts
 from ifm.errors import in_a_line
 from ifm.files import file_sha256, fresh_folder, read_json, write_json
+from ifm.modalities.units import KEY, Units
 from ifm.random import stream
 
 POINTS, LABELS = "points.npy", "labels.npy"
@@ -37,16 +39,22 @@ def write_raw(out: Path, found: Points, *, source: str, name: str) -> None:
     """Writes the raw form in `out`. source: as in data.source; name: what the data set is called."""
     splits = {"train": len(found.points)}
     with fresh_folder(out) as folder:
-        np.save(folder / POINTS, found.points.astype(np.float32), allow_pickle=False)
+        dtype = np.float32 if found.columns is None else np.float64
+        np.save(folder / POINTS, found.points.astype(dtype), allow_pickle=False)
         if found.labels is not None:
             np.save(folder / LABELS, found.labels, allow_pickle=False)
         described = {"source": source, "name": name, "splits": splits, "classes": found.classes}
+        described |= {} if found.columns is None else {"columns": found.columns}
         write_json(folder / METADATA, described | {"sha256": file_sha256(folder / POINTS)})
 
 
 @dataclass(frozen=True)
 class PointMetadata(StoredMetadata):
-    """metadata.json of processed points. mean, std: one per coordinate, of the train split."""
+    """metadata.json of processed points. mean, std: one per coordinate, of the train split.
+
+    points: `Units.described` of columns that have been standardised, beside modality: points; without such columns
+    there are no such keys.
+    """
 
     source: str
     name: str
@@ -56,6 +64,14 @@ class PointMetadata(StoredMetadata):
     mean: list[float]
     std: list[float]
     test_in_train: int | None = None
+    modality: str | None = None
+    points: dict[str, Any] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Writes metadata.json."""
+        named = ("modality", KEY)
+        kept = {key: value for key, value in asdict(self).items() if key not in named or value is not None}
+        write_json(folder / METADATA, kept)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -73,7 +89,8 @@ def preprocess_points(
     """
     described = _raw(raw, source=config.source)
     k = len(described["classes"] or ())
-    points = _load(raw / POINTS, np.float32)  # [n, d]
+    columns = described.get("columns")
+    points = _load(raw / POINTS, np.float32 if columns is None else np.float64)  # [n, d]
     labels = None if described["classes"] is None else _load(raw / LABELS, np.int64)  # [n]
     n = len(points) if points.ndim == 2 else 0
     if n < 2 or not points.shape[1] or not np.isfinite(points).all():
@@ -89,6 +106,10 @@ def preprocess_points(
     if check is not None:
         modes = None if labels is None else np.bincount(labels[rows["train"]], minlength=k).tolist()
         check(Counts({name: len(here) for name, here in rows.items()}, described["classes"], modes))
+    units = None
+    if columns is not None:
+        units = _units(points[rows["train"]], columns, raw)
+        points = units.standardised(points)
     digests = {name: row_digests(points[here]) for name, here in rows.items()}
     with fresh_folder(out) as folder:
         splits = {
@@ -112,9 +133,22 @@ def preprocess_points(
             mean=train.mean(axis=0).tolist(),
             std=train.std(axis=0).tolist(),
             test_in_train=int(np.isin(digests["test"], digests["train"], kind="sort").sum()),
+            **({} if units is None else {"modality": KEY, KEY: units.described()}),
         )
         metadata.write(folder)
     return metadata
+
+
+def _units(train: np.ndarray, columns: list[str], raw: Path) -> Units:
+    """Of the train split, by which all is standardised."""
+    if len(columns) != train.shape[1]:
+        raise DataError(
+            f"{raw / METADATA}: names {len(columns)} columns of {train.shape[1]}; run `dvc repro fetch` again"
+        )
+    try:
+        return Units.of(train, columns)
+    except ValueError as error:
+        raise DataError(f"{raw / POINTS}: in the train split {error}") from error
 
 
 def _raw(raw: Path, *, source: str) -> dict[str, Any]:

@@ -26,21 +26,15 @@ from ifm.data.arrays import (
 )
 from ifm.data.decoding import WORKERS, decode, to_array
 from ifm.data.needs import Counts
+from ifm.data.placing import counts_of, place
 from ifm.data.points import preprocess_points
+from ifm.data.sound import preprocess_sound
+from ifm.data.text import preprocess_text
 from ifm.files import fresh_folder
 from ifm.progress import progress
-from ifm.random import stream
 
 SHARD_BYTES = 2**30
 _BLOCK_BYTES = 2**24
-
-
-@dataclass(frozen=True)
-class _Placement:
-    """Where the rows of one raw split go: row i to `position[i]` of test or train."""
-
-    is_test: np.ndarray  # bool [n]
-    position: np.ndarray  # int64 [n]
 
 
 @dataclass(frozen=True)
@@ -86,15 +80,15 @@ def preprocess_images(
     """
     source = raw_form.read_metadata(raw)
     raw_form.check_counts(raw, source["splits"])
-    placements = _place(source["splits"], config)
+    placements = place(source["splits"], config)
     if check is not None:
         is_test = {split: placement.is_test for split, placement in placements.items()}
         counts = raw_form.class_counts(raw, is_test, source["classes"])
-        check(Counts(_counts(placements), source["classes"], counts))
+        check(Counts(counts_of(placements), source["classes"], counts))
     with fresh_folder(out) as folder:
         writers = {
             name: _SplitWriter(folder, name, count, config, labelled=source["classes"] is not None)
-            for name, count in _counts(placements).items()
+            for name, count in counts_of(placements).items()
         }
         total = sum(source["splits"].values())
         with (
@@ -168,27 +162,6 @@ def _spread(
     for name, writer in writers.items():
         here = is_test == (name == "test")
         writer.write(position[here], images[here], None if labels is None else labels[here])
-
-
-def _place(splits: dict[str, int], config: DataConfig) -> dict[str, _Placement]:
-    """The source's own test split where it has one, else the first part of a seeded shuffle."""
-    if "test" in splits:
-        return {name: _Placement(np.full(n, name == "test"), np.arange(n)) for name, n in splits.items()}
-    n = splits["train"]
-    if n < 2:
-        raise DataError(f"a train and a test split need at least 2 images, the data set has {n}")
-    tests = min(max(round(config.test_fraction * n), 1), n - 1)
-    order = stream(config.split_seed, "split").permutation(n)
-    is_test, position = np.zeros(n, bool), np.empty(n, np.int64)
-    is_test[order[:tests]] = True
-    position[order[:tests]] = np.arange(tests)
-    position[order[tests:]] = np.arange(n - tests)
-    return {"train": _Placement(is_test, position)}
-
-
-def _counts(placements: dict[str, _Placement]) -> dict[str, int]:
-    tests = sum(int(p.is_test.sum()) for p in placements.values())
-    return {"train": sum(len(p.is_test) for p in placements.values()) - tests, "test": tests}
 
 
 def _row_shape(config: DataConfig) -> tuple[int, int, int]:
@@ -284,4 +257,9 @@ def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-PREPROCESSORS: dict[str, Callable] = {"images": preprocess_images, "points": preprocess_points}  # by modality
+PREPROCESSORS: dict[str, Callable] = {  # by modality
+    "images": preprocess_images,
+    "points": preprocess_points,
+    "text": preprocess_text,
+    "sound": preprocess_sound,
+}

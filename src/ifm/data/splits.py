@@ -7,13 +7,23 @@ from ifm.data.arrays import METADATA, DataError, ImageSet, SampleSet
 from ifm.data.latents import METADATA as LATENTS
 from ifm.data.latents import LatentSet
 from ifm.data.points import PointSet
+from ifm.data.sound import SoundSet
+from ifm.data.text import TextSet
 from ifm.files import read_json
 
-SETS: dict[str, type[SampleSet]] = {"images": ImageSet, "points": PointSet}  # by modality
+SETS: dict[str, type[SampleSet]] = {  # by modality
+    "images": ImageSet,
+    "points": PointSet,
+    "text": TextSet,
+    "sound": SoundSet,
+}
 
 
 def open_split(folder: Path, split: str) -> SampleSet:
-    """Images uint8 [n, C, H, W] or points float32 [n, d], as metadata.json says. Raises DataError."""
+    """Images uint8 [n, C, H, W], points float32 [n, d], text uint8 [n, C, L] or sounds float16 [n, C, F, T].
+
+    metadata.json says which. Raises DataError.
+    """
     path = folder / METADATA
     try:
         kind = modalities.of(read_json(path)).name

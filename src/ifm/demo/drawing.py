@@ -43,6 +43,7 @@ class Answer:
     samples: np.ndarray
     seconds: float
     nfe: int
+    modality: str | None = None  # where it is recorded
 
     @property
     def time(self) -> str:
@@ -81,7 +82,7 @@ def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:
     told = condition(model, asked)
     began = time.perf_counter()
     samples = drawing.draw(model, sampler, asked.count, seed=asked.seed, condition=told)
-    return Answer(samples, time.perf_counter() - began, sampler.nfe)
+    return Answer(samples, time.perf_counter() - began, sampler.nfe, model.of_data.get("modality"))
 
 
 def condition(model: Model, asked: Asked) -> Condition | None:
@@ -117,7 +118,7 @@ def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
     began = time.perf_counter()
     with torch.inference_mode():
         samples = drawing.modality(model).to_rest(sampler.run(draws))
-    return Answer(samples, time.perf_counter() - began, asked.steps)
+    return Answer(samples, time.perf_counter() - began, asked.steps, model.of_data.get("modality"))
 
 
 def turned(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -154,14 +155,15 @@ class Turned:
         return a + self._share * (b - a)
 
 
-def picture(samples: np.ndarray, *, columns: int = 4) -> Image.Image:
-    """A grid of images, or points in the plane of their first two coordinates."""
-    modality = modalities.of(samples.shape[1:])
+def picture(samples: np.ndarray, *, columns: int = 4, modality: str | None = None) -> Image.Image:
+    """A grid of images, or points in the plane of their first two coordinates. modality: where it is recorded."""
+    modality = modalities.of(samples.shape[1:], modality)
     if modality.preview == "scatter":
         return scatter(samples)
     if modality.preview != "grids":
         raise ValueError(f"{modality.noun} have no picture in the demo yet")
-    return Image.open(io.BytesIO(grid_png(samples, columns=columns, scale=max(1, 96 // samples.shape[-1]))))
+    pictures = modality.pictures(samples)
+    return Image.open(io.BytesIO(grid_png(pictures, columns=columns, scale=max(1, 96 // pictures.shape[-1]))))
 
 
 def scatter(points: np.ndarray) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ifm import checkout, pretrained
 from ifm.errors import UserError
 from ifm.model import IntegrationFlow
-from ifm.use import drawing, loading
+from ifm.use import drawing, loading, shipped
 from ifm.use.drawing import data_shape
 
 FLOWS = "models/flow"  # in a checkout
@@ -37,12 +37,13 @@ class Models:
     """Models by name. They are loaded once, on one device."""
 
     def __init__(self, asked: Sequence[str], *, device: str = "cpu", teacher: str | None = None) -> None:
-        """asked: folders or Hub ids; none: the flows of the checkout that the current folder is in.
+        """asked: folders, shipped names or Hub ids; none: the flows of the checkout that the current folder is in, or
+        the one that comes with the package.
 
         teacher: a folder or Hub id, of the first model; None: the folder beside the flow's (`teacher_beside`).
         Raises UserError where there is no model, or one is no flow.
         """
-        self.folders = named(asked) if asked else of_checkout(checkout.find())
+        self.folders = named(asked) if asked else there(checkout.find())
         self._device, self._teacher = device, teacher and loading.find(teacher)
         self._loaded: dict[str, Pair] = {}
         self._lock = threading.Lock()  # gradio's handlers run in threads
@@ -64,6 +65,8 @@ class Models:
         flow = loading.load_any(folder, named=name)
         if not isinstance(flow, IntegrationFlow):
             raise UserError(f"{name}: holds a teacher; the demo shows flows, and their teachers beside them")
+        if drawing.modality(flow).preview == "text":
+            raise UserError(f"{name}: makes texts, which the demo does not show; use `ifm sample --out texts.txt`")
         beside = teacher or teacher_beside(folder)
         found = None if beside is None else loading.load_any(beside)
         if isinstance(found, IntegrationFlow):
@@ -80,6 +83,16 @@ class Models:
 def named(asked: Sequence[str]) -> dict[str, Path]:
     """Folders by the names that were asked for."""
     return {name: loading.find(name) for name in asked}
+
+
+def there(root: Path | None) -> dict[str, Path]:
+    """The flows of a checkout; where it has none, the one that comes with the package. Raises UserError."""
+    try:
+        return of_checkout(root)
+    except UserError:
+        if shipped.FIRST not in shipped.names():
+            raise
+        return named([shipped.FIRST])
 
 
 def of_checkout(root: Path | None) -> dict[str, Path]:

@@ -116,14 +116,18 @@ def answers(models: Models, name: str, *values: Any) -> Iterator[tuple]:
     asked = asked_for(pair, *values)
     columns = max(1, round(asked.count**0.5))
     flow = drawing.flow(pair, asked)
-    ours = drawing.picture(flow.samples, columns=columns), f"**Flow**: {flow.time}"
+    ours = drawing.picture(flow.samples, columns=columns, modality=flow.modality), f"**Flow**: {flow.time}"
     yield *ours, gr.skip(), gr.skip()
     teacher = drawing.teacher(pair, asked)
     if teacher is None:
         yield *ours, None, "**Teacher**: none beside this model"
         return
     ratio = f"; {teacher.seconds / flow.seconds:.0f} times the flow's" if flow.seconds else ""
-    yield *ours, drawing.picture(teacher.samples, columns=columns), f"**Teacher**: {teacher.time}{ratio}"
+    yield (
+        *ours,
+        drawing.picture(teacher.samples, columns=columns, modality=teacher.modality),
+        f"**Teacher**: {teacher.time}{ratio}",
+    )
 
 
 def interpolation(models: Models, name: str, *values: Any) -> Any:
@@ -131,4 +135,4 @@ def interpolation(models: Models, name: str, *values: Any) -> Any:
     *asked, last, frames = values
     pair = models[name]
     found = drawing.between(pair, asked_for(pair, *asked), int(last or 0), frames=int(frames))
-    return drawing.picture(found.samples, columns=int(frames))
+    return drawing.picture(found.samples, columns=int(frames), modality=found.modality)

@@ -11,6 +11,7 @@ from ifm.errors import UserError
 from ifm.metrics.metric import (
     IMAGES,
     POINTS,
+    TEXT,
     Aligned,
     Better,
     Count,
@@ -22,6 +23,7 @@ from ifm.metrics.metric import (
 )
 
 BOTH = (IMAGES, POINTS)
+ALL = (*BOTH, TEXT)
 _ENTRIES = (
     Metric(
         "fid", "FID", Better.LOWER,
@@ -38,12 +40,12 @@ _ENTRIES = (
         format=Aligned(least=3, most=3), spread=False,
     ),
     Metric(
-        "ratio", "Over the teacher’s", Better.LOWER, kinds=BOTH,
+        "ratio", "Over the teacher’s", Better.LOWER, kinds=ALL,
         tooltip="the figure over that of the teacher at its best NFE, from the same prior draws.",
         role=Role.SIDE, format=Aligned(least=2, most=2),
     ),
     Metric(
-        "teacher_nfe", "Teacher’s best NFE", None, kinds=BOTH,
+        "teacher_nfe", "Teacher’s best NFE", None, kinds=ALL,
         tooltip="the teacher’s number of evaluations that is best, which the ratio is taken against.",
         role=Role.SIDE, format=Count(), spread=False,
     ),
@@ -104,6 +106,40 @@ _ENTRIES = (
         plot=Plot(log=True, caption="Energy distance, both axes logarithmic."),
     ),
     Metric(
+        "fourgram_tv", "4-gram total variation", Better.LOWER, kinds=(TEXT,),
+        tooltip="half the sum of differences between the shares of runs of four symbols and those of real text. Real "
+        "text itself is above 0: it depends on the number of samples.",
+        compute=lambda of: of.texts.total_variation(4), judges=True, format=Aligned(least=3),
+        plot=Plot(real=True),
+    ),
+    Metric(
+        "bigram_tv", "2-gram total variation", Better.LOWER, kinds=(TEXT,),
+        tooltip="the same of runs of two symbols.", compute=lambda of: of.texts.total_variation(2),
+        format=Aligned(least=3), plot=Plot(real=True),
+    ),
+    Metric(
+        "character_tv", "Character total variation", Better.LOWER, kinds=(TEXT,),
+        tooltip="the same of single symbols.", compute=lambda of: of.texts.total_variation(1),
+        format=Aligned(least=3), plot=Plot(real=True),
+    ),
+    Metric(
+        "word_share", "Words of the corpus", Better.HIGHER, kinds=(TEXT,),
+        tooltip="the share of words that the training text has too; words cut by a sample’s ends are left out.",
+        compute=lambda of: of.texts.word_share, headline=True, format=Aligned(least=3, most=3),
+        plot=Plot(real=True),
+    ),
+    Metric(
+        "half_copies", "Copies of half a text", None, kinds=(TEXT,),
+        tooltip="the share of samples of which half, in a row, stands in the training texts to the letter.",
+        compute=lambda of: of.texts.half_copies, role=Role.SIDE, format=Aligned(least=3, most=3),
+    ),
+    Metric(
+        "valid_codes", "Codes of a symbol", Better.HIGHER, kinds=(TEXT,),
+        tooltip="the share of positions whose signs are a symbol’s code; others become the nearest symbol.",
+        ideal=1, compute=lambda of: of.real.language.alphabet.valid(of.samples),
+        where=lambda of: of.samples is not None, role=Role.SIDE, format=Aligned(least=3, most=3),
+    ),
+    Metric(
         "min_class_share", "Rarest class, %", Better.HIGHER, kinds=BOTH,
         tooltip="the share of the class that is rarest among the samples.",
         role=Role.DETAIL, format=Aligned(scale=100, least=1), spread=False, last=3,
@@ -157,32 +193,32 @@ _ENTRIES = (
         role=Role.SIDE, format=Aligned(least=2, most=3), spread=False,
     ),
     Metric(
-        "endpoint_rms", "End-point RMS", Better.LOWER, kinds=BOTH,
+        "endpoint_rms", "End-point RMS", Better.LOWER, kinds=ALL,
         tooltip="the distance from the teacher’s sample at its largest NFE, from the same prior draw.",
         role=Role.SIDE, last=1,
     ),
     Metric(
-        "seconds_per_image", "ms per {sample}", Better.LOWER, kinds=BOTH, tooltip="time per sample in a full batch.",
+        "seconds_per_image", "ms per {sample}", Better.LOWER, kinds=ALL, tooltip="time per sample in a full batch.",
         role=Role.COST, format=Sized(scale=1e3), spread=False,
     ),
     Metric(
-        "seconds_batch_1", "ms, batch of 1", Better.LOWER, kinds=BOTH, tooltip="time per sample, one at a time.",
+        "seconds_batch_1", "ms, batch of 1", Better.LOWER, kinds=ALL, tooltip="time per sample, one at a time.",
         role=Role.COST, format=Sized(scale=1e3), spread=False,
     ),
     Metric(
-        "peak_memory_mb", "Memory, MB", Better.LOWER, kinds=BOTH, tooltip="the accelerator’s peak while sampling.",
+        "peak_memory_mb", "Memory, MB", Better.LOWER, kinds=ALL, tooltip="the accelerator’s peak while sampling.",
         role=Role.COST, format=Sized(digits=2, least=0.1), spread=False,
     ),
     Metric(
-        "parameters", "Parameters", None, kinds=BOTH, tooltip="parameters of the network.",
+        "parameters", "Parameters", None, kinds=ALL, tooltip="parameters of the network.",
         role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
-        "train_images", "Training {sample}s", None, kinds=BOTH,
+        "train_images", "Training {sample}s", None, kinds=ALL,
         tooltip="samples seen in training, repeats counted.", role=Role.COST, format=Count(), spread=False,
     ),
     Metric(
-        "train_seconds", "Training time, s", Better.LOWER, kinds=BOTH, tooltip="training, on this run’s hardware.",
+        "train_seconds", "Training time, s", Better.LOWER, kinds=ALL, tooltip="training, on this run’s hardware.",
         role=Role.COST, format=Sized(), spread=False,
     ),
 )  # fmt: skip
@@ -197,7 +233,7 @@ def get(key: str) -> Metric:
 
 
 def of(kind: str | None = None, *roles: Role) -> list[Metric]:
-    """The entries of one kind of data ("images", "points"; None: of all) with one of the roles (none given: all)."""
+    """The entries of one kind of data (images, points, text; None: of all) with one of the roles (none given: all)."""
     return [m for m in METRICS.values() if (kind is None or kind in m.kinds) and (not roles or m.role in roles)]
 
 

@@ -70,7 +70,7 @@ def train_classifier(
     waits for it only where a row of the curve is due.
     """
     torch.manual_seed(settings.seed)
-    size = images.shape[2]
+    size = min(images.shape[2:])
     model = Classifier(channels=images.shape[1], image_size=size, classes=classes, width=settings.width)
     model.modality = modality
     model.to(device, memory_format=memory_format(device))

@@ -9,8 +9,9 @@ import numpy as np
 from ifm.metrics.asked import asked_class_share
 from ifm.metrics.classes import PARTS, inception_score, inception_score_of_parts
 from ifm.metrics.distances import Moments, fid, kid, moments
+from ifm.metrics.language import Language, Texts
 from ifm.metrics.neighbours import Manifold, chosen, copies, nearest, precision_recall
-from ifm.metrics.points import energy_distance, mean_distance, sliced_wasserstein
+from ifm.metrics.points import energy_distance, fewer, mean_distance, sliced_wasserstein
 
 OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -50,6 +51,7 @@ class Real:
     measures: Measures
     train: np.ndarray | None = None  # [n, d], what a model may have memorised; None: not known
     unseen: np.ndarray | None = None  # [k, d], held-out samples; None: not known
+    language: Language | None = None  # of texts
 
     @cached_property
     def moments(self) -> Moments:
@@ -62,7 +64,7 @@ class Real:
     @cached_property
     def spread(self) -> float:
         """The mean distance within the real points, which every energy distance to them needs."""
-        return mean_distance(self.features, self.features)
+        return mean_distance(fewer(self.features), fewer(self.features))
 
     @cached_property
     def unseen_distances(self) -> np.ndarray | None:
@@ -129,6 +131,11 @@ class Comparison:
     def asked_class_share(self) -> float | None:
         """None where no class was asked for, or nothing says which class a sample is of."""
         return None if self.said is None or self.asked is None else asked_class_share(self.said, self.asked)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The samples as symbols, beside real text."""
+        return Texts(np.asarray(self.found.features).astype(np.int32), self.real.language)
 
     @cached_property
     def sliced_wasserstein(self) -> float:

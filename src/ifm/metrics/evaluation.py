@@ -19,15 +19,18 @@ from ifm.metrics.classifier import classify
 from ifm.metrics.comparison import Comparison, Found, Measures, Real, least_samples, without_neighbours
 from ifm.metrics.extraction import extract
 from ifm.metrics.figures import fid_trend, figures_of, image_figures, over_sets
-from ifm.metrics.metric import POINTS
+from ifm.metrics.metric import PLAIN, POINTS, TEXT
 from ifm.metrics.neighbours import nearest
 from ifm.metrics.points import nearest_centres
 from ifm.metrics.reference import BATCH, Reference
+from ifm.random import stream
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MEND = "run `dvc repro --force sample@...`"
+REAL_TEXT = "real text"  # a row of figures
+OF_GRAMS, OF_WORDS = ("character_tv", "bigram_tv", "fourgram_tv"), ("word_share", "half_copies")
 RECONSTRUCTION = "reconstruction"  # of real images, by the encoder and decoder of a model of latents
 PAIRS = 8  # closest pairs kept of a sampler
 
@@ -73,8 +76,9 @@ def evaluate_samples(
         raise UserError(f"{folder}: {what} of shape {metadata['image_shape']}, the reference has {list(expected)}")
     seeds = metadata.get("seeds", 1)
     arrays = {s["name"]: _load(folder, s["name"], expected, modality.dtype) for s in metadata["samplers"]}
-    points = reference.extractor.name == "coordinates"
-    least = 2 if points else least_samples(measures)
+    kind = modality.figures
+    plain = kind in PLAIN
+    least = 2 if plain else least_samples(measures)
     for name, images in arrays.items():
         if len(images) % seeds or len(images) // seeds < least:
             raise UserError(
@@ -85,12 +89,13 @@ def evaluate_samples(
     finest = arrays[max(of_teacher, key=lambda s: s["nfe"])["name"]] if of_teacher else None
 
     real = reference.real(measures)  # one for all samplers: it keeps what it has computed
-    kind = modality.figures
     judge = catalogue.judge(kind)
     asked = _asked(folder, metadata, reference, arrays)
     judging = Judging(reference, real, kind, asked, labels, accelerator)
     by_set: dict[str, list[float]] = {}
-    figures: dict[str, dict[str, Any]] = {} if points else _of_real_images(reference, real)
+    figures: dict[str, dict[str, Any]] = _of_real_data(
+        reference, real, kind, count=min(map(len, arrays.values())) // seeds
+    )
     closest: dict[str, list[tuple[int, int]]] = {}
     for sampler in progress(metadata["samplers"]):
         name, images = sampler["name"], arrays[sampler["name"]]
@@ -101,7 +106,7 @@ def evaluate_samples(
                 raise UserError(f"{folder}: {name} has {len(images)} {what}, the teacher {len(finest)}; {MEND}")
             row |= over_sets([{"endpoint_rms": endpoint_rms(images[s], finest[s])} for s in _sets(len(images), seeds)])
         figures[name] = row
-        if not points and sampler["sampler"] == "one_step":
+        if not plain and sampler["sampler"] == "one_step":
             closest[name] = closest_pairs(found.features, real.train)
     best = teachers.best(({"name": s["name"], **figures[s["name"]]} for s in of_teacher), judge)
     if best is not None:
@@ -153,16 +158,16 @@ class Judging:
         """A sampler's row of figures, the figures of each of its `seeds` sets, and the features."""
         found = extract(self.reference.extractor, images, batch_size=BATCH, accelerator=self.accelerator)
         said, asked = _classes(self.reference, images), None if self.asked is None else self.asked[: len(images)]
-        each, points = len(images) // seeds, self.kind == POINTS
+        each, plain = len(images) // seeds, self.kind in PLAIN
         sets = [
             Comparison(found.part(s), self.real, images[s], said=_rows(said, s), asked=_rows(asked, s))
             for s in _sets(len(images), seeds)
         ]
         of_sets = [figures_of(one, self.kind) for one in sets]
         row = {key: sampler[key] for key in ("model", "sampler", "nfe")} | {"n_samples": each, "seeds": seeds}
-        row |= over_sets(of_sets) | ({} if points else fid_trend([one.found for one in sets], self.real))
+        row |= over_sets(of_sets) | ({} if plain else fid_trend([one.found for one in sets], self.real))
         row |= self._of_classes(found, said, asked)
-        row["warnings"] = _cautions(self.reference, None if points else self.real, each)
+        row["warnings"] = _cautions(self.reference, None if plain else self.real, each)
         return row, of_sets, found
 
     def _of_classes(self, found: Found, said: np.ndarray | None, asked: np.ndarray | None) -> dict[str, Any]:
@@ -174,7 +179,7 @@ class Judging:
             figures |= class_figures(np.bincount(said, minlength=count), shares)
             if asked is not None:
                 figures["asked_shares"] = shares_by_class(said, asked, classes=count)
-        if asked is not None and self.labels is not None and self.kind != POINTS:
+        if asked is not None and self.labels is not None and self.kind not in PLAIN:
             count = len(self.reference.metadata["classes"])
             by_class = fids_by_class(found.features, asked, self.real.features, self.labels, classes=count)
             figures |= fid_figures(by_class)
@@ -185,11 +190,16 @@ def _rows(values: np.ndarray | None, rows: slice) -> np.ndarray | None:
     return None if values is None else values[rows]
 
 
-def _of_real_images(reference: Reference, real: Real) -> dict[str, dict[str, Any]]:
-    """What real images have that are not the reference, as one more sampler; nothing where there is but one.
+def _of_real_data(reference: Reference, real: Real, kind: str, *, count: int) -> dict[str, dict[str, Any]]:
+    """What real data have, as one more sampler: images that are not the reference, as far as there are two; `count`
+    texts. Nothing of points.
 
     Of latents also what the reference's images have that went through the autoencoder: the floor of such models.
     """
+    if kind == TEXT:
+        return _of_real_texts(reference, real, count)
+    if kind == POINTS:
+        return {}
     other = "test" if reference.metadata["split"] == "train" else "train"
     found = Found(reference.splits[other])
     if len(found) < 2:
@@ -204,6 +214,23 @@ def _of_data(sampler: str, found: Found, reference: Reference, real: Real) -> di
     row = {"model": "data", "sampler": sampler, "nfe": 0, "n_samples": len(found), "seeds": 1}
     row |= image_figures(found, dataclasses.replace(real, train=None))
     return row | {"warnings": _cautions(reference, real, len(found))}
+
+
+def _of_real_texts(reference: Reference, real: Real, count: int) -> dict[str, dict[str, Any]]:
+    """As many real texts as a set has, drawn: n-grams of the part that is not the reference against the reference,
+    words and copies of held-out text against the training text.
+
+    So the row is what another part of the text has, at the same number.
+    """
+    other = "test" if reference.metadata["split"] == "train" else "train"
+    row = {"model": "data", "sampler": REAL_TEXT, "nfe": 0, "seeds": 1}
+    for split, keys in ((other, OF_GRAMS), ("test", OF_WORDS)):
+        features = reference.splits[split]
+        rows = stream(0, "split", index=2).permutation(len(features))[:count]
+        row["n_samples"] = min(len(rows), row.get("n_samples", count))
+        found = figures_of(Comparison(Found(features[np.sort(rows)]), real), TEXT)
+        row |= {key: found[key] for key in keys}
+    return {REAL_TEXT: row | {"warnings": _cautions(reference, None, row["n_samples"])}}
 
 
 def _cautions(reference: Reference, real: Real | None, samples: int) -> list[str]:

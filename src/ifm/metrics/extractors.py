@@ -25,6 +25,8 @@ from ifm.metrics.weights import (
     verified_bytes,
     verify,
 )
+from ifm.modalities import MODALITIES
+from ifm.modalities.alphabet import Alphabet
 from ifm.modalities.images import to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,6 +86,9 @@ class ClassifierExtractor(Extractor):
         self.model, self.device = model.to(device).eval(), device
         self.checksum = _weights_checksum(model.state_dict())
         self.dimension = model.head.in_features
+        if model.modality is not None and not MODALITIES[model.modality].by_shape:
+            kind = MODALITIES[model.modality]
+            self.rounding = f"{kind.dtype} {kind.noun} [{', '.join(kind.axes)}] as they are at rest, in float32"
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -109,6 +114,8 @@ class PixelExtractor(Extractor):
         self.device = device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        if images.dtype != np.uint8:  # spectrograms: as they are
+            return np.asarray(images, np.float32).reshape(len(images), -1)
         return to_unit(images).flatten(1).numpy()
 
 
@@ -125,6 +132,21 @@ class CoordinateExtractor(Extractor):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return np.asarray(images, np.float32)
+
+
+class SymbolExtractor(Extractor):
+    """The number of each symbol of a text: float32 [n, L]."""
+
+    name = "symbols"
+    rounding = "the symbol whose code is nearest to the sample's values"
+    checksum = "identity"
+    dimension = None
+
+    def __init__(self, alphabet: Alphabet, *, device: torch.device) -> None:
+        self.alphabet, self.device = alphabet, device
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.alphabet.decoded(images).astype(np.float32)
 
 
 class InceptionExtractor(Extractor):

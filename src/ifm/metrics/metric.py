@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ifm.metrics.comparison import Comparison
 
-IMAGES, POINTS = "images", "points"
+IMAGES, POINTS, TEXT = "images", "points", "text"
+PLAIN = (POINTS, TEXT)  # kinds whose figures are of the samples themselves, not of an extractor's features
 SPREAD = "_sd"  # <key>_sd is the standard deviation over sampling seeds
 FLOOR = "floor_"  # floor_<key> of the reference's record is the figure of real data
 
@@ -80,7 +81,7 @@ class Metric:
     """A number: how it is computed, and how it is shown."""
 
     key: str  # in files, params and MLflow
-    title: str  # of a column or an axis; {sample} is "image" or "point"
+    title: str  # of a column or an axis; {sample} is "image", "point" or "text"
     better: Better | None  # None: neither way
     tooltip: str = ""  # what it says, in a sentence
     ideal: float | None = None  # of samples that follow the real law, where that is known

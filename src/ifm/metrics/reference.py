@@ -28,11 +28,14 @@ from ifm.metrics.extractors import (
     Extractor,
     InceptionExtractor,
     PixelExtractor,
+    SymbolExtractor,
     dinov2_class,
     finite,
 )
+from ifm.metrics.language import Language
 from ifm.metrics.points import energy_distance, sliced_wasserstein
 from ifm.metrics.weights import find_dinov2, find_inception
+from ifm.modalities.alphabet import Alphabet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,7 +62,7 @@ FORM: dict[str, Callable[[Any], bool]] = {
     "checksum": lambda value: isinstance(value, str),
     "dimension": _whole,
     "split": lambda value: value in ("train", "test"),
-    "image_shape": lambda value: isinstance(value, list) and len(value) in (1, 3) and all(map(_whole, value)),
+    "image_shape": lambda value: isinstance(value, list) and len(value) in (1, 2, 3) and all(map(_whole, value)),
     "classes": lambda value: value is None or (isinstance(value, list) and all(isinstance(c, str) for c in value)),
     "class_shares": lambda value: value is None or _numbers(value),
     "warnings": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
@@ -100,8 +103,11 @@ class Reference:
         return moments(self.features)
 
     def real(self, measures: Measures) -> Real:
-        """The side of the real data, as figures of images take it."""
-        return Real(self.features, measures, train=self.splits["train"], unseen=self.splits["test"])
+        """The side of the real data, as figures take it."""
+        language = None
+        if isinstance(self.extractor, SymbolExtractor):
+            language = Language(self.extractor.alphabet, _numbers_of(self.features), _numbers_of(self.splits["train"]))
+        return Real(self.features, measures, train=self.splits["train"], unseen=self.splits["test"], language=language)
 
 
 def build_reference(
@@ -126,7 +132,7 @@ def build_reference(
     nothing to judge by.
     """
     classifier = _from_main(lambda: _classifier(config, train, device=device, on_log=on_log), accelerator)
-    extractor = _extractor(config, classifier, device=device)
+    extractor = _extractor(config, classifier, device=device, described=_recorded(train))
     splits, again = {"train": train, "test": test}, None
     found = {name: _features(extractor, split, accelerator) for name, split in splits.items()}
     if reconstruct is not None:
@@ -156,7 +162,7 @@ def build_reference(
         }
         if config.extractor == "coordinates":
             metadata |= _of_points(config, train, found[other], found[config.reference_split])
-        elif min(map(len, found.values())) > 1:
+        elif config.extractor != "symbols" and min(map(len, found.values())) > 1:
             metadata["floor_fid"] = fid(moments(found[other]), moments(found[config.reference_split]))
         if again is not None:
             np.save(folder / RECONSTRUCTED, again, allow_pickle=False)
@@ -177,11 +183,11 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
     classifier = None
     if (folder / WEIGHTS).is_file():
         try:
-            channels, image_size, _ = metadata["image_shape"]
+            channels, *sides = metadata["image_shape"]
             classifier = load_classifier(
                 folder / WEIGHTS,
                 channels=channels,
-                image_size=image_size,
+                image_size=min(sides),
                 classes=len(metadata["classes"]),
                 width=config.classifier.width,
                 modality=metadata.get("modality"),
@@ -197,7 +203,7 @@ def load_reference(folder: Path, config: EvaluateConfig, *, device: torch.device
                 f"{folder / WEIGHTS}: no classifier of evaluate.classifier.width = {config.classifier.width}; run "
                 "`dvc repro --force reference`"
             ) from error
-    extractor = _extractor(config, classifier, device=device)
+    extractor = _extractor(config, classifier, device=device, described=metadata)
     if extractor.checksum != metadata["checksum"]:
         raise UserError(f"{folder}: made with other {extractor.name} weights; run `dvc repro --force reference`")
     splits = {
@@ -294,7 +300,15 @@ def _classifier(
     )
 
 
-def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device: torch.device) -> Extractor:
+def _numbers_of(features: np.ndarray) -> np.ndarray:
+    """Symbols' numbers as they are counted: float32 [n, L] -> int32."""
+    return np.asarray(features).astype(np.int32)
+
+
+def _extractor(
+    config: EvaluateConfig, classifier: Classifier | None, *, device: torch.device, described: Mapping[str, Any]
+) -> Extractor:
+    """described: what the data or the reference's metadata record, for an alphabet."""
     if config.extractor == "inception":
         file = find_inception(config.inception_path, sha256=config.weights_sha256)
         return InceptionExtractor(file, sha256=config.weights_sha256, device=device)
@@ -305,6 +319,8 @@ def _extractor(config: EvaluateConfig, classifier: Classifier | None, *, device:
         return PixelExtractor(device=device)
     if config.extractor == "coordinates":
         return CoordinateExtractor(device=device)
+    if config.extractor == "symbols":
+        return SymbolExtractor(Alphabet.read(described), device=device)
     if classifier is None:
         raise UserError("the classifier's weights are missing; run `dvc repro --force reference`")
     return ClassifierExtractor(classifier, device=device)
@@ -339,7 +355,7 @@ def _check_spread(extractor: Extractor, found: np.ndarray) -> None:
 def _cautions(metadata: Mapping[str, Any], said: np.ndarray | None, *, train: Labelled, test: Labelled) -> list[str]:
     """What speaks against all figures with this reference. said: the classifier's answers on the test part."""
     reference = metadata[f"n_{metadata['split']}"]
-    if metadata["extractor"] == "coordinates":
+    if metadata["extractor"] in ("coordinates", "symbols"):
         return cautions.of_counts(None, reference, 0)
     found = []
     if said is not None:

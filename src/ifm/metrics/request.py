@@ -14,6 +14,7 @@ from ifm.metrics.statistics import PYTORCH, Statistics
 from ifm.metrics.stored import Pictures, open_pictures
 
 _NEEDED = {"checksum", "dimension", "split", "n_train", "n_test", "image_shape"}
+OTHERS = {"coordinates": "points", "symbols": "texts"}  # by extractor
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ def check_request(request: Request, made: Mapping[str, Any] | None, stated: Stat
             )
         return
     name, checksum = made["extractor"], made["checksum"]
-    if name == "coordinates":
-        raise UserError(f"--reference {request.reference}: was made of points; this command judges images")
+    if name in OTHERS:
+        raise UserError(
+            f"--reference {request.reference}: was made of {OTHERS[name]} and has the shape of images; run "
+            "`dvc repro --force reference`"
+        )
     if request.extractor not in (None, name):
         raise UserError(
             f"--extractor {request.extractor}: --reference {request.reference} was made with {name}; leave the option "

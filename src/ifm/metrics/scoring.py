@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ifm.config import MOST_FEATURES, ClassifierConfig, EvaluateConfig
 from ifm.errors import UserError
 from ifm.files import file_sha256
-from ifm.metrics import catalogue, cautions
+from ifm.metrics import arrays, catalogue, cautions
 from ifm.metrics.classes import class_figures
 from ifm.metrics.collections import Images, inspected
 from ifm.metrics.comparison import Comparison, Found, Real
@@ -68,15 +68,23 @@ class Score:
     figures: dict[str, Any]
     warnings: list[str]  # sentences that speak against the figures (ifm.metrics.cautions)
     pairs: np.ndarray | None  # the closest samples, then their training images: uint8 [2 p, C, H, W]
-    real: Statistics  # of the real images, in the form that others read
+    real: Statistics | None  # of real images, in the form that others read
 
 
 def score(request: Request, *, device: torch.device, accelerator: "Accelerator | None" = None) -> Score:
-    """Judges the samples; see docs/evaluation.md. Processes share the work and find the same.
+    """Judges the samples, images or others (`ifm.metrics.arrays`); see docs/evaluation.md.
+
+    Processes share the work and find the same.
 
     Raises UserError, before any feature is taken, where the images do not fit each other or the figures.
     """
     made = reference_metadata(request.reference)
+    kind = arrays.kind_of(request, made)
+    if kind is not None:
+        arrays.check(request, kind)
+        reference = None if made is None else _load(request, made, device)
+        told = arrays.judge(request, kind, reference, device=device, accelerator=accelerator)
+        return Score(*told, pairs=None, real=None)
     stated = read_statistics(request.reference) if is_statistics(request.reference) else None
     check_request(request, made, stated)
     if stated is not None:

@@ -7,6 +7,8 @@ from ifm.modalities import latents
 from ifm.modalities.base import Modality, SampleError
 from ifm.modalities.images import IMAGES
 from ifm.modalities.points import POINTS
+from ifm.modalities.sound import SOUND
+from ifm.modalities.text import TEXT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +18,7 @@ __all__ = [
     "MODALITIES", "Modality", "SampleError", "at_rest", "at_work", "mirrored", "of", "recorded", "shown", "state_shape",
 ]  # fmt: skip
 
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGES, POINTS, TEXT, SOUND)}
 
 
 def of(found: Sequence[int] | Mapping[str, Any], name: str | None = None) -> Modality:

@@ -47,7 +47,7 @@ class MLPOptions(Section):
 
 
 class TransformerOptions(Section):
-    """`network.transformer`."""
+    """`network.transformer` and, for text, `network.sequence`."""
 
     patch: Count
     width: Count
@@ -81,8 +81,9 @@ class Entry:
 
 
 NETWORKS: dict[str, Entry] = {
-    "unet": Entry("ifm.networks.unet:UNet", UNetOptions, "images", anchor_inputs=ANCHOR_INPUTS),
+    "unet": Entry("ifm.networks.unet:UNet", UNetOptions, "images", also=("sound",), anchor_inputs=ANCHOR_INPUTS),
     "transformer": Entry("ifm.networks.transformer:Transformer", TransformerOptions, "images"),
+    "sequence": Entry("ifm.networks.sequence:SequenceTransformer", TransformerOptions, "text"),
     "mlp": Entry("ifm.networks.mlp:MLP", MLPOptions, "points"),
 }
 # What a folder may hold besides: networks that `build_network` makes under another one's name.
@@ -126,12 +127,15 @@ def build_network(
 
 
 def load_network(folder: Path) -> "Network":
-    """Reads what `Network.save` wrote. Raises FileNotFoundError or ValueError that names the folder."""
-    from ifm.networks.base import read_config
+    """Reads what `Network.save` wrote; weights in half precision become float32.
+
+    Raises FileNotFoundError or ValueError that names the folder.
+    """
+    from ifm.networks.base import in_single, read_config
 
     name = read_config(folder).get("_class_name")
     kinds: list[Any] = [load(entry) for entry in [*(entry.network for entry in NETWORKS.values()), *READ]]
     known: Mapping[str, Any] = {each: kind for kind in kinds for each in kind.class_names}
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{folder}: holds a {name}; known: {', '.join(known)}")
-    return known[name].load(folder)
+    return in_single(known[name].load(folder))

@@ -102,6 +102,12 @@ class Network(nn.Module, ABC):
         return left
 
 
+def in_single(network: "Network") -> "Network":
+    """Half-precision weights as float32, in place: files hold them so to be small, and networks compute in float32."""
+    halves = (torch.float16, torch.bfloat16)
+    return network._apply(lambda x: x.float() if x.dtype in halves else x)
+
+
 def described(kind: ConditionKind | None) -> dict[str, Any] | None:
     """A kind of conditions as a network's config keeps it."""
     return None if kind is None else kind.describe()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ WEIGHTS = "model.safetensors"
 LONGEST = 1e4  # periods of times and places go from 2 pi to 2 pi times this, as in DiT and diffusers
 FREQUENCIES = 64  # of a time
 MLP_RATIO = 4
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}  # by axes
 
 
 class Transformer(Network):
@@ -32,6 +33,7 @@ class Transformer(Network):
 
     class_names = ("Transformer",)
     first_layer = "patches.weight"
+    axes: ClassVar[int] = 2  # along which patches lie
 
     def __init__(
         self,
@@ -62,14 +64,14 @@ class Transformer(Network):
         self.two_times, self.condition_kind, self.patch = two_times, condition, patch
         scale = INTERVAL_TIME_SCALE if two_times else TIME_SCALE
         self.register_buffer("omega", scale * frequencies(FREQUENCIES), persistent=False)
-        self.register_buffer("places", places(image_size // patch, width), persistent=False)
-        self.patches = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.register_buffer("places", places(image_size // patch, width, axes=self.axes), persistent=False)
+        self.patches = CONVOLUTIONS[self.axes](in_channels, width, patch, stride=patch)
         self.time = TimeEmbedding(width)
         self.end_time = TimeEmbedding(width) if two_times else None
         self.condition = None if condition is None else condition.embedding(width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.last_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, out_channels * patch**2)
+        self.head = nn.Linear(width, out_channels * patch**self.axes)
         for layer in (self.last_modulation, self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -126,7 +128,10 @@ class Transformer(Network):
             else:
                 h = block(h, e)
         shift, scale = self.last_modulation(e)[:, None].chunk(2, dim=-1)
-        found = self.head(modulated(h, shift, scale)).transpose(1, 2)  # [B, C patch^2, L]
+        return self._whole(self.head(modulated(h, shift, scale)).transpose(1, 2))
+
+    def _whole(self, found: Tensor) -> Tensor:
+        """[B, C patch^2, L] -> [B, C, S, S]."""
         side = self.options["image_size"] // self.patch
         return F.pixel_shuffle(found.reshape(*found.shape[:2], side, side), self.patch)
 
@@ -208,8 +213,10 @@ def frequencies(count: int) -> Tensor:
     return torch.exp(-math.log(LONGEST) * torch.arange(count, dtype=torch.float32) / count)
 
 
-def places(side: int, width: int) -> Tensor:
-    """Waves of each patch's row and column, row by row: float32 [side^2, width]."""
-    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies(width // 4)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+def places(side: int, width: int, *, axes: int) -> Tensor:
+    """Waves of each patch's row and column, row by row, or of its place in a row: float32 [side^axes, width]."""
+    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies(width // (2 * axes))
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / axes]
+    if axes == 1:
+        return waves
     return torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)

@@ -66,9 +66,11 @@ class UNet(Network):
         CrossAttentionUNet.
         """
         channels, attends = shape[0], takes_anchor and anchor_input == "cross_attention"
+        if attends and shape[1] != shape[2]:
+            raise ValueError(f"cross-attention to the anchor is for squares, got data of shape {list(shape)}")
         names = ("channels", "layers_per_block", "attention", "dropout", "norm_groups")
         size = {
-            "image_size": shape[1],
+            "image_size": shape[1] if shape[1] == shape[2] else tuple(shape[1:]),
             "in_channels": 2 * channels if takes_anchor and not attends else channels,
             "out_channels": channels,
             "two_times": two_times,
@@ -220,7 +222,7 @@ def build_unet(
 
 def _unet_options(
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     channels: list[int],
     layers_per_block: int,
     dropout: float,

@@ -18,6 +18,16 @@ class PointSamples:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """The same draws in the samples of several models, to be played; of one dynamics."""
+
+    names: Sequence[str]  # of each draw: its class, or its number
+    models: Sequence[
+        tuple[str, Sequence[bytes], bytes]
+    ]  # (caption, WAV of each draw, PNG: their spectrograms in a line)
+
+
+@dataclass(frozen=True)
 class AskedClasses:
     """What is shown of the flow's samples in one step that were asked to be of a class; of one dynamics."""
 
@@ -41,8 +51,12 @@ class Report:
     created: str
     # (stage, dynamics) -> step, loss, ...; the stage is "teacher" or "flow"
     curves: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    # dynamics -> what stage select measured of the flow in one step after some steps of its training: metric, count,
+    # kept, values by step
+    by_step: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # dynamics -> (caption, PNG), ...
     grids: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
+    sounds: Mapping[str, Heard] = field(default_factory=dict)  # by dynamics
     real: tuple[str, bytes] | None = None  # (caption, PNG): a grid of real images, as large as the others
     # dynamics -> PNG: samples of the flow in one step above the training images that they are nearest to
     pairs: Mapping[str, bytes] = field(default_factory=dict)
@@ -53,6 +67,9 @@ class Report:
     asked: Mapping[str, AskedClasses] = field(default_factory=dict)  # by dynamics
     # dynamics -> what the scatter plots show, for data that are points
     points: Mapping[str, PointSamples] = field(default_factory=dict)
+    # dynamics -> (caption, texts), ..., for data that are text; and of real texts
+    texts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = field(default_factory=dict)
+    real_texts: tuple[str, Sequence[str]] | None = None
     real_shares: Sequence[float] | None = None
     classes: Sequence[str] | None = None
     # dynamics -> what `ifm.diagnostics.diagnose` gives, and "reference": "exact" | "teacher"

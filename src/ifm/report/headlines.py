@@ -290,7 +290,7 @@ def _text_lines(summary: pd.DataFrame) -> list[str]:
                 (f"{name}, teacher at its best", cells["nfe"], cells["teacher"], "", nearest.get("teacher", ""))
             )
     if unseen:
-        rows.append(("images that training has not seen", "", "", "", unseen))
+        rows.append((f"{names.unit(summary)}s that training has not seen", "", "", "", unseen))
     kept = [k for k in range(5) if any(row[k] for row in rows[1:])]
     widths = {k: max(len(row[k]) for row in rows) for k in kept}
     found = [

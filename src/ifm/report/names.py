@@ -8,7 +8,7 @@ import pandas as pd
 
 from ifm.dynamics import DYNAMICS as dynamics_table
 from ifm.metrics import catalogue
-from ifm.metrics.metric import IMAGES, POINTS, SPREAD
+from ifm.metrics.metric import IMAGES, POINTS, SPREAD, TEXT
 
 
 class Titles(Mapping[str, str]):
@@ -38,7 +38,7 @@ SAMPLERS = {
 }
 MODELS = ("teacher", "flow")
 STAGES = {"teacher": "Teacher", "flow": "Flow"}
-COORDINATES = "coordinates"  # the extractor of points
+UNITS = {"coordinates": "point", "symbols": "text"}  # of what an extractor is for, where these are no images
 OTHER_COLOURS = ("#56B4E9", "#F0E442")  # of the Okabe-Ito set too: for names that the table has not
 INK, PAPER = "#010203", "#040506"  # drawn in the SVG, then replaced
 PAINT = {
@@ -79,17 +79,21 @@ def widths(dynamics: Mapping[str, object] | Sequence[str]) -> dict[str, float]:
 
 
 def unit(summary: pd.DataFrame) -> str:
-    """What one sample is: "image" or "point", as the extractor says; "sample" where the rows are of both."""
+    """What one sample is: "image", "sound", "point" or "text", as extractor and reference say; "sample" of several."""
     if "extractor" in summary:
-        points = summary["extractor"] == COORDINATES
+        units = {UNITS.get(extractor, "image") for extractor in summary["extractor"]}
+        if units == {"image"} and "reference" in summary:
+            sounds = summary["reference"].astype(str).str.endswith(" sounds)")
+            units = {"sound" if sound else "image" for sound in sounds}
     else:
         points = summary["fid"].isna() & summary["sliced_wasserstein"].notna()
-    return "point" if points.all() and len(points) else "sample" if points.any() else "image"
+        units = {"point" if point else "image" for point in points}
+    return units.pop() if len(units) == 1 else "sample" if units else "image"
 
 
 def kind(summary: pd.DataFrame) -> str:
     """The kind of data of the rows, as the catalogue names it; images where they are of several."""
-    return POINTS if unit(summary) == "point" else IMAGES
+    return {"point": POINTS, "text": TEXT}.get(unit(summary), IMAGES)
 
 
 def quality(summary: pd.DataFrame) -> str:

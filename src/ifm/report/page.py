@@ -26,7 +26,8 @@ from ifm.report.opening import opening
 from ifm.report.protocol import how, protocol, span
 from ifm.report.published import benchmark_of
 from ifm.report.rounding import fixed, significant
-from ifm.report.samples import classes, memorisation, pictures, scatters
+from ifm.report.samples import classes, memorisation, pictures, scatters, texts
+from ifm.report.sounds import players
 from ifm.report.summary import check
 from ifm.report.tables import full_table
 
@@ -34,9 +35,9 @@ from ifm.report.tables import full_table
 def render(report: Report) -> str:
     """The page as HTML text: self-contained, the same for the same input.
 
-    `curves`, `grids`, `points`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference` and its
-    keys, and `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is empty,
-    lacks a column, where a grid is not a PNG, or where shares and classes differ in number.
+    `curves`, `grids`, `points`, `texts`, `class_shares` (with `real_shares` and `classes`), `diagnostics`, `reference`
+    and its keys, and `versions` may be empty or None; their parts are left out. Raises ValueError where the summary is
+    empty, lacks a column, where a grid is not a PNG, or where shares and classes differ in number.
     """
     check(report.summary)
     if report.summary.empty:
@@ -58,19 +59,36 @@ def render(report: Report) -> str:
         measures=[_measure(rows, report.reference) for _, rows in groups],
         sample=names.unit(report.summary),
         dimensions=max((mine.data.shape[1] for mine in report.points.values()), default=None),
-        pictures=pictures(report.grids, report.real),
+        pictures=pictures(report.grids, report.real, sample=names.unit(report.summary)),
+        players=players(report.sounds),
         memorisation=memorisation(report),
         batches=_batches(report),
         scatters=scatters(report.points),
+        texts=texts(report),
         table=full_table(whole),
         classes=classes(report),
         asked=asked(report),
         diagnostics=diagnostics(report.diagnostics),
         curves=[(names.STAGES[stage], Markup(svg)) for stage, svg in panels.items()],
+        quality=_quality_by_step(report),
         protocol=protocol(report),
         warnings=warnings_of(report),
         published=benchmark_of(report),
     )
+
+
+def _quality_by_step(report: Report) -> dict[str, Any] | None:
+    """The panel beside the losses, its title and what is measured; None where no states were judged."""
+    if not report.by_step:
+        return None
+    told = next(iter(report.by_step.values()))
+    kept = {names.DYNAMICS.get(d, d): report.by_step[d]["kept"] for d in names.ordered(report.by_step)}
+    return {
+        "title": f"Flow: {catalogue.get(told['metric']).title} in one step",
+        "svg": Markup(plots.quality_by_step(report.by_step)),
+        "count": told["count"],
+        "kept": ", ".join(f"{name} {step:,}" for name, step in kept.items()),
+    }
 
 
 def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +100,11 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
     }
     lines = headlines(summary)
     judge = catalogue.judge(names.kind(summary))
-    floor = reference.get(FLOOR + judge.key) if reference.get("extractor", extractor) == extractor else None
+    floor = (
+        reference.get(FLOOR + judge.key, floors.get(judge.key))
+        if reference.get("extractor", extractor) == extractor
+        else None
+    )
     cells = headline_cells(lines)
     seeds, sets = summary["seed"].nunique(), summary["seeds"].max()
     return {

@@ -25,7 +25,7 @@ def protocol(report: Report) -> list[tuple[str, str]]:
     if reference.get("dimension") is not None:
         extractor += f", {int(reference['dimension']):,} features"
     if reference.get("accuracy") is not None:
-        extractor += f"; {100 * reference['accuracy']:.1f} % of the test images classified correctly"
+        extractor += f"; {100 * reference['accuracy']:.1f} % of the test {what} classified correctly"
     models = names.of_models(summary)
     sets = models["seeds"].max()
     count = f"{span(models['n_samples'])} for each sampler"
@@ -34,7 +34,7 @@ def protocol(report: Report) -> list[tuple[str, str]]:
     lines = [("Extractor", extractor)]
     if reference.get("checksum") not in (None, "identity"):
         lines.append(("Its weights", f"sha256 {reference['checksum']}"))
-    kept = [key for key in PROTOCOL if reference.get(key) and (key != "resize" or what != "points")]
+    kept = [key for key in PROTOCOL if reference.get(key) and (key != "resize" or what not in ("points", "texts"))]
     lines += [(PROTOCOL[key], reference[key]) for key in kept]
     lines.append(("Samples", count))
     split = reference.get("split")
@@ -83,9 +83,9 @@ def _best_nfe(models: pd.DataFrame) -> str:
 
 def how(reference: Mapping[str, Any], summary: pd.DataFrame) -> str:
     """The protocol in a line, to stand beside figures."""
-    parts = [f"{extractor} features" for extractor in summary["extractor"].unique() if extractor != "coordinates"]
+    parts = [f"{extractor} features" for extractor in summary["extractor"].unique() if extractor not in names.UNITS]
     parts += [f"weights {c}" for c in summary["checksum"].dropna().unique() if c != "identity"]
-    if reference.get("resize") and names.unit(summary) != "point":
+    if reference.get("resize") and names.unit(summary) not in ("point", "text"):
         parts.append(f"resize: {reference['resize']}")
     sets = summary["seeds"].max()
     times = f"{int(sets)} × " if pd.notna(sets) and sets > 1 else ""

@@ -16,16 +16,21 @@ from ifm.report.headlines import Estimate, estimate, written
 from ifm.report.rounding import MISSING, significant
 
 PICTURE_BYTES = 3_000_000  # of all grids; base64 adds a third, and the page stays under 5 MB
-REAL = "Real images"
 
 
-def pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str, bytes] | None) -> list[dict[str, Any]]:
-    """Grids of real images, then of each dynamics, as data URIs; all made smaller by tenths to fit PICTURE_BYTES."""
+def pictures(
+    grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str, bytes] | None, *, sample: str = "image"
+) -> list[dict[str, Any]]:
+    """Grids of real images, then of each dynamics, as data URIs; all made smaller by tenths to fit PICTURE_BYTES.
+
+    sample: what one is.
+    """
+    title = f"Real {sample}s"
     named = {key: list(grids[key]) for key in names.ordered(grids) if grids[key]}
     if real and len(named) > 1:
-        named = {REAL: [(real[0].capitalize(), real[1])], **named}
+        named = {title: [(real[0].capitalize(), real[1])], **named}
     elif real and named:  # one dynamics: all in one line
-        named = {key: [(f"{REAL}, {real[0]}", real[1]), *pictures] for key, pictures in named.items()}
+        named = {key: [(f"{title}, {real[0]}", real[1]), *pictures] for key, pictures in named.items()}
     for key, pictures in named.items():
         for caption, png in pictures:
             if not png.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -38,7 +43,7 @@ def pictures(grids: Mapping[str, Sequence[tuple[str, bytes]]], real: tuple[str, 
     return [
         {
             "name": names.DYNAMICS.get(key, key),
-            "colour": None if key == REAL else names.css_colour(key),
+            "colour": None if key == title else names.css_colour(key),
             "pictures": [picture_of(caption, png, names.DYNAMICS.get(key, key)) for caption, png in pictures],
         }
         for key, pictures in fitted.items()
@@ -80,6 +85,19 @@ def scatters(points: Mapping[str, PointSamples]) -> list[dict[str, Any]]:
             }
         )
     return groups
+
+
+def texts(report: Report) -> list[dict[str, Any]]:
+    """Texts of each dynamics under a caption each, behind real ones: the template escapes them."""
+    real = [(f"Real texts, {report.real_texts[0]}", report.real_texts[1])] if report.real_texts else []
+    return [
+        {
+            "name": names.DYNAMICS.get(key, key),
+            "colour": names.css_colour(key),
+            "blocks": [{"caption": caption, "texts": list(shown)} for caption, shown in [*report.texts[key], *real]],
+        }
+        for key in names.ordered(report.texts)
+    ]
 
 
 def classes(report: Report) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from ifm.model import IntegrationFlow
 from ifm.objectives.base import Batch, Phase
 from ifm.random import EndlessShuffle, Streams
 from ifm.training.checkpoint import Checkpoints
-from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
+from ifm.training.loop import FitResult, OnLog, OnState, TrainSettings, fit
 
 
 def train_flow(
@@ -27,11 +27,12 @@ def train_flow(
     seed: int,
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
+    on_state: OnState | None = None,
 ) -> FitResult:
     """Fits the flow in place by one phase after the other, each an equal part of the steps.
 
-    It ends with averaged weights. Phases share optimizer, average and the schedule of the learning rate. The global
-    batch of a step depends on (seed, step) alone.
+    It ends with averaged weights; on_state: see `fit`. Phases share optimizer, average and the schedule of the learning
+    rate. The global batch of a step depends on (seed, step) alone.
 
     Raises ValueError for policy bank with several phases, whose samples are not the same.
     """
@@ -70,6 +71,7 @@ def train_flow(
         settings=settings,
         checkpoints=checkpoints,
         on_log=on_log,
+        on_state=on_state,
         memory=policy,
         average=average,
         label=f"flow {flow.dynamics.name}",

@@ -29,6 +29,7 @@ from ifm.training.update import RecordedUpdate, Update, make_optimizer, recordab
 # asked for when the last one's backward pass is done, and once more after the last part.
 Loss = Callable[[nn.Module, int], Iterator[Tensor]]
 OnLog = Callable[[dict[str, float]], None]
+OnState = Callable[[int, dict[str, Tensor]], None]  # (steps done, the average's weights by name, whole)
 
 
 class Memory(Protocol):
@@ -62,6 +63,7 @@ class TrainSettings:
     checkpoint_every: int
     gradient_accumulation: int = 1  # parts that a process's batch is worked on in
     gradient_checkpointing: bool = False
+    evaluate_every: int | None = None  # steps after which the average is kept as it is then, to be judged later
     further_decays: tuple[float, ...] = ()  # of averages that are kept besides the one that training goes by
 
     @classmethod
@@ -100,6 +102,7 @@ def fit(
     settings: TrainSettings,
     checkpoints: Checkpoints | None = None,
     on_log: OnLog | None = None,
+    on_state: OnState | None = None,
     memory: Memory | None = None,
     average: nn.Module | None = None,
     keep_after: int | None = None,
@@ -112,6 +115,8 @@ def fit(
     `average`), equally often in every process.
 
     memory: further state for checkpoints, besides the model, its average and the optimizer.
+    on_state: given the average every settings.evaluate_every steps but the last, before the checkpoint of that step; in
+    the main process alone. A resumed run gives it again, the same to the byte, from the checkpoint on.
     average: a copy of the model that `loss` may call; its parameters are the averages of every step.
     keep_after: a number of steps, after which the average is kept besides, as an earlier state (`FitResult.kept`).
     seed: for dropout, together with the step and the process.
@@ -127,6 +132,7 @@ def fit(
     if settings.gradient_checkpointing:
         recompute_activations(own)
     to_train = [p for p in own.parameters() if p.requires_grad]
+    names = [name for name, p in own.named_parameters() if p.requires_grad]
     records = recordable(accelerator) and not splits
     optimizer = make_optimizer(to_train, lr=settings.lr, recorded=records)
     trained, prepared = accelerator.prepare(own, optimizer)
@@ -191,6 +197,10 @@ def fit(
                 bar.set_postfix(loss=f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "steps skipped")
                 if on_log:
                     on_log(row)
+            if on_state and settings.evaluate_every and done % settings.evaluate_every == 0 and done < settings.steps:
+                state = sharded.collect(dict(zip(names, ema, strict=True)), keep=accelerator.is_main_process)
+                if accelerator.is_main_process:
+                    on_state(done, state)
             stopped = stop.asked
             if checkpoints and (stopped or (done % settings.checkpoint_every == 0 and done < settings.steps)):
                 kept = seen.state() | (memory.state() if memory else {})  # by all processes

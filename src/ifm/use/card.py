@@ -76,7 +76,9 @@ def model_card(
 
     usage: Markdown, taken as it is; picture: a file beside it; classes: that the flow takes, by number.
     """
-    dynamics, images = description["dynamics"]["name"], len(description.get("image_shape", (1, 1, 1))) == 3
+    dynamics = description["dynamics"]["name"]
+    modality = modalities.of(description if "image_shape" in description else (1, 1, 1))
+    images = modality.name == "images"
     front = front_matter(
         title=title,
         dynamics=dynamics,
@@ -88,7 +90,7 @@ def model_card(
         protocol=evaluation.protocol if evaluation else {},
     )
     parts = [f"---\n{front}\n---", f"# {escape(title)}"]
-    made = f"{'an image' if images else 'a point'}{'' if classes is None else ' of a class'}"
+    made = f"{'an' if images else 'a'} {modality.one}{'' if classes is None else ' of a class'}"
     parts.append(
         "An integration flow ([arXiv 2504.20179](https://arxiv.org/abs/2504.20179)): noise becomes "
         f"{made} in one evaluation of the network. "

@@ -35,17 +35,13 @@ def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
     Returns the largest difference. Raises UserError where it is above the tolerance. unet/ is the model's own folder,
     ifm.json included, so that `IntegrationFlow.from_pretrained` reads an exported folder too.
     """
-    (folder / EXPORTED).mkdir()
     embedding = _embedding(flow)
     try:
         network = flow.network.in_class_slot() if embedding is None else flow.network.model
     except ValueError as error:
         raise UserError(f"diffusers: {error}; use --format onnx or pt2") from error
-    for pattern in COPIED:
-        for file in model.glob(pattern):
-            shutil.copyfile(file, folder / EXPORTED / file.name)
-    if flow.condition_kind is not None or isinstance(flow, IntervalFlow):
-        network.save_pretrained(folder / EXPORTED, safe_serialization=True)
+    own = flow.condition_kind is not None or isinstance(flow, IntervalFlow)
+    write_network(network if own else None, model, folder / EXPORTED)
     shutil.copyfile(PIPELINE, folder / "pipeline.py")
     index = _index(flow)
     if embedding is not None:
@@ -57,6 +53,16 @@ def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
     if not difference <= TOLERANCE:
         raise UserError(f"diffusers: the written pipeline differs by {difference:.2g}, more than {TOLERANCE}")
     return difference
+
+
+def write_network(network: torch.nn.Module | None, model: Path, folder: Path) -> None:
+    """unet/: the model's own files, and diffusers' network over them where it is not the same."""
+    folder.mkdir()
+    for pattern in COPIED:
+        for file in model.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    if network is not None:
+        network.save_pretrained(folder, safe_serialization=True)
 
 
 def _embedding(flow: IntegrationFlow) -> "FlowEmbedding | None":

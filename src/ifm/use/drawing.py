@@ -108,3 +108,8 @@ def batches(
 def draw(model: Model, sampler: Sampler, count: int, **how: Any) -> np.ndarray:
     """Samples 0 .. count - 1 of the seed: uint8 [n, C, H, W], points float32 [n, d]. how: see `batches`."""
     return np.concatenate([drawn for _, drawn in batches(model, sampler, count, **how)])
+
+
+def draw_own(model: Model, sampler: Sampler, count: int, **how: Any) -> np.ndarray:
+    """`draw` in the form that the model's data had: images as they are, points in their units, texts as strings [n]."""
+    return modality(model).own(draw(model, sampler, count, **how), model.of_data)

@@ -1,4 +1,4 @@
-"""Trained models from a folder or from the Hugging Face Hub."""
+"""Trained models from a folder, from the package or from the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.hub import downloaded
 from ifm.model import IntegrationFlow, Teacher
+from ifm.use import shipped
 
 Model = Teacher | ExactTeacher | IntegrationFlow
 
@@ -18,9 +19,10 @@ EXPORTED = "unet"  # where `ifm export --format diffusers` puts the model's fold
 
 
 def find(model: str | Path, *, revision: str | None = None) -> Path:
-    """The model's folder: the one that is named, or where the Hub's files lie once they are downloaded.
+    """The model's folder: the one that is named, a shipped one, or where the Hub's files lie once they are downloaded.
 
-    A name is looked for on this disk first; `revision` (branch, tag or commit) is the Hub's. Raises UserError.
+    A name is looked for on this disk first, then among the models that come with the package; `revision` (branch, tag
+    or commit) is the Hub's. Raises UserError.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -28,6 +30,8 @@ def find(model: str | Path, *, revision: str | None = None) -> Path:
             raise UserError(f"{model}: is a folder on this disk; a revision ({revision}) is for the Hub's models")
     elif folder.exists():
         raise UserError(f"{model}: is a file; name the folder that holds ifm.json")
+    elif revision is None and (own := shipped.folder(str(model))) is not None:
+        folder = own
     else:
         folder = downloaded(str(model), revision)
     inner = folder / EXPORTED

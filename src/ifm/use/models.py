@@ -21,9 +21,9 @@ class _Loads:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
-        """The trained model of a folder or a Hub id, in evaluation mode, on the CPU: see `ifm.use.loading`.
+        """The trained model of a folder, of a name that is shipped ("digits") or of a Hub id: see `ifm.use.loading`.
 
-        Raises UserError, also where it is of another kind.
+        It is in evaluation mode, on the CPU. Raises UserError, also where it is of another kind.
         """
         found = usable(loading.load_any(loading.find(model, revision=revision), named=model))
         if not isinstance(found, cls):
@@ -45,7 +45,7 @@ class Teacher(_Loads, bare.Teacher):
         guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
-        """uint8 [n, C, H, W], or points float32 [n, d], by Heun with `nfe` evaluations (odd): see `ifm.use.drawing`.
+        """uint8 [n, C, H, W], points float [n, d] or texts [n], by Heun with `nfe` evaluations (odd).
 
         classes, condition: as of `IntegrationFlow.sample`. guidance: D_0 + w (D_c - D_0) in place of D_c, by twice the
         evaluations.
@@ -53,7 +53,7 @@ class Teacher(_Loads, bare.Teacher):
         check_guidance(self, guidance)
         how = drawing.choose(self, nfe=nfe, guidance=guidance)
         condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
-        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
+        return drawing.draw_own(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
 class IntegrationFlow(_Loads, bare.IntegrationFlow):
@@ -71,7 +71,7 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         guidance: float | None = None,
         condition: Condition | None = None,
     ) -> np.ndarray:
-        """uint8 [n, C, H, W], or points float32 [n, d], in `steps` evaluations: see `ifm.use.drawing`.
+        """uint8 [n, C, H, W], points float [n, d] or texts [n], in `steps` evaluations: see `ifm.use.drawing`.
 
         sampler: one_step, anchor, renoise or chain; None: the one that measured best for so many steps, which the
         model records (`ifm.steps.way_of`).
@@ -82,7 +82,7 @@ class IntegrationFlow(_Loads, bare.IntegrationFlow):
         """
         how = drawing.choose(self, steps=steps, sampler=sampler)
         condition = _one_of(condition, condition_of(self, n, classes=classes, guidance=guidance, seed=seed))
-        return drawing.draw(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
+        return drawing.draw_own(self, how, n, seed=seed, batch_size=batch_size, condition=condition)
 
 
 class IntervalFlow(IntegrationFlow, bare.IntervalFlow):

@@ -20,20 +20,22 @@ def check_login(repo_id: str) -> None:
         raise UserError(f"--push-to-hub {repo_id}: nobody is logged in; run `hf auth login`, or set HF_TOKEN")
 
 
-def push(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
+def push(folder: Path, repo_id: str, *, private: bool | None = None, space: bool = False) -> str:
     """Creates the repository where it is not there, uploads the folder as one commit, and returns the commit's URL.
 
-    The token is huggingface_hub's own (`hf auth login`, HF_TOKEN). Raises UserError that says what the Hub answered,
-    never the token.
+    space: as a Space of Gradio, not as a model. The token is huggingface_hub's own (`hf auth login`, HF_TOKEN). Raises
+    UserError that says what the Hub answered, never the token.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError  # of the HTTP client that this huggingface_hub has
 
     api = HfApi()
     try:
-        repo_id = api.create_repo(repo_id, exist_ok=True, private=private).repo_id
+        kind = {"repo_type": "space"} if space else {}
+        sdk = {"space_sdk": "gradio"} if space else {}
+        repo_id = api.create_repo(repo_id, exist_ok=True, private=private, **kind, **sdk).repo_id
         with quiet_hub():
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Exported by ifm")
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Exported by ifm", **kind)
     except (HTTPError, OSError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         said = said.replace(get_token() or "\0", "***")

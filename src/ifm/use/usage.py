@@ -4,6 +4,7 @@ import torch
 
 from ifm.conditions.classes import Classes
 from ifm.model import IntegrationFlow
+from ifm.use import flowmap
 from ifm.use.drawing import data_shape, modality
 from ifm.use.graphs import named_example
 
@@ -49,6 +50,8 @@ def code(form: str, flow: IntegrationFlow, *, where: str) -> str:
         lines = PIPE_CLASSES.format(n=N) if has_classes else ""
         lines += "" if scale is None else PIPE_SCALE.format(n=N, w=scale[1])
         return DIFFUSERS.format(id=where, n=N, classes=lines, asked=f"{N}, classes=0" if has_classes else N)
+    if form == "flowmap":
+        return flowmap.code(flow, where=where, shape=data_shape(flow))
     names, made_of = list(named_example(flow, 1)), modality(flow)
     made = _inputs(flow, "numpy" if form == "onnx" else "torch")
     return {"onnx": ONNX, "pt2": PT2}[form].format(

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ifm.data.found import DataSection, Encoded, Images, Points, Split
+from ifm.data.found import DataSection, Encoded, Images, Points, Split, Texts
 from ifm.data.local import relative, walk
 from ifm.errors import UserError
 from ifm.files import readable
@@ -23,6 +23,7 @@ __all__ = [
     "Points",
     "Source",
     "Split",
+    "Texts",
     "content",
     "few",
     "shown",
@@ -45,21 +46,27 @@ class Source:
     """One value of `data.source`.
 
     read: finds the data set; raises FetchError. modality: what it gives (ifm.modalities), and so what `read` returns:
-    Images, or Points. key: of `data`, what names the data set, dotted; None: there is just one. `path` and `name` must
-    be set, may lie on this machine's disk and are watched there: `files` gives the files below a folder, each by a name
-    without the place where it lies.
+    Images, Points or Texts. key: of `data`, what names the data set, dotted; None: there is just one. `path` and `name`
+    must be set, may lie on this machine's disk and are watched there: `files` gives the files below a folder, each by a
+    name without the place where it lies.
     """
 
     name: str
-    read: "Callable[[DataSection], Images | Points]"
+    read: "Callable[[DataSection], Images | Points | Texts]"
     modality: str = "images"
     key: str | None = None
     files: Callable[[Path, Mapping[str, Any]], Iterator[tuple[bytes, Path]]] = _all_files
     columns: bool = True  # data.image_column and data.label_column say what is read
-    labelled: bool | None = None  # whether there are classes; None: where data.label_column is set
+    recordings: bool = False  # data.audio.column may name a column of them
+    # Whether there are classes, where `data` tells otherwise than by label_column.
+    labelled: "bool | Callable[[DataSection], bool] | None" = None
     test_split: bool = True  # data.test_split may name one
     revisions: bool = False  # data.revision picks a state of it
     count: "Callable[[DataSection], int] | None" = None  # how many samples, where that is known without a look
+    section: str | None = None  # of `data`, that must be there
+    shape: "Callable[[DataSection], tuple[int, ...]] | None" = (
+        None  # of a sample, where the modality's rule does not hold
+    )
     size_key: str | None = None  # of `data`, what sets how many samples there are, dotted
 
     @property

@@ -26,16 +26,25 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise FetchError(f"{named}: cannot be read as parquet ({in_a_line(error)}); bring the file again") from error
 
 
+def media_column(config: DataSection) -> tuple[str, str]:
+    """The key that names the column of encoded files, and the column: of recordings, or of images."""
+    if config.audio.column is not None:
+        return "audio.column", config.audio.column
+    return "image_column", config.image_column
+
+
 def check(schema: pa.Schema, config: DataSection, *, origin: str) -> None:
     """Raises FetchError where a column is missing or the image column holds no encoded images."""
-    wanted = {"image_column": config.image_column, "label_column": config.label_column}
+    key, media = media_column(config)
+    wanted = {key: media, "label_column": config.label_column}
     for key, column in wanted.items():
         if column is not None and column not in schema.names:
             raise FetchError(f"data.{key} = {column!r}: no such column; {origin} has {schema.names}")
-    kind = schema.field(config.image_column).type
+    kind = schema.field(media).type
     fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
     if not fields & {"bytes", "path"} and not _holds_bytes_or_paths(kind):
-        raise FetchError(f"data.image_column = {config.image_column!r}: holds {kind}, not encoded images")
+        what = "images" if key == "image_column" else "recordings"
+        raise FetchError(f"data.{key} = {media!r}: holds {kind}, not encoded {what}")
 
 
 def _holds_bytes_or_paths(kind: pa.DataType) -> bool:

@@ -24,18 +24,7 @@ def read(config: DataSection) -> Images:
 
     from ifm.data.sources import columns
 
-    parts, commit = {}, _commit(config)
-    for name, split in split_names(config).items():
-        try:
-            parts[name] = datasets.load_dataset(config.name, revision=commit or config.revision, split=split)
-        # The library, its file readers and the network each raise their own kinds.
-        except Exception as error:
-            reason = readable(" ".join(str(error).split())) or type(error).__name__
-            raise FetchError(
-                f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
-                f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
-                "is in the cache already; or use data.source: parquet or imagefolder with local files"
-            ) from error
+    parts, commit = load_splits(config)
     for part in parts.values():
         columns.check(part.features.arrow_schema, config, origin=SOURCE.origin(config))
     caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
@@ -44,7 +33,7 @@ def read(config: DataSection) -> Images:
     def split_of(part: "datasets.Dataset") -> Split:
         def encoded(rows: "np.ndarray") -> Iterator[Encoded]:
             # As arrow tables the cells come as they are stored, not decoded.
-            column = part.select_columns([config.image_column]).with_format("arrow").select(rows)
+            column = part.select_columns([columns.media_column(config)[1]]).with_format("arrow").select(rows)
             for table in column.iter(READ_ROWS):
                 yield from (columns.encoded(cell, None, within=roots) for cell in table.column(0).to_pylist())
 
@@ -62,6 +51,25 @@ def read(config: DataSection) -> Images:
         unused=[f"split {name}" for name in shown(sorted(others))],
         commit=commit,
     )
+
+
+def load_splits(config: DataSection) -> tuple[dict[str, "datasets.Dataset"], str | None]:
+    """The splits by our names, and the commit that data.revision stands for."""
+    import datasets
+
+    parts, commit = {}, _commit(config)
+    for name, split in split_names(config).items():
+        try:
+            parts[name] = datasets.load_dataset(config.name, revision=commit or config.revision, split=split)
+        # The library, its file readers and the network each raise their own kinds.
+        except Exception as error:
+            reason = readable(" ".join(str(error).split())) or type(error).__name__
+            raise FetchError(
+                f"data.name = {config.name!r}: cannot load split {split!r} of revision {commit or config.revision!r}: "
+                f"{reason}. Check the name, the splits and the connection; set HF_HUB_OFFLINE=1 to use what "
+                "is in the cache already; or use data.source: parquet or imagefolder with local files"
+            ) from error
+    return parts, commit
 
 
 def _commit(config: DataSection) -> str | None:
@@ -86,4 +94,4 @@ def _commit(config: DataSection) -> str | None:
     return None
 
 
-SOURCE = Source("hub", read, key="name", revisions=True)
+SOURCE = Source("hub", read, key="name", revisions=True, recordings=True)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def read(config: DataSection) -> Images:
-    """The whole folder, or a folder for each split."""
+def read(config: DataSection, *, suffixes: tuple[str, ...] = SUFFIXES, noun: str = "images") -> Images:
+    """The whole folder, or a folder for each split. suffixes: of the files that are read; noun: what they are."""
     root = Path(config.path)
     if not root.is_dir():
         raise FetchError(f"data.path = {config.path!r}: no such folder")
@@ -29,20 +29,20 @@ def read(config: DataSection) -> Images:
         if not (root / sub).resolve().is_relative_to(root.resolve()):
             raise FetchError(
                 f"data.{name}_split = {sub!r}: leads out of data.path = {config.path!r} (a link?); name the folder "
-                "that holds the images itself"
+                f"that holds the {noun} itself"
             )
-        found = image_files(root / sub)
+        found = image_files(root / sub, suffixes)
         passed_over += found.passed_over
         if not found.paths:
             raise FetchError(
-                f"data.path = {config.path!r}: no {', '.join(SUFFIXES)} files in the folder of the {name} "
+                f"data.path = {config.path!r}: no {', '.join(suffixes)} files in the folder of the {name} "
                 f"split ({_other_files(found.passed_over)})"
             )
-        splits[name] = _folder_split(root / sub, found.paths, config)
+        splits[name] = _folder_split(root / sub, found.paths, config, noun)
         paths = found.paths
     whole = wanted == {"train": "."}
-    unused = [] if "." in wanted.values() else _unused(root, set(wanted.values()))
-    warnings = _of_splits_in_one(paths, config) if whole else _of_unused(unused, wanted, config)
+    unused = [] if "." in wanted.values() else _unused(root, set(wanted.values()), suffixes)
+    warnings = _of_splits_in_one(paths, config, noun) if whole else _of_unused(unused, wanted, config)
     return Images(splits, None, passed_over, shown(unused), warnings=warnings)
 
 
@@ -51,13 +51,13 @@ def _other_files(passed_over: Counter[str]) -> str:
     return f"passed over: {kinds}" if kinds else "the folder is empty; hidden folders and links are not entered"
 
 
-def _unused(root: Path, used: set[str]) -> list[str]:
-    """Folders beside those of the splits that hold images too."""
+def _unused(root: Path, used: set[str], suffixes: tuple[str, ...]) -> list[str]:
+    """Folders beside those of the splits that hold such files too."""
     inside = {PurePath(name).parts[0] for name in used}
     return [
         name
         for name in subfolders(root)
-        if name not in inside and any(path.suffix.lower() in SUFFIXES for path in walk(root / name))
+        if name not in inside and any(path.suffix.lower() in suffixes for path in walk(root / name))
     ]
 
 
@@ -75,7 +75,7 @@ def _of_unused(unused: list[str], wanted: dict[str, str], config: DataSection) -
     ]
 
 
-def _of_splits_in_one(paths: list[PurePath], config: DataSection) -> list[str]:
+def _of_splits_in_one(paths: list[PurePath], config: DataSection, noun: str) -> list[str]:
     """A warning where folders that are called as splits are read as one set."""
     for depth in (0, 1):
         parents = {path.parts[: depth + 1] for path in paths if len(path.parts) > depth + 1}
@@ -92,7 +92,7 @@ def _of_splits_in_one(paths: list[PurePath], config: DataSection) -> list[str]:
             mend = f"{place}set data.train_split: {readable(PurePath(train[0]).name)}"
             mend += f" and data.test_split: {readable(PurePath(_best_test(test)).name)}" if test else ""
         else:
-            mend = "move the images into one folder for each split, with the classes' folders in it"
+            mend = f"move the {noun} into one folder for each split, with the classes' folders in it"
         return [
             f"data.path = {config.path!r}: {kind} {named} look like splits, and are read as one set; if they are "
             f"splits, {mend}"
@@ -105,13 +105,13 @@ def _best_test(names: list[str]) -> str:
     return min(names, key=lambda name: (not PurePath(name).name.casefold().startswith("test"), name))
 
 
-def _folder_split(folder: Path, paths: list[PurePath], config: DataSection) -> Split:
+def _folder_split(folder: Path, paths: list[PurePath], config: DataSection, noun: str) -> Split:
     labels = None
     if config.label_column is not None:
         loose = [readable(path.name) for path in paths if len(path.parts) == 1]
         if loose:
             raise FetchError(
-                f"data.path = {config.path!r}: {len(loose)} images lie in no class folder: "
+                f"data.path = {config.path!r}: {len(loose)} {noun} lie in no class folder: "
                 f"{', '.join(loose[:SHOWN])}. Move them into one folder for each class, or set "
                 "data.label_column: null"
             )
@@ -123,11 +123,13 @@ def _folder_split(folder: Path, paths: list[PurePath], config: DataSection) -> S
     return Split(len(paths), labels, encoded)
 
 
-def files(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
+def files(
+    place: Path, data: Mapping[str, Any], *, suffixes: tuple[str, ...] = SUFFIXES
+) -> Iterator[tuple[bytes, Path]]:
     """The images in the folders of the splits."""
     splits = split_folders(place, train_split=str(data["train_split"]), test_split=data.get("test_split"))
     for name, sub in splits.items():
-        yield from relative(place / sub, image_files(place / sub).paths, prefix=f"{name}/")
+        yield from relative(place / sub, image_files(place / sub, suffixes).paths, prefix=f"{name}/")
 
 
 SOURCE = Source("imagefolder", read, key="path", files=files)

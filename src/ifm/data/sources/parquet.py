@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ifm.data.local import BARE, image_files, parquet_files, relative
+from ifm.data.local import BARE, SOUNDS, SUFFIXES, image_files, parquet_files, relative
 from ifm.data.sources.base import SHOWN, DataSection, Encoded, FetchError, Images, Source, Split, split_names
 from ifm.files import readable
 
@@ -84,7 +84,7 @@ def _split(files: list[Path], config: DataSection) -> Split:
         start = 0
         for path in files:
             with columns.opened(path) as file:
-                for batch in file.iter_batches(READ_ROWS, columns=[config.image_column]):
+                for batch in file.iter_batches(READ_ROWS, columns=[columns.media_column(config)[1]]):
                     first, last = np.searchsorted(rows, [start, start + len(batch)])
                     here = pa.array(rows[first:last] - start)
                     start += len(batch)
@@ -95,14 +95,14 @@ def _split(files: list[Path], config: DataSection) -> Split:
 
 
 def files(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
-    """The parquet files of the splits, and the images beside them, which cells may name."""
+    """The parquet files of the splits, and the images and sounds beside them, which cells may name."""
     named = {
         file.relative_to(place)
         for split in (str(data["train_split"]), data.get("test_split"))
         if split
         for file in parquet_files(place, split)
     }
-    return relative(place, [*named, *image_files(place).paths])
+    return relative(place, [*named, *image_files(place, (*SUFFIXES, *SOUNDS)).paths])
 
 
-SOURCE = Source("parquet", read, key="path", files=files)
+SOURCE = Source("parquet", read, key="path", files=files, recordings=True)

@@ -1,11 +1,12 @@
 """Loss against step, and the shares of classes."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from ifm.metrics import catalogue
 from ifm.report.names import DYNAMICS, INK, PAPER, STAGES, colour, ordered, widths
 from ifm.report.plots.figure import log_y, svg
 
@@ -30,6 +31,37 @@ def training_curves(curves: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str,
         if mine:
             panels[stage] = _curve_panel(stage, mine)
     return panels
+
+
+def quality_by_step(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The flow's figure in one step against the step of its training, a colour for each dynamics, as SVG.
+
+    found: by dynamics, with `metric` and `values` by step; a ring marks the step that is `kept`. "" where none is.
+    """
+    if not found:
+        return ""
+    metric = catalogue.get(next(iter(found.values()))["metric"])
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.add_subplot()
+        for dynamics in ordered(found):
+            values = {int(step): value for step, value in found[dynamics]["values"].items()}
+            kept, drawn = found[dynamics]["kept"], {"color": colour(dynamics)}
+            width = 1.4 * widths(found)[dynamics]
+            ax.plot(values.keys(), values.values(), linewidth=width, label=DYNAMICS.get(dynamics, dynamics), **drawn)
+            ax.plot([kept], [values[kept]], marker="o", ms=7, mfc="none", linestyle="none", **drawn)
+        ax.set_yscale("log")
+        log_y(ax)
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        ax.xaxis.get_major_locator().set_params(nbins=5, integer=True)
+        ax.set_xlabel("Step")
+        ax.set_ylabel(metric.title)
+        figure.legend(loc="outside lower center", ncols=3)
+
+    return svg(
+        draw, name="curves-quality", label=f"Flow: {metric.title} in one step, by training step", size=(5.4, 3.2)
+    )
 
 
 def thinned(curve: pd.DataFrame, *, points: int = CURVE_POINTS) -> pd.DataFrame:
