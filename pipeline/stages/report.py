@@ -180,7 +180,7 @@ def _heard(d: str, metrics: Figures) -> Heard:
     for caption, name in _shown(d, metrics):
         wavs = [(folder / "sounds" / name / f"{row:06d}.wav").read_bytes() for row in shown["rows"]]
         samples = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[shown["rows"]]
-        models.append((caption, wavs, grid_png(modality.pictures(np.asarray(samples)), columns=len(wavs))))
+        models.append((caption, wavs, grid_png(modality.pictures(np.asarray(samples)), columns=min(5, len(wavs)))))
     return Heard(shown["names"] or [str(row) for row in shown["rows"]], models)
 
 

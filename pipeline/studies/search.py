@@ -115,10 +115,6 @@ class SharedSearch(Search):
     def tell(self, asked: Any, score: float | None) -> None:
         super().tell(asked.number, score)
 
-    def experiments(self, asked: Any, names: list[str]) -> None:
-        """Notes beside a trial what ran it."""
-        self.study._storage.set_trial_user_attr(asked._trial_id, "ifm.experiments", names)
-
     def _begun_before(self) -> list[Any]:
         """Trials of this worker without an end."""
         from optuna.trial import TrialState

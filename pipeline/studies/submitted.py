@@ -21,7 +21,7 @@ from pipeline.tools.preset import parse_yaml
 
 CLUSTERS = ("slurm", "local")
 JOBS = 64  # queued or running at a time, where --jobs does not say
-POLL = 0.5  # seconds
+POLL, SETTLE = 0.5, 30.0  # seconds
 
 
 def cluster_options(words: Sequence[str]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Submitted(DvcExperiments):
         work = Work(self.command(job), dict(environment), str(log), str(self.logs / "start.lock"))
         executor = self._executor()
         executor.update_parameters(name=job.name)
-        return SubmittedProcess(executor.submit(work), log)
+        return SubmittedProcess(executor.submit(work), log, settle=0.0 if self.cluster == "local" else SETTLE)
 
     def _executor(self) -> Any:
         import submitit
@@ -101,9 +101,13 @@ class SubmittedProcess:
 
     job: Any  # submitit's
     log: Path
+    settle: float = 0.0  # seconds in which a network file system shows here what the node wrote last
+    _done: float | None = None  # when its end was seen
 
     def ended(self) -> bool:
-        return self.job.done()
+        if self._done is None and self.job.done():
+            self._done = time.monotonic()
+        return self._done is not None and time.monotonic() - self._done >= self.settle
 
     def started(self) -> bool:
         """The pool need not wait: jobs start one after the other by a lock."""

@@ -24,7 +24,7 @@ def of_lock(lock: Mapping[str, Any], *, cache: Path | None = None) -> dict[str, 
     for stage, entry in lock.items():
         name, _, dynamics = stage.partition("@")
         outs = entry.get("outs") or [] if isinstance(entry, Mapping) else []
-        mine = [out for out in outs if str(out.get("path", "")).startswith("data/samples/")]
+        mine = [out for out in outs if isinstance(out, Mapping) and str(out.get("path")).startswith("data/samples/")]
         if name == "sample" and dynamics and mine:
             png = _of_folder(cache, str(mine[0].get("md5", "")))
             found |= {} if png is None else {dynamics: png}

@@ -60,10 +60,8 @@ def config(source: str = "audiofolder", path: Path | None = None, audio: dict | 
     return parse(values)
 
 
-def audio(**changes) -> SimpleNamespace:
-    return SimpleNamespace(
-        **(config().data.audio.model_dump() if not changes else config(audio=changes).data.audio.model_dump())
-    )
+def audio(**changes):
+    return config(path=Path("tones"), audio=changes).data.audio
 
 
 # Spectrograms
@@ -328,6 +326,14 @@ def test_a_model_writes_the_sounds_that_it_makes(processed, tmp_path, capsys):
         assert (len(found), rate) == (6400, RATE)
         np.testing.assert_allclose(found, sound / max(1, np.abs(sound).max()), atol=1e-4)
     assert len(read_wav((tmp_path / "x.wav").read_bytes())[0]) == 3 * 6400 + 2 * 2000
+
+
+def test_files_are_named_by_their_class(tmp_path):
+    form = Normalised(MEL, np.zeros((1, 32)), 1.0)
+    write = files.writers("sound", {"modality": "sound", "sound": form.describe()})["/"]
+    samples = np.zeros((2, 1, 32, 32), np.float16)
+    write(tmp_path / "out", [(range(2), samples)], 2, (1, 32, 32), names=["seven", "a/b c"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000-seven.wav", "000001-a_b_c.wav"]
 
 
 def test_spectrograms_without_their_description_are_no_files(tmp_path):

@@ -465,7 +465,7 @@ def swept(tmp_path, monkeypatch):
 
 
 def test_a_shared_search_goes_on_and_runs_nothing_again(swept, tmp_path, capsys):
-    """Two machines in turn, and one of them once more: ten configurations all together."""
+    """Four configurations, then the same command for ten all together: six more."""
     pytest.importorskip("optuna", reason="needs the extra .[optuna]")
     words = ["-S", "flow.lr=1e-4..1e-2:log", "--study", f"sqlite:///{tmp_path}/study.db"]
     swept(*words, "--search", "4")

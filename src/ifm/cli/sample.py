@@ -91,6 +91,8 @@ def run(given: argparse.Namespace) -> None:
             write = partial(
                 files.write_class_grid, labels=condition.labels.tolist(), classes=names, pictures=modality.pictures
             )
+        if kind == "/" and modality.audible:
+            write = partial(write, names=[names[label] for label in condition.labels.tolist()])
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
         model.to(device),

@@ -1,8 +1,9 @@
 """Sounds as WAV files of 16 bits, by the standard library: to play samples needs no further package."""
 
 import io
+import re
 import wave
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,21 @@ def wavs(samples: np.ndarray, described: Mapping[str, Any]) -> list[bytes]:
 
 
 def write_folder(
-    out: Path, drawn: Batches, n: int, shape: tuple[int, ...], *, described: Mapping[str, Any] | None
+    out: Path,
+    drawn: Batches,
+    n: int,
+    shape: tuple[int, ...],
+    *,
+    described: Mapping[str, Any] | None,
+    names: Sequence[str] | None = None,
 ) -> None:
-    """A folder with a WAV file of each sound."""
+    """A folder with a WAV file of each sound. names: of the class of each, which end the files' names."""
     form = Normalised.read(described)
     with fresh_folder(out) as folder:
         for members, samples in drawn:
             for i, sound in zip(members, form.waves(samples), strict=True):
-                (folder / f"{i:06d}.wav").write_bytes(wav_bytes(sound, form.form.sample_rate))
+                end = "" if names is None else "-" + re.sub(r"[^\w.-]+", "_", names[i])
+                (folder / f"{i:06d}{end}.wav").write_bytes(wav_bytes(sound, form.form.sample_rate))
 
 
 def write_one(

@@ -37,9 +37,9 @@ def check(schema: pa.Schema, config: DataSection, *, origin: str) -> None:
     """Raises FetchError where a column is missing or the image column holds no encoded images."""
     key, media = media_column(config)
     wanted = {key: media, "label_column": config.label_column}
-    for key, column in wanted.items():
+    for name, column in wanted.items():
         if column is not None and column not in schema.names:
-            raise FetchError(f"data.{key} = {column!r}: no such column; {origin} has {schema.names}")
+            raise FetchError(f"data.{name} = {column!r}: no such column; {origin} has {schema.names}")
     kind = schema.field(media).type
     fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
     if not fields & {"bytes", "path"} and not _holds_bytes_or_paths(kind):
