@@ -74,18 +74,20 @@ def save_model(
             _write_model(model, temporary / name, record | facts)
         if own:
             model.load_state_dict(own)
-        _copy_decoder(decoder, temporary)
+        copy_decoder(decoder, temporary)
 
 
-def _copy_decoder(decoder: Path | None, folder: Path) -> None:
+def copy_decoder(decoder: Path | None, folder: Path) -> None:
+    """Into a model's folder; nothing where there is none."""
     if decoder is not None:
         shutil.copytree(decoder, folder / DECODER)
 
 
 def decoder_of(folder: Path) -> Path | None:
-    """The autoencoder's folder of a model, which its further averages share; None where its samples need none."""
-    beside = folder.parent if folder.name == WEAKER or folder.name.startswith(AVERAGE) else folder
-    return found if (found := beside / DECODER).is_dir() else None
+    """The autoencoder's folder of a model, which its averages and states share; None where its samples need none."""
+    below = folder.name.startswith((WEAKER, AVERAGE, STATE))
+    places = [folder, folder.parent] if below else [folder]
+    return next((place / DECODER for place in places if (place / DECODER).is_dir()), None)
 
 
 def state_shape(description: Mapping[str, Any]) -> tuple[int, ...]:
@@ -127,7 +129,7 @@ def save_again(source: Path, folder: Path, *, record: dict[str, Any]) -> None:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != DESCRIPTION:  # not its further averages
                 shutil.copyfile(file, temporary / file.name)
-        _copy_decoder(decoder_of(source), temporary)
+        copy_decoder(decoder_of(source), temporary)
         write_json(temporary / DESCRIPTION, description | record)
 
 
@@ -150,7 +152,7 @@ def save_exact_teacher(
             "parameters": 0,
             "sha256": file_sha256(temporary / EXACT_DATA),
         }
-        _copy_decoder(decoder, temporary)
+        copy_decoder(decoder, temporary)
         write_json(temporary / DESCRIPTION, description | record)
 
 

@@ -111,6 +111,11 @@ def test_a_models_folder_stands_alone(made, tmp_path):
     found = IntegrationFlow.from_pretrained(folder).sample(48, sampler="one_step", batch_size=32)
     assert np.array_equal(found, np.load(made / "data/samples/ve/flow-one_step-nfe001.npy")[:48])
     assert pretrained.load_teacher(made / "models/teacher/ve").decoder is not None
+    state = tmp_path / "copied" / "step-000000010"  # states and averages share it
+    state.mkdir()
+    for file in folder.glob("*.*"):
+        shutil.copy(file, state)
+    assert pretrained.load_flow(state).decoder is not None
     shutil.rmtree(folder / "decoder")
     with pytest.raises(UserError, match=r"a file is missing .decoder/, which makes images of its latents"):
         IntegrationFlow.from_pretrained(folder)

@@ -136,7 +136,7 @@ def _check_model(given: argparse.Namespace, model: object) -> None:
     kind = drawing.modality(model)
     if given.format == "diffusers" and kind.name != "images":
         raise UserError(f"{given.model}: {kind.noun} have no pipeline in diffusers; use --format onnx or pt2")
-    if given.format == "diffusers" and model.decoder is not None:
+    if given.format in ("diffusers", "flowmap") and model.decoder is not None:
         raise UserError(f"{given.model}: a flow of latents has no pipeline in diffusers yet; use --format onnx or pt2")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ifm.errors import UserError
 from ifm.files import write_text
-from ifm.pretrained import DESCRIPTION
+from ifm.pretrained import DESCRIPTION, copy_decoder, decoder_of
 from ifm.use.card import escape
 
 PACKAGE = Path(__file__).parents[1]
@@ -47,6 +47,7 @@ def write_folder(model: Path, folder: Path, *, title: str, license_id: str | Non
             (folder / MODEL / name).mkdir(parents=True)
             for file in sorted(file for pattern in COPIED for file in source.glob(pattern)):
                 shutil.copyfile(file, folder / MODEL / name / file.name)
+            copy_decoder(decoder_of(source), folder / MODEL / name)
     left_out = shutil.ignore_patterns("__pycache__", "shipped")
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=left_out)
     write_text(folder / "app.py", APP)
