@@ -1,8 +1,8 @@
 """Source `text`: windows, codes and back, figures by hand, and one whole graph on a toy language."""
 
 import json
-import os
 from collections import Counter
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -266,16 +266,12 @@ def graph(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     draw = np.random.default_rng(0)
     (folder / "toy.txt").write_text(" ".join(draw.choice(["ab", "cde", "f"], 1500)))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         made = values(
             folder / "toy.txt", dynamics=["rf"], teacher__kind="exact", flow__init="scratch", ode__sigma_data=1.0,
             flow__steps=30, evaluate__reference_split="test",
         )  # fmt: skip
         run_graph(made)
-    finally:
-        os.chdir(before)
     return folder
 
 

@@ -1,7 +1,7 @@
 """Source `array`: what is read, standardised and written back, and one whole graph on a table of three columns."""
 
 import json
-import os
+from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,17 +158,13 @@ def test_points_of_a_law_have_no_units(tmp_path):
 def graph(tmp_path_factory) -> Path:
     """All stages on the table, with the exact teacher."""
     folder = tmp_path_factory.mktemp("vectors")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         path = save(folder / "table.parquet", table())
         values = points(
             data__source="array", data__path=path, dynamics=["rf"], teacher__kind="exact", flow__init="scratch",
             ode__sigma_data=1.0, flow__steps=300, flow__batch_size=64, flow__log_every=100, flow__checkpoint_every=300,
         )  # fmt: skip
         run_graph(values)
-    finally:
-        os.chdir(before)
     return folder
 
 

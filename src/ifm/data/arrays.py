@@ -18,7 +18,7 @@ import numpy as np
 
 from ifm import modalities
 from ifm.errors import UserError, in_a_line
-from ifm.files import inside, read_dataclass, write_json
+from ifm.files import inside, read_dataclass, read_json, write_json
 from ifm.modalities import Modality
 
 METADATA = "metadata.json"
@@ -287,6 +287,20 @@ class ImageSet(SampleSet):
     def random_flip(self) -> bool:
         """Whether training mirrors images left-right half of the time."""
         return self.metadata.random_flip
+
+
+def raw_description(raw: Path, *, source: str, keys: set[str], noun: str) -> dict[str, Any]:
+    """metadata.json of a raw form of points or text. Raises DataError where it lacks a key or is of another source."""
+    path = raw / METADATA
+    try:
+        described = read_json(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing; run `dvc repro fetch`") from error
+    if not isinstance(described, dict) or not keys <= described.keys() or not isinstance(described["name"], str):
+        raise _broken(path, f"does not describe raw {noun}", "fetch")
+    if described["source"] != source:
+        raise _broken(raw, f"holds {in_a_line(described['source'])}, not {source}", "fetch")
+    return described
 
 
 def row_digests(rows: np.ndarray) -> np.ndarray:

@@ -21,13 +21,14 @@ from ifm.data.arrays import (
     SampleSet,
     StoredMetadata,
     count_duplicates,
+    raw_description,
     row_digests,
 )
 from ifm.data.found import Points
 from ifm.data.laws import gaussian_moments
 from ifm.data.needs import Counts
 from ifm.errors import in_a_line
-from ifm.files import file_sha256, fresh_folder, read_json, write_json
+from ifm.files import file_sha256, fresh_folder, write_json
 from ifm.modalities.units import KEY, Units
 from ifm.random import stream
 
@@ -152,15 +153,7 @@ def _units(train: np.ndarray, columns: list[str], raw: Path) -> Units:
 
 
 def _raw(raw: Path, *, source: str) -> dict[str, Any]:
-    try:
-        described = read_json(raw / METADATA)
-    except FileNotFoundError as error:
-        raise DataError(f"{raw / METADATA}: is missing; run `dvc repro fetch`") from error
-    keys = {"source", "name", "classes"}
-    if not isinstance(described, dict) or not keys <= described.keys() or not isinstance(described["name"], str):
-        raise DataError(f"{raw / METADATA}: does not describe raw points; run `dvc repro fetch` again")
-    if described["source"] != source:
-        raise DataError(f"{raw}: holds {in_a_line(described['source'])}, not {source}; run `dvc repro fetch` again")
+    described = raw_description(raw, source=source, keys={"source", "name", "classes"}, noun="points")
     classes = described["classes"]
     named = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
     if classes is not None and not named:

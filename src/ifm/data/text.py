@@ -20,12 +20,12 @@ from ifm.data.arrays import (
     SampleSet,
     StoredMetadata,
     count_duplicates,
+    raw_description,
     row_digests,
 )
 from ifm.data.found import Texts
 from ifm.data.needs import Counts
-from ifm.errors import in_a_line
-from ifm.files import fresh_folder, read_json, write_json
+from ifm.files import fresh_folder, write_json
 from ifm.modalities.alphabet import CHARACTERS, ONE_HOT, Alphabet, code_points
 from ifm.random import stream
 
@@ -93,7 +93,8 @@ def preprocess_text(
     data.text.length. data.max_images draws of these. The same input gives the same bytes. check: is told how much there
     is, before anything is written. Raises DataError.
     """
-    described, text = _raw(raw, source=config.source), config.text
+    keys, text = {"source", "name", "splits"}, config.text
+    described = raw_description(raw, source=config.source, keys=keys, noun="text")
     contents = {name: _content(raw / f"{name}.txt", text.unit) for name in described["splits"]}
     if "test" not in contents:
         cut = round(len(contents["train"]) * (1 - config.test_fraction))
@@ -122,18 +123,6 @@ def preprocess_text(
         )
         metadata.write(folder)
     return metadata
-
-
-def _raw(raw: Path, *, source: str) -> dict[str, Any]:
-    try:
-        described = read_json(raw / METADATA)
-    except FileNotFoundError as error:
-        raise DataError(f"{raw / METADATA}: is missing; run `dvc repro fetch`") from error
-    if not isinstance(described, dict) or not {"source", "name", "splits"} <= described.keys():
-        raise DataError(f"{raw / METADATA}: does not describe raw text; run `dvc repro fetch` again")
-    if described["source"] != source:
-        raise DataError(f"{raw}: holds {in_a_line(described['source'])}, not {source}; run `dvc repro fetch` again")
-    return described
 
 
 def _content(path: Path, unit: str) -> str | bytes:

@@ -34,6 +34,7 @@ class Transformer(Network):
     class_names = ("Transformer",)
     first_layer = "patches.weight"
     axes: ClassVar[int] = 2  # along which patches lie
+    size: ClassVar[str] = "image_size"  # the option that says how long they are
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Transformer(Network):
         return cls(
             in_channels=2 * channels if takes_anchor else channels,
             out_channels=channels,
-            image_size=shape[1],
+            **{cls.size: shape[1]},
             two_times=two_times,
             condition=condition,
             **options,
