@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from ifm import dynamics
-from ifm.cli.export import spread
 from ifm.cli.main import main
 from ifm.conditions.classes import Classes, ClassLabels
 from ifm.errors import UserError
@@ -19,6 +18,7 @@ from ifm.solver import solve_ode
 from ifm.use import usage
 from ifm.use.card import model_card
 from ifm.use.models import IntegrationFlow, Teacher
+from ifm.use.pictured import spread
 from tests.support.judged import one_thread  # noqa: F401
 from tests.support.small_models import NETWORK, loud, small_flow
 
