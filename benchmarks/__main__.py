@@ -31,12 +31,13 @@ SETS = {"short": ("step", "sampling", "trajectories", "classifier")}  # of --onl
 
 def benchmarks() -> "dict[str, Callable[[Options], Iterator[Result | Growth]]]":
     """By name, in the order of a run: peak memory is measured in a process that has held nothing yet."""
-    from benchmarks import data, evaluation, graph, growth, sampling, training, trajectories
+    from benchmarks import beside, data, evaluation, graph, growth, sampling, training, trajectories
 
     return {
         "step": training.step,
         "loop": training.overhead,
         "peers": training.against_peers,
+        "beside": beside.beside,
         "draws": training.keyed_draws,
         "sampling": sampling.one_step,
         "classes": sampling.by_class,

@@ -36,7 +36,7 @@ def params(stage: Stage) -> dict:
 def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, str]]:
     """The untrained flow, and the checksum of the teacher's weights where it starts from them (flow.init)."""
     config, d, start = stage.config, stage.dynamics, {}
-    ode = dynamics.of_params(d, config.ode, sigma_data=images.sigma_data)
+    ode = dynamics.of_params(d, config.ode, data=images)
     two_times = objectives.two_times(config.flow)
     anchor = {"takes_anchor": config.anchor.policy != "none", "anchor_input": config.anchor.input}
     kind, guidance = conditions.of_data(config.condition.kind, images), Guidance.of(config.guidance)

@@ -54,7 +54,7 @@ def work(stage: Stage) -> None:
         kind = kind.told_to(drops=drop > 0, scale=None)
     of_data = {"shape": images.shape, "modality": images.modality.name}
     network = build_network(**of_data, takes_anchor=False, condition=kind, **config.network.model_dump())
-    teacher = Teacher(network, dynamics.of_params(d, config.ode, sigma_data=images.sigma_data))
+    teacher = Teacher(network, dynamics.of_params(d, config.ode, data=images))
     trained_on = _inputs(images)
     checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=trained_on))
     result = train_teacher(
@@ -117,9 +117,7 @@ def _write_exact(stage: Stage, images: SampleSet) -> None:
         at_rest = torch.cat([at_rest, mirrored(at_rest)])
         have = None if have is None else have.map(lambda x: torch.cat([x, x]))
     data = at_rest if images.decoder is None else at_work(at_rest)  # of latents the posteriors' means
-    teacher = ExactTeacher(
-        data, dynamics.of_params(stage.dynamics, config.ode, sigma_data=images.sigma_data), kind=kind, have=have
-    )
+    teacher = ExactTeacher(data, dynamics.of_params(stage.dynamics, config.ode, data=images), kind=kind, have=have)
     record = {**images.facts, "train_images": 0, "trained_on": _inputs(images)}
     pretrained.save_exact_teacher(teacher, folder, record=record, decoder=images.decoder)
     write_curve(paths.curve(stage.name), [])
@@ -134,7 +132,7 @@ def _write_pretrained(stage: Stage, images: SampleSet) -> None:
     config, folder = stage.config.teacher, paths.teacher(stage.dynamics)
     how = {"revision": config.revision, "scheduler": config.scheduler, "root": project_root()}
     found, origin = places.look_up(config.path, **how)
-    ode = dynamics.of_params(stage.dynamics, stage.config.ode, sigma_data=images.sigma_data)
+    ode = dynamics.of_params(stage.dynamics, stage.config.ode, data=images)
     kind = conditions.of_data(stage.config.condition.kind, images)
     if kind is not None:
         kind = kind.told_to(drops=stage.config.condition.drop_probability > 0, scale=None)

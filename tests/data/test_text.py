@@ -55,6 +55,14 @@ def processed(folder: Path, source: Path, **text: Any) -> Any:
     return preprocess(data, folder / "raw", folder / "processed")
 
 
+def test_sigma_data_of_the_data_is_that_of_what_a_model_sees(tmp_path):
+    (tmp_path / "a.txt").write_text("abcabcaacc" * 20)
+    processed(tmp_path, tmp_path / "a.txt")
+    train = open_split(tmp_path / "processed", "train")
+    seen = at_work(torch.from_numpy(train[np.arange(len(train))]), "text").double()
+    assert train.sigma_data == pytest.approx(float(seen.std(correction=0)), rel=1e-3)
+
+
 @pytest.mark.parametrize("alphabet", ALPHABETS)
 def test_every_symbol_comes_back(alphabet):
     ids = np.arange(len(alphabet))[None]

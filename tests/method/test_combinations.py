@@ -16,8 +16,9 @@ from torch import nn
 
 from ifm.config import parse
 from ifm.data.arrays import ProcessedMetadata, ProcessedSplit
-from ifm.data.fetching import fetch_points
+from ifm.data.fetching import fetch, fetch_points
 from ifm.data.points import preprocess_points
+from ifm.data.preprocessing import preprocess
 from ifm.data.sound import SoundMetadata
 from ifm.modalities.spectrograms import Normalised, Spectrograms
 from ifm.objectives.interval import differentiable_forward, mean_velocity_target
@@ -28,7 +29,7 @@ from pipeline.tools import preset
 from tests.support.small_models import small_flow
 
 ROOT = Path(__file__).parents[2]
-LOCAL = {"cifar10-jpeg", "imagefolder", "spoken-digits"}
+LOCAL = {"cifar10-jpeg", "imagefolder", "spoken-digits", "tiny-shakespeare"}
 PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # public teachers: tests/adapters, tests/latents
 PRECISIONS = ("no", "bf16", "fp16")
 TINY = {
@@ -60,6 +61,8 @@ def tiny(name: str, objective: str, precision: str) -> dict:
     values["network"]["mlp"] = {"width": 16, "layers": 2}
     values["data"]["image_size"] = 8
     values["data"]["points"]["count"] = 64
+    values["network"]["sequence"] = {"patch": 2, "width": 16, "depth": 1, "heads": 2}
+    values["data"]["text"]["length"] = 8
     values["data"]["audio"] |= {"seconds": 0.1, "hop": 100, "fft": 200, "mels": 8}
     if values["anchor"]["policy"] == "bank":
         values["flow"]["batch_size"] = 4
@@ -75,6 +78,14 @@ def write_data(config) -> None:
     if config.data.source == "points":
         fetch_points(config.data, paths.RAW)
         preprocess_points(config.data, paths.RAW, paths.PROCESSED)
+        return
+    if config.data.modality.name == "text":
+        Path("text").mkdir()
+        for split, letters in (("train", "abcd" * 60), ("test", "abcd" * 10)):
+            (Path("text") / f"{split}.txt").write_text(letters)
+        data = config.data.model_copy(update={"path": "text"})
+        fetch(data, paths.RAW)
+        preprocess(data, paths.RAW, paths.PROCESSED)
         return
     shape, rng = (16, *config.data.shape), np.random.default_rng(0)
     sounds = config.data.modality.name == "sound"

@@ -25,6 +25,7 @@ METADATA = "metadata.json"
 _STAGE = "preprocess"
 STRICT = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic reads the dataclasses of metadata.json
 MAPPED_BYTES = 2**27  # sets up to this size stay mapped once they are read
+_AT_ONCE = 4096  # samples, where all are gone through
 ROWS_AT_ONCE = 64  # of larger ones: Linux maps up to 2 MB around each row that is read
 
 
@@ -255,9 +256,27 @@ class SampleSet:
 
     @property
     def sigma_data(self) -> float:
-        """The deviation of all values of the train split, to four digits: ode.sigma_data where that is null."""
-        mean, std = np.array(self.metadata.mean), np.array(self.metadata.std)
-        return float(f"{math.sqrt(float((std**2 + mean**2).mean() - mean.mean() ** 2)):.4g}")
+        """The deviation of all values that a model sees, to four digits: ode.sigma_data where that is null.
+
+        Of the train split where the description has mean and std, else of these samples.
+        """
+        if hasattr(self.metadata, "mean"):
+            mean, std = np.array(self.metadata.mean), np.array(self.metadata.std)
+            first, second = float(mean.mean()), float((std**2 + mean**2).mean())
+        else:
+            first, second = self._moments()
+        return float(f"{math.sqrt(second - first**2):.4g}")
+
+    def _moments(self) -> tuple[float, float]:
+        """Means of all values and of their squares, as a model sees them."""
+        import torch
+
+        total, count = np.zeros(2), 0
+        for batch in self.batches(_AT_ONCE):
+            x = self.modality.to_model(torch.from_numpy(np.ascontiguousarray(batch))).double()
+            total += float(x.sum()), float(x.square().sum())
+            count += x.numel()
+        return float(total[0] / count), float(total[1] / count)
 
     @property
     def classes(self) -> list[str] | None:

@@ -94,9 +94,9 @@ DYNAMICS: dict[str, Entry] = {
 PAPER = tuple(name for name, entry in DYNAMICS.items() if entry.paper)  # the paper's own
 
 
-def of_params(name: str, ode: Any, *, sigma_data: float | None = None) -> "Dynamics":
-    """The dynamics called `name` as params.yaml's section `ode` has it. sigma_data: the data's, where that is null."""
-    given = sigma_data if ode.sigma_data is None else ode.sigma_data
+def of_params(name: str, ode: Any, *, data: Any = None) -> "Dynamics":
+    """The dynamics called `name` as params.yaml's section `ode` has it. data: gives sigma_data where that is null."""
+    given = data.sigma_data if ode.sigma_data is None and data is not None else ode.sigma_data
     return build(name, **getattr(ode, name).model_dump(), sigma_data=given)
 
 
