@@ -14,7 +14,8 @@ def work(stage: Stage) -> None:
     found = fetch(data, paths.RAW)
     inputs.note(paths.SOURCE, local or inputs.Inputs())
     print(f"fetch: {found.in_a_line()}", flush=True)
-    stage.run.log_metrics({f"{data.modality.noun}.{split}": count for split, count in found.splits.items()})
+    counted = "bytes" if data.modality.name == "text" else data.modality.noun
+    stage.run.log_metrics({f"{counted}.{split}": count for split, count in found.splits.items()})
 
 
 if __name__ == "__main__":

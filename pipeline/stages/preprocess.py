@@ -1,5 +1,6 @@
 """preprocess: decoded, cropped, resized, split: uint8 arrays that are memory-mapped (points: float32), and latents."""
 
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def _encode(stage: Stage, found: latents.Found, accelerator: "Accelerator", fold
     folder = Path(from_main_process(None if folder is None else str(folder)))
     images = {split: ImageSet.open(folder, split) for split in ("train", "test")}
     made_of = {name: split.metadata.splits[name].sha256 for name, split in images.items()}
-    made_of |= {"encoder": encoding.digest(found)}
+    made_of |= {"encoder": encoding.digest(found), "config": json.dumps(dict(found.config), sort_keys=True)}
     work_folder = stage.work_folder(params=stage.sections("data"), inputs=made_of)
     shards = encoding.encode(images, found, work_folder, accelerator=accelerator)
     if accelerator.is_main_process:

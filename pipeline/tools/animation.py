@@ -126,7 +126,8 @@ def main() -> None:
     try:
         folder = loading.find(given.model)
         flow = usable(loading.load_any(folder, named=given.model))
-        if not isinstance(flow, IntegrationFlow) or modalities.of(loading.describe(folder)).preview != "grids":
+        images = modalities.of(loading.describe(folder)).name == "images"
+        if not isinstance(flow, IntegrationFlow) or not images or flow.decoder is not None:
             raise UserError(f"{given.model}: holds no flow of images")
         beside = loading.find(given.teacher) if given.teacher else teacher_beside(folder)
         teacher = None if beside is None else usable(loading.load_any(beside))

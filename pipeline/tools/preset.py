@@ -144,6 +144,8 @@ def check_data(name: str, data: str) -> None:
         raise UserError(f"{shown}: a name that params.yaml cannot hold; rename the folder, or link to it by another")
     if source == "parquet" and not parquet_files(place, ""):
         raise UserError(f"{shown}: no .parquet file, and no folder that holds some; say where they are")
+    if source == "text" and not place.exists():
+        raise UserError(f"{shown}: no such file or folder; say where the text is")
     if source == "imagefolder":
         if not place.is_dir():
             raise UserError(f"{shown}: no such folder; say where the images are")

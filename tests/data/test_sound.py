@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import wave
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,12 +160,15 @@ def test_stereo_is_mixed_to_mono():
     np.testing.assert_allclose(sound, (left + right) / 2, atol=1e-7)
 
 
+HEADER = "<4sI4s4sIHHIIHH4sI2h"
+ABSURD = struct.pack(HEADER, b"RIFF", 40, b"WAVE", b"fmt ", 16, 1, 1, 2**31 - 5, 0, 2, 16, b"data", 4, 1, 2)
 FAULTS = {
     "nothing.wav": (b"", "an empty file"),
     "text.wav": (b"no sound", "no known audio format"),
     "header.wav": (encoded(np.zeros(0)), "holds no samples"),
     "silent.wav": (encoded(np.zeros(4000)), "is silent: all of its samples are 0"),
     "nan.wav": (encoded(np.full(4000, np.nan), subtype="FLOAT"), "holds NaN or infinity"),
+    "rate.wav": (ABSURD, "has a sample rate of 2147483643 Hz"),
     "short.wav": (encoded(tone(440, seconds=0.01)), "has 0.01 s, less than data.audio.shortest = 0.05"),
 }
 
@@ -255,10 +259,10 @@ def test_faults_are_told_together_or_left_out(folder, tmp_path, capsys):
     (tmp_path / "mixed" / "good" / "notes.txt").write_text("no recording")
     with pytest.raises(FetchError) as told:
         fetch(config(path=tmp_path / "mixed").data, tmp_path / "raw")
-    assert "6 of 7 sounds cannot be read: bad/header.wav (holds no samples); bad/nan.wav (" in str(told.value)
+    assert "7 of 8 sounds cannot be read: bad/header.wav (holds no samples); bad/nan.wav (" in str(told.value)
     assert str(told.value).endswith("Set data.on_bad_image: skip to leave them out")
     found = fetch(config(path=tmp_path / "mixed", on_bad_image="skip").data, tmp_path / "raw")
-    assert (found.splits, found.skipped, found.passed_over) == ({"train": 1}, 6, {".txt": 1})
+    assert (found.splits, found.skipped, found.passed_over) == ({"train": 1}, 7, {".txt": 1})
     assert "left out" in capsys.readouterr().err
 
 
@@ -294,6 +298,7 @@ def test_spoken_digits_by_their_preset(tmp_path):
     ("changes", "message"),
     [
         ({"fft": 300, "hop": 200}, "data.audio: fft = 300 must be even and at least twice hop = 200"),
+        ({"seconds": 0.001}, "data.audio: seconds = 0.001 is less than one hop of 200 samples"),
         ({"mels": 300}, "data.audio: mels = 300 are more than fft = 512 has frequencies for"),
         ({"mels": 33, "multiple": 3}, "set data.audio.multiple to a multiple of 4"),
         ({"column": "audio"}, "data: source: audiofolder has no columns of recordings; set data.audio.column to null"),

@@ -1,6 +1,7 @@
 """Source `array`: what is read, standardised and written back, and one whole graph on a table of three columns."""
 
 import json
+import re
 from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from ifm.cli.main import main as ifm
 from ifm.config import parse
 from ifm.data.fetching import fetch
+from ifm.data.inputs import look
 from ifm.data.preprocessing import preprocess
 from ifm.data.sources import SOURCES, FetchError
 from ifm.data.splits import open_split
@@ -119,6 +121,11 @@ def bad(column: int, value: float) -> np.ndarray:
         (lambda f: save(f, table(8)), {"labels": "kind"}, "data.array.labels: .*no column 'kind'"),
         (lambda f: save(f, table(8), kind=[0.5] * 8), {"labels": "kind"}, "must be whole numbers or strings.* float"),
         (lambda f: f.write_bytes(b"no"), {}, "x.parquet: cannot be read as parquet"),
+        (
+            lambda f: save(f, table(8), a=[[1.0, 2.0 + i] for i in range(8)], a_1=list(range(8))),
+            {},
+            "two columns .*a_1",
+        ),
     ],
 )
 def test_a_fault_is_one_line_that_names_file_and_column(tmp_path, write, array, said):
@@ -137,6 +144,7 @@ def test_a_fault_is_one_line_that_names_file_and_column(tmp_path, write, array, 
         ({"a": table(8).astype(str)}, {}, "x.npz: a: holds <U"),
         ({"a": table(8).reshape(2, 4, 3)}, {}, r"must have shape \[n, d\], got \[2, 4, 3\]"),
         ({"a": table(8), "y": np.arange(3)}, {"labels": "y"}, "has 3 labels, .* has 8 rows"),
+        ({"a": table(8), "y": np.array(3)}, {"labels": "y"}, r"has shape \[\], .* has 8 rows"),
         ({"a": table(8)}, {"columns": ["a"]}, "has no names of columns"),
     ],
 )
@@ -144,6 +152,23 @@ def test_a_fault_of_an_archive_names_the_key(tmp_path, arrays, array, said):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(FetchError, match=said):
         read(tmp_path / "x.npz", **array)
+
+
+def test_an_archive_by_another_name_is_told(tmp_path):
+    np.savez(tmp_path / "x.npz", a=table(8))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(FetchError, match=re.escape("its content is not that of a .npy file")):
+        read(tmp_path / "x.npy")
+
+
+def test_labels_beside_an_array_are_watched(tmp_path):
+    np.save(tmp_path / "x.npy", table(8))
+    asked = {"source": "array", "path": "x.npy"}
+    alone = look(asked, root=tmp_path).sha256
+    np.save(tmp_path / "y.npy", np.arange(8) % 2)
+    of_both = look(asked, root=tmp_path).sha256
+    np.save(tmp_path / "y.npy", np.arange(8) % 3)
+    assert len({alone, of_both, look(asked, root=tmp_path).sha256}) == 3
 
 
 def test_points_of_a_law_have_no_units(tmp_path):

@@ -110,8 +110,8 @@ def test_samples_in_the_datas_own_form_are_brought_to_rest(tmp_path):
     np.save(tmp_path / "rest.npy", x)
     for name in ("a.csv", "own.npy", "rest.npy"):
         np.testing.assert_allclose(files.read(tmp_path / name, POINTS, said), x, rtol=1e-6, atol=1e-6)
-    alphabet = Alphabet("characters", "bits", "\n abc")
-    rest = alphabet.encoded(np.random.default_rng(0).integers(0, 5, (4, 6)))
+    alphabet = Alphabet("characters", "bits", "\n abc\u2028")
+    rest = alphabet.encoded(np.random.default_rng(0).integers(0, 6, (4, 6)))
     described = {"text": alphabet.described()}
     texts = TEXT.own(rest, described)
     files.write_json_lines(tmp_path / "a.jsonl", [(range(4), texts)], 4, rest.shape[1:])
@@ -119,7 +119,11 @@ def test_samples_in_the_datas_own_form_are_brought_to_rest(tmp_path):
     np.save(tmp_path / "rest-of-text.npy", rest)
     for name in ("a.jsonl", "texts.npy", "rest-of-text.npy"):
         np.testing.assert_array_equal(files.read(tmp_path / name, TEXT, described), rest)
-    for content, said in (('{"text": "xyz"}', "'x' is no symbol"), ('{"text": "a"}\n{"text": "ab"}', "1 to 2 symbols")):
+    for content, said in (
+        ("", "holds no texts"),
+        ('{"text": "xyz"}', "'x' is no symbol"),
+        ('{"text": "a"}\n{"text": "ab"}', "1 to 2 symbols"),
+    ):
         (tmp_path / "bad.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):
             files.read(tmp_path / "bad.jsonl", TEXT, described)

@@ -59,6 +59,8 @@ def run(given: argparse.Namespace) -> None:
         accelerator.end_training()
         if not accelerator.is_main_process:
             return
+    if given.write_statistics is not None and found.real is None:
+        raise UserError(f"--write-statistics: is for images, and --reference {given.reference} holds none")
     if given.out is not None:
         write_json(given.out, {"protocol": found.protocol, "warnings": found.warnings, "figures": found.figures})
     if given.write_statistics is not None:
@@ -83,7 +85,9 @@ def _measures(given: argparse.Namespace) -> dict[str, int]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    images = "a folder of PNG, JPEG or WebP files, an .npy or an .npz; points: an .npy or a .csv"
+    images = (
+        "a folder of PNG, JPEG or WebP files, an .npy or an .npz; points: an .npy or a .csv; texts: an .npy or a .jsonl"
+    )
     add = parser.add_argument
     real = f"real ones: {images}; or data/reference; or an .npz of their statistics, mu and sigma"
     add("--samples", type=local_path, metavar="PATH", help=f"what is judged: {images}")

@@ -130,6 +130,10 @@ class AudioConfig(Section):
     def _frames_overlap(self) -> Self:
         if self.fft % 2 or self.fft < 2 * self.hop:
             raise ValueError(f"fft = {self.fft} must be even and at least twice hop = {self.hop}")
+        if round(self.seconds * self.sample_rate) < self.hop:
+            raise ValueError(
+                f"seconds = {self.seconds:g} is less than one hop of {self.hop} samples; raise it, or lower hop"
+            )
         if self.representation == "logmel" and self.mels > self.fft // 2 - 1:
             raise ValueError(
                 f"mels = {self.mels} are more than fft = {self.fft} has frequencies for; lower mels to "

@@ -3,6 +3,7 @@
 Light on purpose: stage `source` asks at the beginning of every `dvc repro`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,5 +42,8 @@ def look(data: Mapping[str, Any], *, root: Path, memory: Path | None = None) -> 
     if not place.exists():
         # Else a data set of the Hub, which is called as a folder might be.
         return None if key == "path" or given.startswith(("/", "~", ".")) else Inputs()
-    named = sorted([(b"", place)] if place.is_file() else source.files(place, data), key=lambda item: item[0])
+    if place.is_file():
+        named = [(b"", place), *((os.fsencode(file.name), file) for file in sorted(source.beside(place)))]
+    else:
+        named = sorted(source.files(place, data), key=lambda item: item[0])
     return Inputs([key], len(named), watched.digest(named, memory))

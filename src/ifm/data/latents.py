@@ -6,6 +6,7 @@ The folder of processed images then holds besides (see `ifm.data.arrays`):
     decoder/                      the autoencoder
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,11 +107,12 @@ class _Both(StoredMetadata):
 
     @cached_property
     def splits(self) -> dict[str, ProcessedSplit]:
-        described = self.images.splits
-        return {
-            name: ProcessedSplit(found.count, found.shards, described[name].class_counts, found.sha256)
-            for name, found in self.latents.splits.items()
-        }
+        """sha256: of latents and labels, as that of images is."""
+        described, splits = self.images.splits, {}
+        for name, found in self.latents.splits.items():
+            both = hashlib.sha256((found.sha256 + described[name].sha256).encode()).hexdigest()
+            splits[name] = ProcessedSplit(found.count, found.shards, described[name].class_counts, both)
+        return splits
 
     @property
     def image_shape(self) -> tuple[int, ...]:

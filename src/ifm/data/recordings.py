@@ -14,6 +14,7 @@ from ifm.data.found import Encoded
 from ifm.data.raw import Checked
 from ifm.errors import UserError, in_a_line
 
+HIGHEST = 1_000_000  # Hz
 LONGEST = 3600  # seconds of one recording
 PEAK, LOUDNESS = 0.95, 0.1  # what levels are brought to: -0.4 dB, -20 dB of full scale
 FRAME = 0.01  # seconds over which silence is measured
@@ -39,6 +40,8 @@ def decode(data: bytes) -> tuple[np.ndarray, int]:
     try:
         with library.SoundFile(io.BytesIO(data)) as file:
             rate = int(file.samplerate)
+            if not 1 <= rate <= HIGHEST:
+                raise ValueError(f"has a sample rate of {rate} Hz")
             if file.frames > LONGEST * rate:
                 raise ValueError(f"is longer than {LONGEST} s; cut it into parts")
             values = file.read(dtype="float64", always_2d=True)  # [n, channels]

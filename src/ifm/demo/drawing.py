@@ -21,7 +21,8 @@ from ifm.use.asked import condition_of
 from ifm.use.loading import Model
 
 SIDE = 512  # pixels of a picture of points
-REACH = 1.2  # its edge, in units of the data
+REACH = 1.2  # its edge, in units of the data: the laws' points
+STANDARDISED = 3.5  # of columns of numbers, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -157,25 +158,25 @@ class Turned:
 
 def picture(samples: np.ndarray, *, columns: int = 4, modality: str | None = None) -> Image.Image:
     """A grid of images, or points in the plane of their first two coordinates. modality: where it is recorded."""
-    modality = modalities.of(samples.shape[1:], modality)
-    if modality.preview == "scatter":
-        return scatter(samples)
-    if modality.preview != "grids":
-        raise ValueError(f"{modality.noun} have no picture in the demo yet")
-    pictures = modality.pictures(samples)
+    kind = modalities.of(samples.shape[1:], modality)
+    if kind.preview == "scatter":
+        return scatter(samples, reach=REACH if modality is None else STANDARDISED)
+    if kind.preview != "grids":
+        raise ValueError(f"{kind.noun} have no picture in the demo yet")
+    pictures = kind.pictures(samples)
     return Image.open(io.BytesIO(grid_png(pictures, columns=columns, scale=max(1, 96 // pictures.shape[-1]))))
 
 
-def scatter(points: np.ndarray) -> Image.Image:
-    """float32 [n, d] as dots of a square of 2 * REACH."""
+def scatter(points: np.ndarray, *, reach: float = REACH) -> Image.Image:
+    """float32 [n, d] as dots of a square of 2 * reach."""
     canvas = Image.new("RGB", (SIDE, SIDE), "white")
     draw = ImageDraw.Draw(canvas)
-    for x, y in _plane(points):
+    for x, y in _plane(points, reach):
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill="#3949ab")
     return canvas
 
 
-def _plane(points: np.ndarray) -> Iterator[tuple[float, float]]:
+def _plane(points: np.ndarray, reach: float) -> Iterator[tuple[float, float]]:
     second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
     for x, y in zip(points[:, 0], second, strict=True):
-        yield SIDE * (0.5 + float(x) / (2 * REACH)), SIDE * (0.5 - float(y) / (2 * REACH))
+        yield SIDE * (0.5 + float(x) / (2 * reach)), SIDE * (0.5 - float(y) / (2 * reach))

@@ -90,7 +90,7 @@ def judge(
         raise UserError(f"--samples {request.samples}: {error}") from error
     about = ("model", "sampler", "nfe", "n_samples", "seeds", "warnings")
     figures = {key: value for key, value in row.items() if key not in about}
-    return _protocol(request, reference, samples), figures, row["warnings"]
+    return _protocol(request, kind, reference, samples), figures, row["warnings"]
 
 
 def _of_file(request: Request, kind: Modality, device: torch.device) -> Reference:
@@ -116,13 +116,13 @@ def _read(option: str, path: Path, kind: Modality, of_data: Mapping[str, Any] | 
     return found
 
 
-def _protocol(request: Request, reference: Reference, samples: np.ndarray) -> dict[str, Any]:
+def _protocol(request: Request, kind: Modality, reference: Reference, samples: np.ndarray) -> dict[str, Any]:
     """What the figures depend on: plain values for JSON."""
     split, real = reference.metadata["split"], reference.features
-    shape = list(samples.shape[1:])
+    told = {"shape": list(samples.shape[1:])} | ({} if kind.by_shape else {"modality": kind.name})
     return {
-        "samples": {"path": str(request.samples), "count": len(samples), "shape": shape},
-        "reference": {"path": str(request.reference), "count": len(real), "shape": shape, "split": split},
+        "samples": {"path": str(request.samples), "count": len(samples), **told},
+        "reference": {"path": str(request.reference), "count": len(real), **told, "split": split},
         **reference.extractor.describe(),
         "dimension": int(real.shape[1]),
         "sets": request.sets,

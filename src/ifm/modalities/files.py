@@ -155,7 +155,7 @@ def _is_number(text: str) -> bool:
 
 def read_json_lines(path: Path) -> np.ndarray:
     """The inverse of `write_json_lines`: str [n]. Raises ValueError."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]  # U+2028 ends no line
     try:
         return np.array([json.loads(line)["text"] for line in lines], dtype=str)
     except (KeyError, TypeError) as error:

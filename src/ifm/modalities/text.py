@@ -42,6 +42,8 @@ def from_strings(texts: "np.ndarray", described: Mapping[str, Any]) -> "np.ndarr
         raise ValueError(f"{unknown[0]!r} is no symbol of the data")
     rows = [alphabet.numbers(str(one).encode() if alphabet.unit == BYTES else str(one)) for one in texts]
     lengths = sorted({len(row) for row in rows})
+    if not lengths:
+        raise ValueError("it holds no texts")
     if len(lengths) != 1:
         raise ValueError(f"texts have {lengths[0]} to {lengths[-1]} symbols; all must be as long as the data's windows")
     return alphabet.encoded(np.stack(rows))

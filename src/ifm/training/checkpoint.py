@@ -49,7 +49,7 @@ class Checkpoints:
             try:
                 save_file(tensors, temporary, metadata={"record": json.dumps(snapshot.record)})
             except SafetensorError as error:
-                raise _as_os_error(error) from error
+                raise as_os_error(error) from error
         for old in self._files()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
@@ -70,7 +70,7 @@ class Checkpoints:
         return next(iter(self._files()), None)
 
 
-def _as_os_error(error: SafetensorError) -> Exception:
+def as_os_error(error: SafetensorError) -> Exception:
     """The system's error inside one of safetensors: "I/O error: No space left on device (os error 28)"."""
     number = re.search(r"(?:os error |code: )(\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ifm.errors import UserError
 from ifm.files import atomic_path
+from ifm.training.checkpoint import as_os_error
 
 _PREFIX = "state-"
 
@@ -22,7 +23,10 @@ class States:
         """`ifm.training.loop.OnState`."""
         tensors = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
         with atomic_path(self._file(step), size=sum(x.nbytes for x in tensors.values())) as temporary:
-            save_file(tensors, temporary)
+            try:
+                save_file(tensors, temporary)
+            except SafetensorError as error:
+                raise as_os_error(error) from error
 
     def load(self, step: int) -> dict[str, Tensor]:
         """What was saved. Raises UserError where it is gone or damaged: the training that it was of is over."""

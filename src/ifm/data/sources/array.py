@@ -25,8 +25,9 @@ def read(config: DataSection) -> Points:
         values, columns, of_rows = _READERS[file.suffix](file, config)
         if names is not None and columns != names:
             raise FetchError(f"{_shown(file)}: has columns {few(columns, 5)}, the files before have {few(names, 5)}")
-        if of_rows is not None and len(of_rows) != len(values):
-            raise FetchError(f"{_labels_key(config)}: has {len(of_rows)} labels, {_shown(file)} has {len(values)} rows")
+        if of_rows is not None and np.shape(of_rows) != (len(values),):
+            found = f"shape {list(np.shape(of_rows))}" if np.ndim(of_rows) != 1 else f"{len(of_rows)} labels"
+            raise FetchError(f"{_labels_key(config)}: has {found}, {_shown(file)} has {len(values)} rows")
         _check(values, columns, file)
         names = columns
         parts.append(values)
@@ -54,6 +55,13 @@ def _found(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place] if place.is_file() else []
     return sorted(f for f in place.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith("."))
+
+
+def beside(place: Path) -> list[Path]:
+    """Files that may hold the labels of one .npy file."""
+    if place.suffix != ".npy":
+        return []
+    return [f for f in place.parent.glob("*.npy") if f.is_file() and f != place and not f.name.startswith(".")]
 
 
 def _files(config: DataSection) -> list[Path]:
@@ -107,6 +115,8 @@ def _loaded(file: Path) -> Any:
 
     try:
         found = np.load(file, allow_pickle=False)
+        if hasattr(found, "files") != (file.suffix == ".npz"):
+            raise ValueError(f"its content is not that of a {file.suffix} file")
         return {name: found[name] for name in found.files} if hasattr(found, "files") else found
     except FileNotFoundError as error:
         raise FetchError(f"{_shown(file)}: no such file") from error
@@ -148,6 +158,8 @@ def _parquet(file: Path, config: DataSection) -> tuple["np.ndarray", list[str], 
         columns += names
     if not parts or not len(table):
         raise FetchError(f"{_shown(file)}: has no rows of numbers")
+    if twice := next((c for c in columns if columns.count(c) > 1), None):
+        raise FetchError(f"{_shown(file)}: two columns are called {twice}; rename one")
     of_rows = None if labels is None else np.array(table.column(labels).to_pylist(), dtype=object)
     return np.concatenate(parts, axis=1), columns, of_rows
 
@@ -218,6 +230,7 @@ SOURCE = Source(
     modality="points",
     key="path",
     files=files,
+    beside=beside,
     columns=False,
     labelled=lambda data: data.array.labels is not None,
     test_split=False,

@@ -37,6 +37,10 @@ class FetchError(UserError, RuntimeError):
     """The source cannot be brought in; the message names the key, its value and what to do."""
 
 
+def _nothing(place: Path) -> list[Path]:
+    return []
+
+
 def _all_files(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
     return relative(place, (file.relative_to(place) for file in walk(place) if not file.name.startswith(".")))
 
@@ -56,6 +60,7 @@ class Source:
     modality: str = "images"
     key: str | None = None
     files: Callable[[Path, Mapping[str, Any]], Iterator[tuple[bytes, Path]]] = _all_files
+    beside: Callable[[Path], list[Path]] = _nothing  # what may be read beside a path that is a file
     columns: bool = True  # data.image_column and data.label_column say what is read
     recordings: bool = False  # data.audio.column may name a column of them
     # Whether there are classes, where `data` tells otherwise than by label_column.
