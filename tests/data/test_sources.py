@@ -145,11 +145,11 @@ def test_the_stages_run_with_a_source_of_points_that_is_registered_here():
             {"source": "numbers"},
             "data.source = 'numbers' is not allowed; allowed: 'digits', 'hub', 'parquet'",
         ),
-        ("digits", {"source": "numbers"}, "'imagefolder', 'points', 'array', 'text', 'text_hub', 'letters', 'ring'"),
+        ("digits", {"source": "numbers"}, "'points', 'array', 'text', 'text_hub', 'letters', 'ring'"),
         (
             "digits",
             {"source": 3},
-            "data.source = 3 is not allowed; allowed: 'digits', 'hub', 'parquet', 'imagefolder', 'points'",
+            "data.source = 3 is not allowed; allowed: 'digits', 'hub', 'parquet', 'imagefolder', 'audiofolder'",
         ),
     ],
 )

@@ -253,7 +253,10 @@ def test_the_command_writes_what_sample_gives(saved, tmp_path, capsys):
         ("sample --model {m}/teacher --out {t}/a.npy --steps 5", "--steps: {m}/teacher holds a teacher"),
         ("sample --model {m}/teacher --out {t}/a.npy --nfe 4", "odd number"),
         ("sample --model {m}/ve --out {t}/a.npy --steps 2 --sampler chain", "objective interval"),
-        ("sample --model {m}/points --out {t}/a.png", "points [2]; write them to a NAME.csv, a NAME.npy or a NAME.parquet"),
+        (
+            "sample --model {m}/points --out {t}/a.png",
+            "points [2]; write them to a NAME.csv, a NAME.npy or a NAME.parquet",
+        ),
         ("export --model {m}/points --out {t}/a", "{m}/points: points have no pipeline in diffusers"),
         ("export --model {m}/teacher --out {t}/a", "ifm export takes flows"),
         ("export --model {m}/ve --out {m}", "not an empty folder"),

@@ -6,6 +6,7 @@ copy of this package.
 
 import importlib.metadata
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def package(model: Path, out: Path) -> None:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
     from ifm.tracking.serving import CLASS, DEFAULTS, GUIDANCE
+    from ifm.use.shipped import copy_code
 
     # A model without classes has the last two as well: MLflow drops unknown columns without a word.
     columns = {name: (DataType.long, value) for name, value in DEFAULTS.items()}
@@ -38,20 +40,21 @@ def package(model: Path, out: Path) -> None:
     shape = tuple(description["image_shape"])
     drawn = TensorSpec(np.dtype(modalities.of(description).dtype), (-1, *shape), name=None)
     here = Path(__file__).parent
-    mlflow.pyfunc.save_model(
-        out,
-        python_model=str(here / "serving.py"),
-        artifacts={"flow": str(model)},
-        code_paths=[str(here.parent)],
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
-        signature=ModelSignature(
-            inputs=Schema([ColSpec(kind, name, required=False) for name, (kind, _) in columns.items()]),
-            outputs=Schema([drawn]),
-            params=ParamSchema([ParamSpec(name, kind, value) for name, (kind, value) in columns.items()]),
-        ),
-        input_example=pd.DataFrame([DEFAULTS]),
-        metadata={"ifm": json.dumps(description)},
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        mlflow.pyfunc.save_model(
+            out,
+            python_model=str(here / "serving.py"),
+            artifacts={"flow": str(model)},
+            code_paths=[str(copy_code(Path(temporary)))],
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(kind, name, required=False) for name, (kind, _) in columns.items()]),
+                outputs=Schema([drawn]),
+                params=ParamSchema([ParamSpec(name, kind, value) for name, (kind, value) in columns.items()]),
+            ),
+            input_example=pd.DataFrame([DEFAULTS]),
+            metadata={"ifm": json.dumps(description)},
+        )
 
 
 def _description(model: Path) -> dict[str, Any]:

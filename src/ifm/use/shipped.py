@@ -4,6 +4,7 @@ Weights are stored in float16 and computed with in float32. SHA256SUMS, which `s
 other file of a folder.
 """
 
+import shutil
 from pathlib import Path
 
 from ifm.errors import UserError
@@ -26,6 +27,12 @@ def folder(name: str) -> Path | None:
         return None
     check(FOLDER / name)
     return FOLDER / name
+
+
+def copy_code(folder: Path) -> Path:
+    """A copy of this package in `folder`, without these models; where it is."""
+    left_out = shutil.ignore_patterns("__pycache__", FOLDER.name)
+    return Path(shutil.copytree(FOLDER.parent, folder / FOLDER.parent.name, ignore=left_out))
 
 
 def check(folder: Path) -> None:

@@ -13,8 +13,8 @@ from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.pretrained import DESCRIPTION, copy_decoder, decoder_of
 from ifm.use.card import escape
+from ifm.use.shipped import copy_code
 
-PACKAGE = Path(__file__).parents[1]
 MODEL = "model"  # holds flow/ and, where it is asked for, teacher/
 COPIED = ("config.json", DESCRIPTION, "*.safetensors", "*.safetensors.index.json")
 APP = '''"""Noise becomes a sample in one step: the page of `ifm demo`, for the model beside this file."""
@@ -48,8 +48,7 @@ def write_folder(model: Path, folder: Path, *, title: str, license_id: str | Non
             for file in sorted(file for pattern in COPIED for file in source.glob(pattern)):
                 shutil.copyfile(file, folder / MODEL / name / file.name)
             copy_decoder(decoder_of(source), folder / MODEL / name)
-    left_out = shutil.ignore_patterns("__pycache__", "shipped")
-    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=left_out)
+    copy_code(folder)
     write_text(folder / "app.py", APP)
     write_text(folder / "requirements.txt", "".join(f"{name}=={version(name)}\n" for name in needed()))
     text = ABOUT.format(gradio=version("gradio"))
