@@ -42,7 +42,7 @@ def test_every_page_of_the_docs_and_every_module_has_its_place(site):
     modules = {path.relative_to(ROOT / "src").with_suffix(".html") for path in (ROOT / "src/ifm").rglob("*.py")}
     named = {f"api/{path.as_posix()}".replace("__init__", "index") for path in modules if path.stem != "__main__"}
     assert not (docs | named | {"index.html", "overview.html", "contributing.html"}) - found.keys()
-    assert "uint8 [n, C, H, W], or points float32" in found["api/ifm/use/models.html"]  # a docstring
+    assert "uint8 [n, C, H, W], points float [n, d] or texts" in found["api/ifm/use/models.html"]  # a docstring
     assert "data-search-exclude" in found["api/ifm/dynamics/trig.html"]  # linked for its code, which searches leave out
 
 

@@ -50,7 +50,7 @@ class PointsDenoiser:
 class LinearFlow(nn.Module):
     """x_0_hat = s_d / sqrt(a^2 s_d^2 + b^2) x_t, the exact flow map of N(0, s_d^2), plus a share of the anchor."""
 
-    takes_anchor = True
+    takes_anchor, of_data = True, {}
 
     def __init__(self, d, anchor=0.0):
         super().__init__()
