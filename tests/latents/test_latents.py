@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 
 from ifm import latents, modalities
-from ifm.config import DataConfig, read_params
 from ifm.data.arrays import ImageSet
 from ifm.data.fetching import fetch
 from ifm.data.preprocessing import preprocess
@@ -21,14 +20,9 @@ from ifm.latents.autoencoder import Autoencoder
 from ifm.modalities.images import to_uint8, to_unit
 from ifm.objectives.pairs import draw_pairs, mean_over_reference
 from ifm.random import Streams
-from tests.support.autoencoders import exact_tiny, small_kl
+from tests.support.autoencoders import config, exact_tiny, small_kl
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-
-
-def config(**changes):
-    return DataConfig(**(read_params(ROOT / "params.yaml")["data"] | {"max_images": 60} | changes))
 
 
 @pytest.fixture(scope="module")

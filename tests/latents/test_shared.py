@@ -6,9 +6,8 @@ import pytest
 
 from ifm.data.fetching import fetch
 from ifm.data.preprocessing import preprocess
-from tests.latents.test_latents import config
 from tests.support import latent_worker
-from tests.support.autoencoders import small_kl
+from tests.support.autoencoders import config, small_kl
 from tests.support.launch import one_process, torchrun
 
 

@@ -58,7 +58,9 @@ def test_dvc_shows_the_headline_and_nothing_else(tmp_path):
 
     graph = stage.of_dvc((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     params = read_params(ROOT / "params.yaml") | {"dynamics": ["ve", "rf"]}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"vars": [{"watched": [], "public": []}], "stages": graph}))
+    (tmp_path / "dvc.yaml").write_text(
+        yaml.safe_dump({"vars": [{"watched": [], "public": [], "encoder": []}], "stages": graph})
+    )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     of_teacher_alone = NULLS | {"teacher-35": IMAGES["teacher-35"]}
     for d in ("ve", "rf"):

@@ -25,6 +25,7 @@ FOLDERS = {
     "imagefolder": "my images/set #1",
     "ddpm-celebahq": "faces",
     "tiny-shakespeare": "plays",
+    "spoken-digits": "takes",
 }
 
 

@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from ifm.config import DataConfig, read_params
+
+ROOT = Path(__file__).parents[2]
+
 KL = {
     "block_out_channels": (8, 8),
     "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -15,6 +19,11 @@ KL = {
     "scaling_factor": 0.7,
     "shift_factor": 0.1,
 }
+
+
+def config(**changes: Any) -> DataConfig:
+    """The digits, 60 of each split."""
+    return DataConfig(**(read_params(ROOT / "params.yaml")["data"] | {"max_images": 60} | changes))
 
 
 def small_kl(folder: Path, *, channels: int = 1, seed: int = 0, **changes: Any) -> AutoencoderKL:
