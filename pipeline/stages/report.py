@@ -195,7 +195,8 @@ def _texts(d: str, metrics: Figures) -> list[tuple[str, list[str]]]:
     """The first texts of the samplers shown, all from the same x_T."""
     data = open_split(paths.PROCESSED, "train")
     shown = [
-        (caption, np.load(paths.samples(d) / f"{name}.npy", mmap_mode="r")) for caption, name in _shown(d, metrics)
+        (caption, np.load(paths.samples(d) / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        for caption, name in _shown(d, metrics)
     ]
     return [(caption, data.modality.own(x[:TEXTS_SHOWN], data.recorded).tolist()) for caption, x in shown]
 
