@@ -15,7 +15,7 @@ from ifm.pretrained import save_model
 from ifm.random import Streams
 from ifm.sampling import Draws, draw_samples, flow_sampler
 from ifm.solver import solve_ode
-from ifm.use import usage
+from ifm.use import pictured, usage
 from ifm.use.card import model_card
 from ifm.use.models import IntegrationFlow, Teacher
 from ifm.use.pictured import spread
@@ -128,7 +128,7 @@ def test_a_row_of_many_images_goes_on_below_and_a_long_name_is_cut(tmp_path):
 
 def test_the_card_shows_a_grid_by_class_and_code_that_runs(saved, tmp_path, monkeypatch):
     written, save_rows = [], pictures.save_rows
-    monkeypatch.setattr(pictures, "save_rows", lambda rows, path: (written.extend(rows), save_rows(rows, path)))
+    monkeypatch.setattr(pictured, "save_rows", lambda rows, path: (written.extend(rows), save_rows(rows, path)))
     main(["export", "--model", f"{saved}/classes", "--out", f"{tmp_path}/out", "--format", "pt2"])
     images = IntegrationFlow.from_pretrained(saved / "classes").sample(24, classes="all")
     assert [name for name, _ in written] == ["cat", "dog", "owl"]

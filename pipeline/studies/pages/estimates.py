@@ -55,5 +55,5 @@ def verdict(first: Estimate, second: Estimate) -> str:
 
 def judged_by(table: pd.DataFrame) -> str:
     """The first figure that the table has of those that pages judge by: FID, or for points the sliced distance."""
-    keys = [metric.key for metric in catalogue.judges()]
+    keys = [metric.key for metric in catalogue.judges() if metric.key in table]
     return next((key for key in keys if table[key].notna().any()), keys[-1])
