@@ -133,7 +133,7 @@ def test_sizes_are_checked_before_anything_is_decoded(made, monkeypatch):
     assert sorted(made.glob("data/processed/*")) == before
 
 
-@pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [pytest.param(form, marks=pytest.mark.slow) for form in ("pt2", "onnx")])
 def test_a_graph_gives_images(made, kind, tmp_path):
     """The decoder is in the file; written graphs are compared with the model for several batch sizes."""
     if kind == "onnx":

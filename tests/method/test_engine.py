@@ -365,6 +365,7 @@ def test_an_error_of_the_call_itself_comes_through():
         Compiled(torch.nn.Linear(3, 1))(torch.zeros(2, 5))
 
 
+@pytest.mark.slow
 def test_compiled_training_learns_the_same(monkeypatch):
     whole, _ = point_teacher()
     monkeypatch.setenv("IFM_COMPILE", "on")

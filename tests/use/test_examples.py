@@ -58,7 +58,7 @@ def test_the_script_is_short_and_needs_no_dvc():
     assert not re.search(r"import (dvc|mlflow)|from pipeline", text)
 
 
-@pytest.mark.parametrize("models", ["trained", "shipped"])
+@pytest.mark.parametrize("models", [pytest.param("trained", marks=pytest.mark.slow), "shipped"])
 def test_the_notebook_runs(trained, tmp_path, models):
     """On the script's models, and on the one that comes with the package, which has no teacher."""
     if models == "shipped" and shipped.FIRST not in shipped.names():
