@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 
@@ -47,7 +48,7 @@ def _prepare(options: Options) -> None:
     torch.set_num_threads(1)
     subject = digits(options)
     _, train = teacher_training(subject, options)
-    _train = lambda: train(subject.steps)  # noqa: E731
+    _train = partial(train, subject.steps)
     _train()
 
 
