@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ifm import dynamics
 from ifm.conditions.classes import Classes
+from ifm.modalities.alphabet import Alphabet
+from ifm.modalities.spectrograms import Normalised, Spectrograms
 from ifm.model import build_flow
 from ifm.networks import build_network
 from ifm.random import Streams
@@ -70,6 +73,24 @@ def small_teacher(shape: tuple[int, ...] = (1, 8, 8)) -> Teacher:
     return Teacher(
         loud(build_network(kind=kind, shape=shape, takes_anchor=False, **NETWORK)), dynamics.build("ve")
     ).eval()
+
+
+MEL = Normalised(Spectrograms(8000, 1600, "logmel", 512, 200, 16, 0.5, 8), np.zeros((1, 16)), 1.0)
+LETTERS = Alphabet("characters", "bits", "\n abcdef")
+RECORDS: dict[str, dict[str, Any]] = {
+    "sound": {"image_shape": list(MEL.form.shape), "modality": "sound", "sound": MEL.describe()},
+    "text": {"image_shape": [3, 12], "modality": "text", "text": LETTERS.described()},
+}
+
+
+def small_flow_of(modality: str) -> IntegrationFlow:
+    """Of sounds or texts; `RECORDS` has what its data are."""
+    torch.manual_seed(0)
+    how = NETWORK | {"sequence": {"patch": 2, "width": 16, "depth": 1, "heads": 2}}
+    kind, shape = ("sequence" if modality == "text" else "unet"), tuple(RECORDS[modality]["image_shape"])
+    network = build_network(kind=kind, modality=modality, shape=shape, takes_anchor=False, **how)
+    flow = build_flow(loud(network), dynamics.build("rf"), scheme="edm", takes_anchor=False)
+    return usable(flow.eval())
 
 
 def loud(network: nn.Module) -> nn.Module:

@@ -18,8 +18,9 @@ from ifm.cli.demo import loopback
 from ifm.cli.main import main
 from ifm.conditions.classes import Classes
 from ifm.demo import drawing
-from ifm.demo.drawing import Asked
+from ifm.demo.drawing import Answer, Asked
 from ifm.demo.models import Models, of_checkout, teacher_beside
+from ifm.demo.shown import REACH, SIDE, picture, show
 from ifm.errors import UserError
 from ifm.pretrained import save_model
 from ifm.random import Streams
@@ -27,14 +28,14 @@ from ifm.use.models import IntegrationFlow, Teacher
 from tests.support.devtools import tab
 from tests.support.judged import one_thread  # noqa: F401
 from tests.support.on_cpus import on_cpus
-from tests.support.small_models import small_flow, small_teacher
+from tests.support.small_models import RECORDS, small_flow, small_flow_of, small_teacher
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkout's models: ve with its teacher, and trig with classes; beside it points without a teacher."""
+    """A checkout's models: ve with its teacher, and trig with classes; beside it flows without a teacher."""
     folder = tmp_path_factory.mktemp("models")
     record = {"image_shape": [1, 8, 8]}
     classes = Classes(classes=["a", "b", "c"], shares=[0.2, 0.3, 0.5])
@@ -42,6 +43,8 @@ def folder(tmp_path_factory):
     save_model(small_teacher(), folder / "models/teacher/ve", record=record)
     save_model(small_flow(name="trig", condition=classes), folder / "models/flow/trig", record=record)
     save_model(small_flow(shape=(2,)), folder / "points", record={"image_shape": [2]})
+    for name, record in RECORDS.items():
+        save_model(small_flow_of(name), folder / name, record=record)
     return folder
 
 
@@ -114,11 +117,30 @@ def test_what_turns_is_as_large_as_noise_and_even_in_angle():
 
 
 def test_points_are_dots_where_they_are():
-    picture = np.asarray(drawing.picture(np.array([[0.6, 0.3]], np.float32)))
-    rows, columns = np.nonzero((picture != 255).any(-1))
-    side, reach = drawing.SIDE, 2 * drawing.REACH
-    assert abs(columns.mean() - side * (0.5 + 0.6 / reach)) <= 1
-    assert abs(rows.mean() - side * (0.5 - 0.3 / reach)) <= 1
+    pixels = np.asarray(picture(Answer(np.array([[0.6, 0.3]], np.float32), 0.0, 1)))
+    rows, columns = np.nonzero((pixels != 255).any(-1))
+    assert abs(columns.mean() - SIDE * (0.5 + 0.6 / (2 * REACH))) <= 1
+    assert abs(rows.mean() - SIDE * (0.5 - 0.3 / (2 * REACH))) <= 1
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("sound", "wav"), ("text", "txt")])
+def test_what_is_downloaded_is_what_the_command_writes(folder, tmp_path, name, suffix):
+    model, out = str(folder / name), tmp_path / f"samples.{suffix}"
+    main(["sample", "--model", model, "--n", "3", "--seed", "5", "--device", "cpu", "--out", str(out)])
+    shown = show(drawing.flow(Models([model])[model], Asked(seed=5, count=3)))
+    assert getattr(shown, suffix) == out.read_bytes()
+    assert [shown.picture is None, shown.wav is None, shown.txt is None] == [
+        name == "text",
+        name == "text",
+        name != "text",
+    ]
+
+
+def test_texts_have_a_way_between_seeds_too(folder):
+    pair = Models([str(folder / "text")])[str(folder / "text")]
+    lines = show(drawing.between(pair, Asked(seed=5), 9, frames=3)).txt.decode()
+    for seed, found in ((5, lines[:12]), (9, lines[-13:-1])):
+        assert found == show(drawing.flow(pair, Asked(seed=seed, count=1))).txt.decode()[:-1]
 
 
 def test_what_cannot_be_shown_is_one_line(folder, tmp_path):
@@ -153,7 +175,7 @@ def page(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    models = [f"--model={folder / name}" for name in ("models/flow/ve", "models/flow/trig", "points")]
+    models = [f"--model={folder / name}" for name in ("models/flow/ve", "models/flow/trig", "points", "sound", "text")]
     env = on_cpus(OMP_NUM_THREADS="1", GRADIO_TEMP_DIR=str(folder / "gradio"))
     words = [sys.executable, "-m", "ifm", "demo", *models, "--port", str(port)]
     process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -213,6 +235,33 @@ def test_a_click_shows_other_samples_and_the_same_seed_the_same(page, browser, t
         assert opened.run("document.documentElement.scrollWidth") <= 390
         cut_off = ("AbortError", "Connection errored out")  # what the page that was left had asked for
         assert not [error for error in opened.errors if not any(word in error for word in cut_off)]
+
+
+def test_sounds_are_played_and_texts_are_read(page, browser, tmp_path):
+    def choose(model):
+        opened.run("""(() => { const box = document.querySelector("#model input"); box.focus(); box.click(); })()""")
+        opened.until("""!!document.querySelector("[role=option]")""")
+        opened.run(
+            f"""[...document.querySelectorAll("[role=option]")].find((one) => one.innerText.trim().endsWith("/{model}"))
+            .dispatchEvent(new MouseEvent("mousedown", {{bubbles: true}}))"""
+        )
+
+    with tab(browser, tmp_path / "profile") as opened:
+        opened.open(page)
+        opened.until(PIXELS.format(name="flow"))
+        choose("sound")
+        wav = opened.until("""document.querySelector("#flow-sound a[download]")?.href""")
+        data = urllib.request.urlopen(wav, timeout=20).read()
+        assert data[:4] == b"RIFF"
+        assert opened.run(PIXELS.format(name="flow"))
+        choose("text")
+        read = opened.until("""document.querySelector("#flow-texts textarea")?.value""")
+        opened.run("HTMLAnchorElement.prototype.click = function () { window.downloaded = this.href; }")
+        opened.run("""document.querySelector("#flow-txt").click()""")
+        txt = opened.until("window.downloaded")
+        assert urllib.request.urlopen(txt, timeout=20).read().decode() == read
+        assert not opened.run("""!!document.querySelector("#flow img") || !!document.querySelector("#flow-sound")""")
+        assert opened.errors == []
 
 
 def test_the_page_asks_nothing_of_others_and_listens_here_alone(page):

@@ -1,28 +1,23 @@
-"""Samples of a flow and its teacher from the same noise, and between two seeds, as pictures with the time they took."""
+"""Samples of a flow and its teacher from the same noise, and between two seeds, with the time they took."""
 
-import io
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ifm import modalities
 from ifm.conditions.base import Condition
 from ifm.demo.models import Pair
 from ifm.dynamics.base import NoiseSource
-from ifm.modalities.pictures import grid_png
+from ifm.modalities import Modality
 from ifm.sampling import Draws, Sampler
 from ifm.use import drawing
 from ifm.use.asked import condition_of
 from ifm.use.loading import Model
-
-SIDE = 512  # pixels of a picture of points
-REACH = 1.2  # its edge, in units of the data: the laws' points
-STANDARDISED = 3.5  # of columns of numbers, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -39,12 +34,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """samples [n, ...] at rest, and the seconds that they took all together."""
+    """samples [n, ...] at rest, and the seconds that they took all together.
+
+    of_data: what the model records of its data beside their shape; it turns samples into sounds and texts.
+    """
 
     samples: np.ndarray
     seconds: float
     nfe: int
-    modality: str | None = None  # where it is recorded
+    of_data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def modality(self) -> Modality:
+        """What the samples are."""
+        return modalities.of(self.samples.shape[1:], self.of_data.get("modality"))
 
     @property
     def time(self) -> str:
@@ -60,8 +63,9 @@ def scale_of(pair: Pair) -> tuple[float, float] | None:
 
 
 def usual_count(pair: Pair) -> int:
-    """How many samples the page shows at first: one image says more than one point."""
-    return 256 if drawing.modality(pair.flow).preview == "scatter" else 16
+    """How many samples the page shows at first: one image says more than one point, and sounds take their time."""
+    kind = drawing.modality(pair.flow)
+    return 256 if kind.preview == "scatter" else 8 if kind.audible else 16
 
 
 def flow(pair: Pair, asked: Asked) -> Answer:
@@ -83,7 +87,7 @@ def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:
     told = condition(model, asked)
     began = time.perf_counter()
     samples = drawing.draw(model, sampler, asked.count, seed=asked.seed, condition=told)
-    return Answer(samples, time.perf_counter() - began, sampler.nfe, model.of_data.get("modality"))
+    return Answer(samples, time.perf_counter() - began, sampler.nfe, model.of_data)
 
 
 def condition(model: Model, asked: Asked) -> Condition | None:
@@ -119,7 +123,7 @@ def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
     began = time.perf_counter()
     with torch.inference_mode():
         samples = drawing.modality(model).to_rest(sampler.run(draws))
-    return Answer(samples, time.perf_counter() - began, asked.steps, model.of_data.get("modality"))
+    return Answer(samples, time.perf_counter() - began, asked.steps, model.of_data)
 
 
 def turned(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -154,29 +158,3 @@ class Turned:
 
     def _even(self, a: Tensor, b: Tensor) -> Tensor:
         return a + self._share * (b - a)
-
-
-def picture(samples: np.ndarray, *, columns: int = 4, modality: str | None = None) -> Image.Image:
-    """A grid of images, or points in the plane of their first two coordinates. modality: where it is recorded."""
-    kind = modalities.of(samples.shape[1:], modality)
-    if kind.preview == "scatter":
-        return scatter(samples, reach=REACH if modality is None else STANDARDISED)
-    if kind.preview != "grids":
-        raise ValueError(f"{kind.noun} have no picture in the demo yet")
-    pictures = kind.pictures(samples)
-    return Image.open(io.BytesIO(grid_png(pictures, columns=columns, scale=max(1, 96 // pictures.shape[-1]))))
-
-
-def scatter(points: np.ndarray, *, reach: float = REACH) -> Image.Image:
-    """float32 [n, d] as dots of a square of 2 * reach."""
-    canvas = Image.new("RGB", (SIDE, SIDE), "white")
-    draw = ImageDraw.Draw(canvas)
-    for x, y in _plane(points, reach):
-        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill="#3949ab")
-    return canvas
-
-
-def _plane(points: np.ndarray, reach: float) -> Iterator[tuple[float, float]]:
-    second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
-    for x, y in zip(points[:, 0], second, strict=True):
-        yield SIDE * (0.5 + float(x) / (2 * reach)), SIDE * (0.5 - float(y) / (2 * reach))

@@ -65,8 +65,6 @@ class Models:
         flow = loading.load_any(folder, named=name)
         if not isinstance(flow, IntegrationFlow):
             raise UserError(f"{name}: holds a teacher; the demo shows flows, and their teachers beside them")
-        if drawing.modality(flow).preview == "text":
-            raise UserError(f"{name}: makes texts, which the demo does not show; use `ifm sample --out texts.txt`")
         beside = teacher or teacher_beside(folder)
         found = None if beside is None else loading.load_any(beside)
         if isinstance(found, IntegrationFlow):
