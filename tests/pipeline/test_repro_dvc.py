@@ -238,8 +238,15 @@ def test_local_data_are_looked_at_every_time(made):
     assert (made.folder / "dvc.lock").read_bytes() == lock
 
 
-@pytest.mark.parametrize("shell", ["bash", "sh"])  # bash becomes the stage; dash stays between it and DVC
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+QUICK = ((signal.SIGINT, "bash"), (signal.SIGKILL, "sh"))  # bash becomes the stage; dash stays between it and DVC
+ENDS = [
+    pytest.param(number, shell, marks=() if (number, shell) in QUICK else pytest.mark.slow)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    for shell in ("bash", "sh")
+]
+
+
+@pytest.mark.parametrize(("number", "shell"), ENDS)
 def test_no_stage_outlives_the_runner(made, number, shell):
     made.env["SHELL"] = shutil.which(shell) or pytest.skip(f"needs {shell}")
     for d in ("ve", "rf"):

@@ -1,12 +1,13 @@
-"""Finished runs by class become one file, and the tables of docs/classes.md."""
+"""Finished runs become one file of results, and the tables of a docs page."""
 
 import pandas as pd
 import pytest
 
 from ifm.errors import UserError
 from ifm.report.summary import summary_columns
-from pipeline.tools import classes_results
+from pipeline.tools import results
 from pipeline.tools.comparison import Side
+from pipeline.tools.results import CLASSES, MODALITIES
 
 
 def side(*, seed=0, kind="class", objective: str = "trajectory"):
@@ -39,8 +40,8 @@ def side(*, seed=0, kind="class", objective: str = "trajectory"):
 
 
 def test_rows_are_the_flow_in_one_step_the_best_teacher_and_other_scales():
-    found = classes_results.table(classes_results.rows_of(side()))
-    assert list(found) == list(classes_results.COLUMNS)
+    found = results.table(results.rows_of(side(), CLASSES))
+    assert list(found) == list(results.COLUMNS)
     fids = found[found.metric == "fid"]
     assert {(r.model, r.nfe, r.value) for r in fids.itertuples()} == {
         ("flow", 1, 1.5), ("flow-w2", 1, 1.8), ("teacher", 17, 1.0), ("teacher-w2", 9, 1.9),
@@ -51,7 +52,7 @@ def test_rows_are_the_flow_in_one_step_the_best_teacher_and_other_scales():
 
 
 def test_a_run_without_classes_and_one_of_two_objectives_are_named():
-    found = pd.DataFrame(classes_results.rows_of(side(kind="none", objective="trajectory+consistency")))
+    found = pd.DataFrame(results.rows_of(side(kind="none", objective="trajectory+consistency"), CLASSES))
     assert set(found.model) == {"flow-unconditional", "teacher-unconditional"}
     assert set(found.objective) == {"trajectory+consistency", ""}
 
@@ -59,24 +60,42 @@ def test_a_run_without_classes_and_one_of_two_objectives_are_named():
 def test_the_file_does_not_depend_on_the_order_of_runs_and_none_counts_twice():
     runs = [side(seed=seed) for seed in (0, 1)]
     one, other = (
-        classes_results.table(row for run in order for row in classes_results.rows_of(run))
-        for order in (runs, runs[::-1])
+        results.table(row for run in order for row in results.rows_of(run, CLASSES)) for order in (runs, runs[::-1])
     )
     assert one.to_csv() == other.to_csv()
     with pytest.raises(UserError, match="ve, teacher, seed 0: two states have it"):
-        classes_results.table(2 * classes_results.rows_of(runs[0]))
+        results.table(2 * results.rows_of(runs[0], CLASSES))
 
 
 def test_docs_have_means_over_seeds_between_their_marks(tmp_path, monkeypatch):
-    page = tmp_path / "classes.md"
-    mark = classes_results.MARK
+    page = tmp_path / "docs" / "classes.md"
+    mark = CLASSES.mark
+    page.parent.mkdir()
     page.write_text(f"before\n{mark}\nold\n{mark}\nafter\n")
-    monkeypatch.setattr(classes_results, "PAGE", page)
-    found = classes_results.table(row for seed in (0, 1) for row in classes_results.rows_of(side(seed=seed)))
+    monkeypatch.chdir(tmp_path)
+    found = results.table(row for seed in (0, 1) for row in results.rows_of(side(seed=seed), CLASSES))
     found.to_csv(tmp_path / "classes.csv", index=False)
-    classes_results.write_docs(pd.read_csv(tmp_path / "classes.csv"))
+    results.write_docs(pd.read_csv(tmp_path / "classes.csv"), CLASSES)
     text = page.read_text()
     assert text.startswith(f"before\n{mark}\n| data |")
     assert text.endswith(f"Means ± standard deviations over 2 training seeds.\n{mark}\nafter\n")
     assert "| digits | ve |  | teacher | 9, 17 |" in text  # seed 1's best is at 9
     assert "| 1.500 ± 0.000 |" in text
+
+
+def test_other_modalities_have_every_teacher_and_real_data():
+    found = results.table(results.rows_of(side(), MODALITIES))
+    distances = found[found.metric == "frechet"]
+    assert {(r.model, r.nfe, r.value) for r in distances.itertuples()} == {
+        ("flow", 1, 1.5), ("flow", 2, 1.2), ("teacher", 9, 2.0), ("teacher", 17, 1.0), ("data", 0, 0.5),
+    }  # fmt: skip
+    text = results.markdown(found, MODALITIES)
+    assert "| Fréchet distance |" in text
+    assert [line.split("|")[5].strip() for line in text.splitlines() if "| teacher |" in line] == ["9", "17"]
+
+
+def test_runs_are_added_to_the_file_and_a_newer_one_takes_the_place_of_the_old():
+    first, second = (results.table(results.rows_of(side(seed=seed), MODALITIES)) for seed in (0, 1))
+    both = results.added(first, second)
+    assert len(both) == len(first) + len(second)
+    pd.testing.assert_frame_equal(results.added(both, second), both)

@@ -1,0 +1,182 @@
+"""`python -m pipeline.tools.results TABLE STATE ...`: finished runs as reports/results/TABLE.csv.
+
+TABLE is `classes` or `modalities`. A state is what `make compare` takes: a commit, a branch, the name of a DVC
+experiment (`ifm sweep --seeds 0,1,2` makes one for each seed) or `workspace`. `--docs` writes the tables of
+docs/TABLE.md from the file instead. `--add` keeps the rows of the file that the runs do not have.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ifm.errors import UserError
+from ifm.files import write_text
+from ifm.metrics import catalogue, teachers
+from ifm.report import names
+from ifm.report.headlines import estimate, written
+from pipeline.runner import paths
+from pipeline.tools.compare import read_side
+from pipeline.tools.comparison import Side
+
+COLUMNS = ("data", "dynamics", "objective", "model", "nfe", "seed", "metric", "value")
+WITHOUT = "-unconditional"  # ends the model's name in runs without classes
+Record = dict[str, Any]  # a line of a run's summary
+
+
+@dataclass(frozen=True)
+class Results:
+    """One file of results. metrics: its own, in the order of the docs. keeps: (record, its teacher's best) -> whether
+    the record has rows. renamed: metrics that have another name in the file. apart: whether runs without classes are
+    told from those with them by the model's name.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    keeps: Callable[[Record, Record | None], bool]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
+
+    @property
+    def csv(self) -> Path:
+        return paths.REPORTS / "results" / f"{self.name}.csv"
+
+    @property
+    def page(self) -> Path:
+        return Path("docs") / f"{self.name}.md"
+
+    @property
+    def mark(self) -> str:
+        """Stands before and behind the tables of the page."""
+        return f"<!-- python -m pipeline.tools.results {self.name} --docs -->"
+
+
+def _at_its_best(record: Record, best: Record | None) -> bool:
+    """The flow in one step, the teacher at its best NFE, and both at other guidance scales."""
+    return record is best or _one_step(record) or record["model"].startswith(("flow-", "teacher-"))
+
+
+def _all_teachers(record: Record, best: Record | None) -> bool:
+    """The flow in one step and as it is used in several, the teacher at every NFE, and real data."""
+    return _one_step(record) or record["sampler"] == "selected" or record["model"] in ("teacher", "data")
+
+
+def _one_step(record: Record) -> bool:
+    return record["model"] == "flow" and record["sampler"] == "one_step"
+
+
+CLASSES = Results(
+    "classes",
+    ("asked_class_share", "fid", "sliced_wasserstein", "recall", "fid_within_classes", "ratio", "seconds_per_image"),
+    _at_its_best,
+    apart=True,
+)
+MODALITIES = Results(
+    "modalities",
+    (
+        "asked_class_share", "fid", "coverage", "near_copies", "word_share", "fourgram_tv", "half_copies",
+        "sliced_wasserstein", "energy_distance", "ratio",
+    ),
+    _all_teachers,
+    renamed={"fid": "frechet"},
+)  # fmt: skip
+TABLES = {results.name: results for results in (CLASSES, MODALITIES)}
+
+
+def rows_of(side: Side, results: Results) -> list[dict[str, Any]]:
+    """A finished run's rows. The model is flow, teacher or data, with -w2 behind it at guidance 2."""
+    asked = (side.params.get("condition") or {}).get("kind", "none") != "none"
+    ending = WITHOUT if results.apart and not asked else ""
+    found = []
+    for _, mine in side.summary.groupby(["dynamics", "seed"], sort=False):
+        records = mine.to_dict("records")
+        judge = catalogue.judge(names.kind(mine))
+        best = teachers.best((r for r in records if r["model"] == "teacher"), judge)
+        for record in records:
+            if results.keeps(record, best):
+                found += _of_record(record, results, ending=ending)
+    return found
+
+
+def _of_record(record: Record, results: Results, *, ending: str) -> list[dict[str, Any]]:
+    """A row for each metric that a record of the summary has."""
+    key = {name: record[name] for name in ("data", "dynamics", "nfe", "seed")}
+    objective = record["objective"] if record["model"].startswith("flow") else ""
+    key |= {"objective": objective, "model": record["model"] + ending}
+    known = [name for name in results.metrics if pd.notna(record.get(name))]
+    return [{**key, "metric": results.renamed.get(name, name), "value": float(f"{record[name]:.6g}")} for name in known]
+
+
+def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The file's content, in an order that the order of states does not change. Raises UserError for a row twice."""
+    found = pd.DataFrame(rows, columns=list(COLUMNS))
+    twice = found[found.duplicated(list(COLUMNS[:-1]))]
+    if len(twice):
+        first = twice.iloc[0]
+        raise UserError(f"{first.dynamics}, {first.model}, seed {first.seed}: two states have it; name each run once")
+    return found.sort_values(list(COLUMNS[:-1]), kind="stable", ignore_index=True)
+
+
+def added(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Both, without the old rows of a training (data, dynamics, seed) that the new ones have."""
+    run = ["data", "dynamics", "seed"]
+    stays = ~old.set_index(run).index.isin(new.set_index(run).index)
+    return table([*old[stays].fillna({"objective": ""}).to_dict("records"), *new.to_dict("records")])
+
+
+def markdown(found: pd.DataFrame, results: Results) -> str:
+    """A line for each dynamics, objective, model and NFE of the same: means over seeds, ± a standard deviation."""
+    names_there = {results.renamed.get(name, name): name for name in results.metrics}
+    shown = [name for name in names_there if (found["metric"] == name).any()]
+    titles = ["Fréchet distance" if name == "frechet" else catalogue.title(name) for name in shown]
+    lines = [f"| data | dynamics | objective | model | NFE | {' | '.join(titles)} |", "|" + "---|" * (5 + len(shown))]
+    text = found.fillna({"objective": ""})
+    by = list(COLUMNS[:4]) if results.keeps is _at_its_best else list(COLUMNS[:5])
+    for key, mine in text.groupby(by, sort=False):
+        data, dynamics, objective, model = key[:4]
+        mine = mine.assign(value=mine["value"].where(mine["metric"] != "seconds_per_image", 1000 * mine["value"]))  # ms
+        values = [estimate(mine[mine["metric"] == name].rename(columns={"value": name}), name) for name in shown]
+        nfe = ", ".join(str(n) for n in sorted(set(mine["nfe"])))
+        lines.append(
+            f"| {data} | {dynamics} | {objective} | {model} | {nfe} | {' | '.join(written(v, 3) for v in values)} |"
+        )
+    seeds = found["seed"].nunique()
+    return "\n".join([*lines, "", f"Means ± standard deviations over {seeds} training seed{'s' * (seeds > 1)}."])
+
+
+def main() -> None:
+    """Writes reports/results/TABLE.csv, or with --docs the tables of docs/TABLE.md."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tools.results", description=main.__doc__)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("states", nargs="*", metavar="STATE", help="a commit, branch, DVC experiment or workspace")
+    parser.add_argument("--add", action="store_true", help="keep the file's rows of other runs")
+    parser.add_argument("--docs", action="store_true", help="the tables of the page, from the file")
+    given = parser.parse_args()
+    results = TABLES[given.table]
+    try:
+        if given.docs:
+            write_docs(pd.read_csv(results.csv), results)
+            return
+        if not given.states:
+            raise UserError("which runs? name their commits, DVC experiments or workspace")
+        found = table(row for state in given.states for row in rows_of(read_side(state), results))
+        if given.add and results.csv.exists():
+            found = added(pd.read_csv(results.csv), found)
+        write_text(results.csv, found.to_csv(index=False, lineterminator="\n"))
+        print(f"{results.csv}: {len(found)} rows, with those of {len(given.states)} runs")
+    except (UserError, OSError) as error:
+        sys.exit(str(error))
+
+
+def write_docs(found: pd.DataFrame, results: Results) -> None:
+    """The text between the page's two marks."""
+    before, _, after = results.page.read_text(encoding="utf-8").split(results.mark, 2)
+    write_text(results.page, f"{before}{results.mark}\n{markdown(found, results)}\n{results.mark}{after}")
+
+
+if __name__ == "__main__":
+    main()
