@@ -24,7 +24,7 @@ from pipeline.tools import params_file
 
 FOLDER = Path(__file__).parents[1] / "presets"
 # Of the others: trajectory.
-DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-classes", "spoken-digits"), "trajectory-consistency")
+DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-classes"), "trajectory-consistency")
 BUDGETS = {"digits-classes": "digits"}  # whose values an objective sets for it
 OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
 CONDITIONS = FOLDER / "conditions"
