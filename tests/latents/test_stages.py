@@ -8,13 +8,15 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from diffusers import DDPMScheduler, DiTTransformer2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel
 
 from ifm import IntegrationFlow, pretrained
+from ifm.cli.main import main
 from ifm.config import ConfigError, parse
 from ifm.data.splits import open_states
 from ifm.errors import UserError
 from ifm.files import read_json
+from ifm.sampling import Draws
 from ifm.use import graphs
 from pipeline.stages import (
     diagnose,
@@ -144,6 +146,27 @@ def test_a_graph_gives_images(made, kind, tmp_path):
     if kind == "pt2":
         program = torch.export.load(written.path).module()
         assert program(*graphs.example(found, 5)).shape == (5, 1, 8, 8)
+
+
+def test_the_diffusers_pipeline_decodes(made, tmp_path, capsys):
+    """From the same x_T and anchor the images of the flow; its own folder gives the flow again."""
+    model, out = made / "models/flow/ve", tmp_path / "exported"
+    main(["export", "--model", str(model), "--format", "diffusers", "--out", str(out), "--license", "mit"])
+    flow = IntegrationFlow.from_pretrained(model)
+    pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
+    assert type(pipe.vae).__name__ == "AutoencoderKL"
+    draws = Draws.of(flow.dynamics, flow.network.data_shape, range(5), seed=3, device=torch.device("cpu"))
+    given = {"latents": draws.x_T, "anchor": draws.x_anchor}
+    images = pipe(**given, output_type="pt").images
+    assert images.shape == (5, 1, 8, 8)
+    levels = (255 * images).round().to(torch.uint8).numpy()
+    ours = flow.sample(5, seed=3, sampler="one_step")
+    assert np.abs(levels.astype(int) - ours).max() <= 1
+    assert pipe(**given, output_type="latent").images.shape == (5, 2, 4, 4)
+    assert np.array_equal(np.asarray(pipe(**given).images[0]), levels[0, 0])
+    np.testing.assert_array_equal(IntegrationFlow.from_pretrained(out).sample(5, seed=3, sampler="one_step"), ours)
+    with pytest.raises(SystemExit, match="makes latents, which flowmap does not decode; use --format diffusers"):
+        main(["export", "--model", str(model), "--format", "flowmap", "--out", str(tmp_path / "x")])
 
 
 def test_dits_preset_runs_on_stand_ins(tmp_path, monkeypatch):

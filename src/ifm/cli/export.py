@@ -136,8 +136,8 @@ def _check_model(given: argparse.Namespace, model: object) -> None:
     kind = drawing.modality(model)
     if kind.name != "images" and (given.format == "diffusers" or (given.format == "flowmap" and kind.audible)):
         raise UserError(f"{given.model}: {kind.noun} have no pipeline in diffusers; use --format onnx or pt2")
-    if given.format in ("diffusers", "flowmap") and model.decoder is not None:
-        raise UserError(f"{given.model}: a flow of latents has no pipeline in diffusers yet; use --format onnx or pt2")
+    if given.format == "flowmap" and model.decoder is not None:
+        raise UserError(f"{given.model}: makes latents, which flowmap does not decode; use --format diffusers")
 
 
 def _write(form: str, flow: "IntegrationFlow", model: Path, folder: Path) -> float:

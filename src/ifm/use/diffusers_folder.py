@@ -14,9 +14,11 @@ from ifm.conditions.classes import WAVES, Classes
 from ifm.dynamics.rectified import PATH_T_MIN
 from ifm.errors import UserError
 from ifm.files import write_json
+from ifm.latents import INNER
+from ifm.latents.autoencoder import decoded
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.networks import unet
-from ifm.pretrained import DESCRIPTION
+from ifm.pretrained import DESCRIPTION, copy_decoder, decoder_of
 from ifm.steps import RENOISE_RHO, sample
 from ifm.use.graphs import TOLERANCE, example_draws
 from ifm.use.loading import EXPORTED
@@ -33,7 +35,8 @@ def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
     """Writes the folder from `model` (which holds `flow`), loads it with diffusers and compares one evaluation.
 
     Returns the largest difference. Raises UserError where it is above the tolerance. unet/ is the model's own folder,
-    ifm.json included, so that `IntegrationFlow.from_pretrained` reads an exported folder too.
+    ifm.json included, so that `IntegrationFlow.from_pretrained` reads an exported folder too. vae/ is the decoder of a
+    flow of latents; unet/ holds it once more, as every model's folder does.
     """
     embedding = _embedding(flow)
     try:
@@ -48,6 +51,10 @@ def write_folder(flow: IntegrationFlow, model: Path, folder: Path) -> float:
         embedding.save_pretrained(folder / EMBEDDING, safe_serialization=True)
         shutil.copyfile(inspect.getfile(type(embedding)), folder / EMBEDDING / f"{EMBEDDING}.py")
         index[EMBEDDING] = [EMBEDDING, type(embedding).__name__]
+    if flow.decoder is not None:
+        shutil.copytree(decoder_of(model), folder / INNER)
+        copy_decoder(decoder_of(model), folder / EXPORTED)
+        index[INNER] = ["diffusers", type(flow.decoder.model).__name__]
     write_json(folder / "model_index.json", index)
     difference = _compare(flow, folder)
     if not difference <= TOLERANCE:
@@ -122,7 +129,10 @@ def _index(flow: IntegrationFlow) -> dict[str, Any]:
 
 
 def _compare(flow: IntegrationFlow, folder: Path) -> float:
-    """The largest difference of x_0_hat, the flow's and the written pipeline's, from the same x_T and anchor."""
+    """The largest difference of x_0_hat, the flow's and the written pipeline's, from the same x_T and anchor.
+
+    Of a flow of latents the images count too.
+    """
     draws = example_draws(flow, 3)
     x_T, x_anchor = draws.x_T, draws.x_anchor if flow.takes_anchor else None
     labels, w = (None, None) if draws.condition is None else (draws.condition.labels, draws.condition.w)
@@ -133,12 +143,17 @@ def _compare(flow: IntegrationFlow, folder: Path) -> float:
         pipe.set_progress_bar_config(disable=True)
         one = None if w is None else float(w[0])  # the pipeline takes one scale for all
         found = pipe(latents=x_T, anchor=x_anchor, class_labels=labels, guidance_scale=one, output_type="latent").images
+        shown = pipe.decode(found)
     device = next(flow.parameters()).device
     condition = None if draws.condition is None else draws.condition.to(device)
     condition = condition if w is None else replace(condition, w=torch.full_like(condition.w, one))
     given = {"x_anchor": None if x_anchor is None else x_anchor.to(device), "condition": condition}
     expected = sample(flow, x_T.to(device), **given)
-    return float((found - expected.cpu().to(torch.float32)).abs().max())
+    return max(_apart(found, expected), _apart(shown, decoded(flow, expected)))
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b.cpu().to(torch.float32)).abs().max())
 
 
 @contextmanager

@@ -24,10 +24,11 @@ class IntegrationFlowPipeline(DiffusionPipeline):
 
     x_t = a(t) x_0 + b(t) z: `ve` has 1 and t, `pfgmpp` too with z multivariate Student-t of `augmented_dimensions`
     degrees of freedom, `rf` has 1 - t and t, `trig` cos t and sin t, `vp` the linear or cosine schedule of DDPM.
+    With a `vae` all of this is on its scaled latents, and images are what its decoder makes of them.
     """
 
-    model_cpu_offload_seq = "embedding->unet"
-    _optional_components = ["embedding"]  # noqa: RUF012, as diffusers has it
+    model_cpu_offload_seq = "embedding->unet->vae"
+    _optional_components = ["embedding", "vae"]  # noqa: RUF012, as diffusers has it
     _labels: torch.Tensor | None = None  # of the images that a call is making
     _w: torch.Tensor | None = None  # their guidance scales
 
@@ -57,9 +58,10 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         guidance_range: list[float] | None = None,
         guidance_scale: float = 1.0,
         embedding: torch.nn.Module | None = None,
+        vae: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, embedding=embedding)
+        self.register_modules(unet=unet, embedding=embedding, vae=vae)
         self.register_to_config(
             dynamics=dynamics,
             t_min=t_min,
@@ -107,14 +109,15 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         noised to the next smaller time) or `chain` (through sub-intervals; flows of two times). None: the one that
         measured best for so many steps (`config.samplers`), else chain, anchor or renoise, the first that the flow can
         do. times: of the evaluations of `renoise`, t_max first.
-        latents: x_T [B, C, H, W], scaled as `draw_prior` scales it; anchor: N(0, I), of the same shape; noise: for
-        `renoise`, z of every step after the first. Each is drawn from `generator` where it is None.
+        latents: x_T [B, C, H, W] (of a vae's latents where there is one), scaled as `draw_prior` scales it; anchor:
+        N(0, I), of the same shape; noise: for `renoise`, z of every step after the first. Each is drawn from
+        `generator` where it is None.
         class_labels: numbers or names (`config.classes`) of a flow with classes, one for all images or in turn; None:
         drawn by the data's shares (`config.shares`). x_T and noise from a generator are the same whichever it is.
         guidance_scale: w of D_0 + w (D_c - D_0), which this one evaluation has inside, where the flow takes a range of
         it (`config.guidance_range`); None: `config.guidance_scale`.
         output_type: `pil`, `np` (float [B, H, W, C] in [0, 1]), `pt` (float [B, C, H, W] in [0, 1]) or `latent`
-        (x_0_hat, not clipped).
+        (x_0_hat, not decoded and not clipped).
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
@@ -388,12 +391,22 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         shape = (batch_size, config.out_channels, *([size, size] if isinstance(size, int) else size))
         return self._coefficients(self.config.t_max)[1] * self.draw_noise(shape, generator)
 
-    @staticmethod
-    def _finish(x_0_hat: torch.Tensor, output_type: str):
+    @torch.no_grad()
+    def decode(self, x_0_hat: torch.Tensor) -> torch.Tensor:
+        """Images [B, C, H, W] in [-1, 1], of the vae's scaled latents where there is one."""
+        if self.vae is None:
+            return x_0_hat
+        scale, shift = (getattr(self.vae.config, f"{name}_factor", None) for name in ("scaling", "shift"))
+        return self.vae.decode(x_0_hat.to(self.vae.dtype) / (scale or 1.0) + (shift or 0.0), return_dict=False)[
+            0
+        ].float()
+
+    def _finish(self, x_0_hat: torch.Tensor, output_type: str):
         if output_type == "latent":
             return x_0_hat
+        images = self.decode(x_0_hat)
         if output_type in ("pt", "np"):
-            unit = (x_0_hat / 2 + 0.5).clamp(0, 1)
+            unit = (images / 2 + 0.5).clamp(0, 1)
             return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
-        levels = ((x_0_hat + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in levels]
