@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ifm.cli import doctor
-from ifm.cli.doctor import OK, PROBLEM, WARNING
+from ifm.cli.doctor import machine, stores, work
+from ifm.cli.doctor.findings import OK, PROBLEM, WARNING
 from ifm.cli.main import main
 from ifm.config import load
 from ifm.errors import UserError
@@ -93,9 +93,9 @@ def test_outside_a_checkout_and_without_dvc_and_mlflow(checkout, tmp_path, monke
 
 def test_python_and_threads(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    assert of(doctor.python())[0] == (PROBLEM, "3.10.4; 3.11 or newer is needed")
+    assert of(machine.python())[0] == (PROBLEM, "3.10.4; 3.11 or newer is needed")
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
-    ((level, text),) = of(doctor.cores())
+    ((level, text),) = of(machine.cores())
     assert level == WARNING
     assert "asks for 4096 threads" in text
 
@@ -118,31 +118,31 @@ def test_python_on_the_path_is_this_environments(script, said, tmp_path, monkeyp
         python.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = [(PROBLEM, said.format(python=python))] if said else []
-    assert of(doctor.python())[1:] == found
+    assert of(machine.python())[1:] == found
 
 
 def test_an_environment_that_came_along_from_another_folder(checkout):
-    assert list(doctor.package(checkout)) == []  # without sources there is nothing to compare
+    assert list(machine.package(checkout)) == []  # without sources there is nothing to compare
     (checkout / "src/ifm").mkdir(parents=True)
-    ((level, text),) = of(doctor.package(checkout))
+    ((level, text),) = of(machine.package(checkout))
     assert (level, text) == (WARNING, f"`ifm` is {ROOT}/src/ifm, and not this checkout's")
-    assert list(doctor.package(ROOT)) == []
+    assert list(machine.package(ROOT)) == []
 
 
 def test_a_device_that_computes_wrongly_is_a_problem(monkeypatch):
     import torch
 
-    assert doctor.works_on("cpu")
-    found = of(doctor.torch_devices())
+    assert machine.works_on("cpu")
+    found = of(machine.torch_devices())
     assert found[0] == (OK, f"{torch.__version__} on the CPU")
     monkeypatch.setattr(torch, "equal", lambda a, b: False)
-    assert of(doctor.torch_devices())[0][0] == PROBLEM
+    assert of(machine.torch_devices())[0][0] == PROBLEM
 
     def broken(name):
         raise RuntimeError("no kernel image is available\nCompile with ...")
 
-    monkeypatch.setattr(doctor, "works_on", broken)
-    level, text = of(doctor.torch_devices())[0]
+    monkeypatch.setattr(machine, "works_on", broken)
+    level, text = of(machine.torch_devices())[0]
     assert (level, text.endswith("on the CPU: no kernel image is available")) == (PROBLEM, True)
 
 
@@ -150,15 +150,15 @@ def test_what_a_gpu_is_asked(checkout, monkeypatch):
     """By stand-ins on the CPU: bfloat16, a small compiled block, and the rate of the configured network."""
     import torch
 
-    assert not list(doctor.gpu_abilities()) or torch.cuda.is_available()
+    assert not list(machine.gpu_abilities()) or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     made = []
     monkeypatch.setattr(torch, "compile", lambda block: made.append(block) or (lambda x: block(x)))
-    asked = doctor.compiler
-    monkeypatch.setattr(doctor, "compiler", lambda device: asked("cpu"))
-    levels = [(finding.level, finding.text.split(",")[0]) for finding in doctor.gpu_abilities()]
+    asked = machine.compiler
+    monkeypatch.setattr(machine, "compiler", lambda device: asked("cpu"))
+    levels = [(finding.level, finding.text.split(",")[0]) for finding in machine.gpu_abilities()]
     assert levels == [(WARNING, "has no bfloat16"), (OK, "torch.compile works")]
     assert len(made) == 1
     monkeypatch.setattr(torch, "compile", lambda block: lambda x: block(x) + 1)
@@ -170,10 +170,10 @@ def test_what_a_gpu_is_asked(checkout, monkeypatch):
     monkeypatch.setattr(torch, "compile", fails)
     assert asked("cpu").text == "torch.compile fails: no C compiler"
 
-    monkeypatch.setattr(doctor, "training_rate", lambda config, device: 2.0 * config.flow.batch_size)
-    steps = doctor._config(checkout).flow.steps
-    assert of(doctor.speed(checkout))[0] == (
-        OK, f"about {2 * doctor._config(checkout).flow.batch_size:,} images/s in training on one a GPU, "
+    monkeypatch.setattr(work, "training_rate", lambda config, device: 2.0 * config.flow.batch_size)
+    steps = work._config(checkout).flow.steps
+    assert of(work.speed(checkout))[0] == (
+        OK, f"about {2 * work._config(checkout).flow.batch_size:,} images/s in training on one a GPU, "
         f"flow.steps in {steps / 120:,.1f} min",
     )  # fmt: skip
 
@@ -190,15 +190,15 @@ def test_the_disk_against_a_need_worked_out_by_hand(checkout, monkeypatch):
     # x_T, of 64 values of 2 bytes.
     samples = 4 * 2 * 500 * 64
     each = samples + 1000 * 3 * 64 * 2
-    need = 2 * (2 * 1797 * 64 + 2 * each) + doctor.MODELS
-    assert doctor.needed_bytes(load(checkout / "params.yaml")) == need
+    need = 2 * (2 * 1797 * 64 + 2 * each) + work.MODELS
+    assert work.needed_bytes(load(checkout / "params.yaml")) == need
     for free, level in ((need - 1, PROBLEM), (2 * need - 1, WARNING), (2 * need, OK)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
-        ((found, text),) = of(doctor.disk(checkout))
+        ((found, text),) = of(work.disk(checkout))
         assert found == level
         assert text.endswith(f"free, a run takes about {need / 1e9:.1f} GB")
     edit(checkout / "params.yaml", {"trajectories.store": "none"})
-    assert doctor.needed_bytes(load(checkout / "params.yaml")) == 2 * (2 * 1797 * 64 + 2 * samples) + doctor.MODELS
+    assert work.needed_bytes(load(checkout / "params.yaml")) == 2 * (2 * 1797 * 64 + 2 * samples) + work.MODELS
 
 
 # --- DVC --------------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_the_disk_against_a_need_worked_out_by_hand(checkout, monkeypatch):
 def test_a_folder_without_commits_or_dvc(checkout):
     shutil.rmtree(checkout / ".git")
     shutil.rmtree(checkout / ".dvc")
-    assert of(doctor.dvc(checkout)) == [
+    assert of(stores.dvc(checkout)) == [
         (PROBLEM, "this folder is no checkout with a commit"), (PROBLEM, "this folder has no .dvc/config"),
     ]  # fmt: skip
 
@@ -219,13 +219,13 @@ def remote(checkout: Path, name: str, url: str, **options: str) -> None:
 
 
 def test_remotes_that_answer_and_others(checkout, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "SECONDS", 10)
-    assert of(doctor.remotes(checkout)) == [(OK, "none: results stay here (docs/sharing.md)")]
+    monkeypatch.setattr(stores, "SECONDS", 10)
+    assert of(stores.remotes(checkout)) == [(OK, "none: results stay here (docs/sharing.md)")]
     (tmp_path / "store").mkdir()
     remote(checkout, "there", str(tmp_path / "store"))
     remote(checkout, "new", str(tmp_path / "new"))
     remote(checkout, "web", "http://127.0.0.1:9/store?token=hunter2", user="me", password="hunter3")
-    assert of(doctor.remotes(checkout)) == [
+    assert of(stores.remotes(checkout)) == [
         (OK, f"there, {tmp_path / 'store'}: answers"),
         (OK, f"new, {tmp_path / 'new'}: answers; nothing was pushed yet"),
         (PROBLEM, "web, http://127.0.0.1:9/store: cannot be reached (URLError)"),
@@ -235,7 +235,7 @@ def test_remotes_that_answer_and_others(checkout, tmp_path, monkeypatch):
 
 def test_a_remote_whose_package_is_missing_names_the_extra(checkout):
     remote(checkout, "far", "gs://bucket/ifm")
-    finding = next(doctor.remotes(checkout))
+    finding = next(stores.remotes(checkout))
     if finding.level == OK:
         pytest.skip("dvc-gs is installed")
     assert (finding.level, finding.text) == (PROBLEM, "far, gs://bucket/ifm: its package is missing")
@@ -245,26 +245,26 @@ def test_a_remote_whose_package_is_missing_names_the_extra(checkout):
 def test_a_remote_that_does_not_answer_is_not_waited_for(checkout, monkeypatch):
     remote(checkout, "slow", "/nowhere")
     asked = threading.Event()
-    monkeypatch.setattr(doctor, "_reach", lambda *_: asked.wait(60))
-    monkeypatch.setattr(doctor, "SECONDS", 0.05)
-    assert of(doctor.remotes(checkout))[0] == (PROBLEM, "slow, /nowhere: no answer in 0.05 s")
+    monkeypatch.setattr(stores, "_reach", lambda *_: asked.wait(60))
+    monkeypatch.setattr(stores, "SECONDS", 0.05)
+    assert of(stores.remotes(checkout))[0] == (PROBLEM, "slow, /nowhere: no answer in 0.05 s")
     asked.set()
 
 
 def test_addresses_are_shown_without_secrets():
-    assert doctor.plain_url("https://me:pw@host:8/a/b?key=1#x") == "https://host:8/a/b"
-    assert doctor.plain_url("s3://bucket/ifm") == "s3://bucket/ifm"
-    assert doctor.plain_url("/some/folder") == "/some/folder"
+    assert stores.plain_url("https://me:pw@host:8/a/b?key=1#x") == "https://host:8/a/b"
+    assert stores.plain_url("s3://bucket/ifm") == "s3://bucket/ifm"
+    assert stores.plain_url("/some/folder") == "/some/folder"
 
 
 @pytest.mark.parametrize("missing", [["user.name"], ["user.email"], ["user.name", "user.email"]], ids=" ".join)
 def test_git_has_to_know_who_commits(missing, checkout, monkeypatch):
     from pipeline.studies import study
 
-    assert WARNING not in [level for level, _ in of(doctor.dvc(checkout))]
+    assert WARNING not in [level for level, _ in of(stores.dvc(checkout))]
     for key in missing:
         subprocess.run(["git", "config", "--unset", key], cwd=checkout, check=True)
-    warnings = [text for level, text in of(doctor.dvc(checkout)) if level == WARNING]
+    warnings = [text for level, text in of(stores.dvc(checkout)) if level == WARNING]
     assert warnings == [
         f"does not know your {' and '.join(missing)}: dvc exp run and sweeps end in an unexpected error"
     ]
@@ -277,10 +277,10 @@ def test_git_has_to_know_who_commits(missing, checkout, monkeypatch):
 
 
 def test_the_store_of_this_folder(checkout, monkeypatch):
-    assert of(doctor.tracking(checkout)) == [(OK, "mlflow.db: made by the first run")]
+    assert of(stores.tracking(checkout)) == [(OK, "mlflow.db: made by the first run")]
     file = checkout / "mlflow.db"
     file.write_text("this is no database, and long enough for SQLite to see it" * 20)
-    assert of(doctor.tracking(checkout)) == [(PROBLEM, "mlflow.db: no store of MLflow's (file is not a database)")]
+    assert of(stores.tracking(checkout)) == [(PROBLEM, "mlflow.db: no store of MLflow's (file is not a database)")]
     file.unlink()
     with sqlite3.connect(file) as connection:
         connection.execute("create table runs (run_uuid text, lifecycle_stage text, artifact_uri text)")
@@ -290,10 +290,10 @@ def test_the_store_of_this_folder(checkout, monkeypatch):
         connection.executemany("insert into runs values (?, ?, null)", states)
     connection.close()
     before = file.read_bytes()
-    assert of(doctor.tracking(checkout)) == [(OK, "mlflow.db: 2 runs")]
+    assert of(stores.tracking(checkout)) == [(OK, "mlflow.db: 2 runs")]
     assert file.read_bytes() == before
     monkeypatch.setenv("IFM_TRACKING", "off")
-    assert of(doctor.tracking(checkout)) == [(WARNING, "off (IFM_TRACKING)")]
+    assert of(stores.tracking(checkout)) == [(WARNING, "off (IFM_TRACKING)")]
 
 
 @pytest.mark.parametrize("name", ["100%20 sure", "what? #1", "it's"])
@@ -309,10 +309,10 @@ def test_a_store_in_a_folder_of_an_odd_name(name, checkout, tmp_path, monkeypatc
         connection.execute("insert into runs values ('a', 'active', ?)", ((odd / "mlartifacts/a/artifacts").as_uri(),))
     connection.close()
     monkeypatch.chdir(tmp_path)
-    assert of(doctor.tracking(odd)) == [(OK, "mlflow.db: 1 runs")]
+    assert of(stores.tracking(odd)) == [(OK, "mlflow.db: 1 runs")]
     monkeypatch.setattr(places, "address", lambda file: f"sqlite:///{file}")
     spoilt = name != "it's"
-    level, text = of(doctor.tracking(odd))[0]
+    level, text = of(stores.tracking(odd))[0]
     assert (level == PROBLEM, "characters that an address cannot hold" in text) == (spoilt, spoilt)
 
 
@@ -330,19 +330,19 @@ def test_a_store_that_was_moved_along(checkout, tmp_path):
     connection.close()
     before = (checkout / "mlflow.db").read_bytes()
     said = f"this project was at {old}, or is a copy of it; {{}} runs have their artifacts there"
-    assert of(doctor.tracking(checkout)) == [(OK, "mlflow.db: 2 runs"), (WARNING, said.format(0))]
+    assert of(stores.tracking(checkout)) == [(OK, "mlflow.db: 2 runs"), (WARNING, said.format(0))]
     (old / "mlartifacts/a/artifacts").mkdir(parents=True)
-    assert of(doctor.tracking(checkout))[1] == (WARNING, said.format(1))
+    assert of(stores.tracking(checkout))[1] == (WARNING, said.format(1))
     assert (checkout / "mlflow.db").read_bytes() == before
 
 
 def test_a_store_that_mlflow_refuses_is_tried(checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
-    ((level, text),) = of(doctor.tracking(checkout))
+    ((level, text),) = of(stores.tracking(checkout))
     assert (level, "MLFLOW_ALLOW_FILE_STORE=true" in text) == (PROBLEM, True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@127.0.0.1:9/runs")
-    ((level, text),) = of(doctor.tracking(checkout))
+    ((level, text),) = of(stores.tracking(checkout))
     assert (level, text.startswith("postgresql://127.0.0.1:9/runs: ")) == (PROBLEM, True)
     assert "hunter2" not in text
 
@@ -371,11 +371,11 @@ def test_a_tracking_server(checkout, monkeypatch, status, said):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     where = f"127.0.0.1:{server.server_port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@{where}/")
-    assert of(doctor.tracking(checkout)) == [(said[0], f"http://{where}/: {said[1]}")]
+    assert of(stores.tracking(checkout)) == [(said[0], f"http://{where}/: {said[1]}")]
     assert asked == ["/health"]
     server.shutdown()
     server.server_close()
-    assert of(doctor.tracking(checkout)) == [(PROBLEM, f"http://{where}/: no answer (ConnectionRefusedError)")]
+    assert of(stores.tracking(checkout)) == [(PROBLEM, f"http://{where}/: no answer (ConnectionRefusedError)")]
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -385,18 +385,18 @@ def test_weights_are_looked_for_and_verified_but_not_fetched(checkout, tmp_path,
     from ifm.metrics import weights
 
     params = checkout / "params.yaml"
-    assert of(doctor.weights(checkout)) == [(OK, "extractor classifier needs none")]
+    assert of(work.weights(checkout)) == [(OK, "extractor classifier needs none")]
     monkeypatch.setattr(weights, "INCEPTION_FOLDER", tmp_path)
     monkeypatch.setattr(weights, "_fetch_inception", lambda *_, **__: pytest.fail("was fetched"))
     edit(params, {"evaluate.extractor": "inception"})
-    ((level, text),) = of(doctor.weights(checkout))
+    ((level, text),) = of(work.weights(checkout))
     assert (level, text) == (WARNING, "those of inception are not here: the stage reference will fetch them")
     file = tmp_path / weights.INCEPTION_FILE
     file.write_bytes(b"not the weights")
-    ((level, text),) = of(doctor.weights(checkout))
+    ((level, text),) = of(work.weights(checkout))
     assert (level, text.startswith(f"{file}: sha256 is {file_sha256(file)}, expected f58cb9b6")) == (PROBLEM, True)
     edit(params, {"evaluate.weights_sha256": file_sha256(file)})
-    assert of(doctor.weights(checkout)) == [(OK, f"{file}: the digest is right")]
+    assert of(work.weights(checkout)) == [(OK, f"{file}: the digest is right")]
     edit(params, {"evaluate.inception_path": "nowhere/weights.pt"})
-    ((level, text),) = of(doctor.weights(checkout))
+    ((level, text),) = of(work.weights(checkout))
     assert (level, "no such file" in text) == (PROBLEM, True)

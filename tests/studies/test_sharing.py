@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ifm.cli import doctor
+from ifm.cli.doctor import stores
 from pipeline.tools import preset
 from tests.support import warm
 from tests.support.pages import Page
@@ -215,7 +215,7 @@ def test_a_colleague_gets_the_results_and_retrains_nothing(committed, kind, requ
     options = request.getfixturevalue(kind)
     connect(committed, options)
     committed.run("dvc", "push", "-q")
-    (finding,) = doctor.remotes(committed.folder)
+    (finding,) = stores.remotes(committed.folder)
     assert (finding.level, finding.text) == ("ok", f"shared (default), {options['url']}: answers")
     assert committed.run("git", "status", "--porcelain") == ""  # no key, port or address of this machine's
     assert committed.run("git", "grep", "-c", "-e", SECRET, "-e", str(tmp_path), "HEAD", ok=False) == ""
