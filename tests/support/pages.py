@@ -73,8 +73,10 @@ def browser():
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages whose figures are empty, for a test of what stands beside them: matplotlib takes 5 to 10 s for a page's."""
+    """Pages whose figures are empty, for a test of what stands beside them: matplotlib takes 5 to 10 s for a page's.
 
+    Nor are the lines gathered that they would have: that is half of what is left.
+    """
     from ifm.report import plots
 
     def empty(draw: Callable, *, name: str, label: str, size: Any = None) -> str:
@@ -83,6 +85,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (plots, *vars(plots).values()):
         if isinstance(module, ModuleType) and hasattr(module, "svg"):
             monkeypatch.setattr(module, "svg", empty)
+    monkeypatch.setattr(plots.merits, "_series", lambda *rows: [])
 
 
 def chromium(browser, folder, *arguments):
