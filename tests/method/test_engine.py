@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,11 +96,17 @@ def on_intervals(**changes):
 # --- memory ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [teacher, point_teacher, on_data, on_intervals])
-@pytest.mark.parametrize("parts", [2, 3])
+whole_of = cache(lambda run: run())
+OF_TWO = [pytest.param(run, 2, marks=pytest.mark.slow) for run in (point_teacher, on_data, on_intervals)]
+
+
+@pytest.mark.parametrize(
+    ("run", "parts"),
+    [(teacher, 2), (teacher, 3), (point_teacher, 3), (on_data, 3), (on_intervals, 3), *OF_TWO],
+)
 def test_parts_of_a_batch_make_the_same_step(run, parts):
     """8 samples whole, in 4 + 4, in 3 + 3 + 2: weights up to the order of sums, and the curve's means."""
-    (whole, one), (again, other) = run(), run(gradient_accumulation=parts)
+    (whole, one), (again, other) = whole_of(run), run(gradient_accumulation=parts)
     for name, w in whole.items():
         torch.testing.assert_close(again[name], w, rtol=2e-3, atol=2e-3 if name == "bank" else 2e-5)
     for a, b in zip(one.history, other.history, strict=True):
