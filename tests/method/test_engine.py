@@ -476,33 +476,34 @@ def test_what_does_not_fit_is_said_before(tmp_path, capsys):
 # --- memory on the host ---------------------------------------------------------------------------------------
 
 FAULTS = """
-import resource, sys
+import resource
 import torch
 from ifm.hardware.devices import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+def faults():
+    for _ in range(10):
+        torch.ones(10_000_000)  # the heap grows until it has a gap of this size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 torch.set_num_threads(1)
-for _ in range(10):
-    torch.ones(10_000_000)  # the heap grows until it has a gap of this size
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(10_000_000)
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults(), keep_freed_memory(), faults())
 """
 
 
-def faults(how, **environment):
+def faults(**environment):
+    """(before, whether memory is kept from then on, after)."""
     told = subprocess.run(
-        [sys.executable, "-c", FAULTS, how], env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FAULTS], env=os.environ | environment, capture_output=True, text=True, check=True
     )
-    kept, count = told.stdout.split()
-    return kept, int(count)
+    anew, kept, count = told.stdout.split()
+    return int(anew), kept, int(count)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_memory_that_tensors_free_is_kept():
     """Ten tensors of 40 MB, one after the other: their pages are taken from the system each time, or once."""
-    _, anew = faults("plain")
-    kept, count = faults("keep")
+    anew, kept, count = faults()
     assert kept == "True"
     assert count < anew / 5
-    assert faults("keep", MALLOC_MMAP_THRESHOLD_="131072")[0] == "False"
+    assert faults(MALLOC_MMAP_THRESHOLD_="131072")[1] == "False"
