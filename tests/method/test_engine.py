@@ -225,8 +225,14 @@ def stored(folder, denoiser, d, *, shape, count=11, device=CPU):
     return paths, SolvedTrajectories(denoiser, d, shape=shape, count=count, seed=2, device=device, **grid), shards
 
 
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("name", ["ve", "rf", "pfgmpp"])
+@pytest.mark.parametrize(
+    ("name", "resident"),
+    [
+        *((name, True) for name in ("ve", "rf", "pfgmpp")),
+        ("ve", False),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("rf", "pfgmpp")),
+    ],
+)
 def test_stored_and_solved_trajectories_agree_within_float16(name, resident, tmp_path, monkeypatch):
     """|stored - solved| <= 2^-11 |x| + 2^-25: half a unit in the last place; x_T, drawn again, is exact."""
     if not resident:
