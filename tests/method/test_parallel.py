@@ -35,7 +35,7 @@ def test_processes_take_turns_and_all_see_every_batch_in_order(processes, monkey
 
 
 @pytest.mark.parametrize("several", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_samples_and_features_are_the_same_in_one_process_and_in_several(several, tmp_path):
+def test_samples_and_features_are_the_same_in_one_two_and_three_processes(several, tmp_path):
     """Samples end in the main process's file; every process has all features, and none has done all the work."""
     found = {}
     for count in (1, several):
