@@ -90,9 +90,10 @@ def test_a_missing_extra_is_one_line(tmp_path, module, argv, gone, said):
 def share_bytecode(env: Path) -> None:
     """Gives an environment what this one has compiled of the same files: Python sees whether they are the same."""
     mine, (site,) = Path(sysconfig.get_path("purelib")), env.glob("lib/python*/site-packages")
-    for package in [path for path in site.iterdir() if (mine / path.name).is_dir()]:
-        for compiled in (mine / package.name).rglob("__pycache__"):
-            shutil.copytree(compiled, site / compiled.relative_to(mine), dirs_exist_ok=True)
+    for package in [path.name for path in site.iterdir()]:
+        for compiled in (mine / package).rglob("__pycache__"):
+            if (there := site / compiled.relative_to(mine)).parent.is_dir():
+                shutil.copytree(compiled, there, dirs_exist_ok=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("uv") is None, reason="needs uv, which installs from its cache")
