@@ -19,7 +19,7 @@ from pipeline.stages import evaluate, fetch, flow, preprocess, reference, sample
 from pipeline.tools import preset
 from tests.support.project import TINY
 from tests.support.public_model import small_unet
-from tests.support.stages import ROOT, changed, run_stage
+from tests.support.stages import ROOT, changed, run_stage, values_of
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 PUBLIC = {"teacher.kind": "pretrained", "teacher.path": "public", "dynamics": ["ve"]}
@@ -27,7 +27,7 @@ PUBLIC = {"teacher.kind": "pretrained", "teacher.path": "public", "dynamics": ["
 
 def digits(**changes):
     named = {key.replace("__", "."): value for key, value in changes.items()}
-    return changed(preset.parse_yaml(preset.apply("digits", TEXT)), TINY | PUBLIC | named)
+    return changed(values_of("digits"), TINY | PUBLIC | named)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_rules(changes, said):
 
 
 def test_points_have_no_public_models():
-    values = changed(preset.parse_yaml(preset.apply("points", TEXT)), PUBLIC)
+    values = changed(values_of("points"), PUBLIC)
     with pytest.raises(ConfigError, match=r"teacher\.kind: pretrained is for images, and data\.source is points"):
         parse(values)
 

@@ -1,9 +1,11 @@
 """Sounds: recordings in, spectrograms and back, WAV files out. Tones and noise made here are the oracles."""
 
+import copy
 import io
 import re
 import struct
 import wave
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,10 +57,15 @@ def snr(found: np.ndarray, sound: np.ndarray) -> float:
 
 
 def config(source: str = "audiofolder", path: Path | None = None, audio: dict | None = None, **changes):
-    values = preset.parse_yaml(preset.apply("digits", TEXT))
+    values = copy.deepcopy(digits())
     values["data"] |= {"source": source, "path": None if path is None else str(path)} | changes
     values["data"]["audio"] |= {"seconds": 0.8, "multiple": 4} | (audio or {})
     return parse(values)
+
+
+@cache
+def digits() -> dict:
+    return preset.parse_yaml(preset.apply("digits", TEXT))
 
 
 def audio(**changes):

@@ -20,6 +20,7 @@ from ifm.data.preprocessing import preprocess
 from ifm.data.sources import SOURCES, FetchError
 from ifm.data.splits import open_split
 from ifm.modalities.units import Units
+from tests.support.pages import draw_nothing
 from tests.support.stages import points, run_graph
 
 COLUMNS = ["height", "income", "when"]
@@ -183,7 +184,8 @@ def test_points_of_a_law_have_no_units(tmp_path):
 def graph(tmp_path_factory) -> Path:
     """All stages on the table, with the exact teacher."""
     folder = tmp_path_factory.mktemp("vectors")
-    with chdir(folder):
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
         path = save(folder / "table.parquet", table())
         values = points(
             data__source="array", data__path=path, dynamics=["rf"], teacher__kind="exact", flow__init="scratch",

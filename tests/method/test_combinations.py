@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from ifm.data.preprocessing import preprocess
 from ifm.data.sound import SoundMetadata
 from ifm.modalities.spectrograms import Normalised, Spectrograms
 from ifm.objectives.interval import differentiable_forward, mean_velocity_target
+from ifm.sampling import seconds_per_image
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage
 from pipeline.stages import flow, sample, select, teacher, trajectories
@@ -167,6 +168,7 @@ def test_every_preset_trains_by_every_objective_in_every_precision(
     name, objective, precision, made, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("pipeline.stages.sample.TIMED_BATCHES", (1,))
+    monkeypatch.setattr("pipeline.stages.sample.seconds_per_image", partial(seconds_per_image, repeats=1))
     start = made(name, precision, monkeypatch)
     shutil.copytree(start, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")

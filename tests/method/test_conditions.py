@@ -24,6 +24,7 @@ from ifm.sampling import Draws, draw_samples, flow_sampler
 from ifm.solver import solve_ode
 from pipeline.runner import paths
 from pipeline.stages import diagnose, report, track
+from pipeline.stages import flow as flow_stage
 from tests.support.small_models import NETWORK
 from tests.support.stages import points, run_graph
 
@@ -269,6 +270,7 @@ def check_scales(d, *, count):
     assert tracked[f"asked_class_share/{d}-flow-w2-1nfe"] == row["guided"][1]["asked_class_share"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("objective", "kind", "store", "velocity", "guidance"),
     [("trajectory", "exact", "disk", "reference", {"kind": "cfg", "scale": [1.0, 3.0], "interval": [0.1, 5.0]}),
@@ -329,7 +331,7 @@ def test_a_trained_flow_goes_where_it_is_told(tmp_path, monkeypatch):
         network__mlp={"width": 64, "layers": 2}, trajectories__count=1024, trajectories__shard_size=1024,
         trajectories__batch_size=256, trajectories__solver_steps=9, dynamics=["trig"], anchor__policy="none",
     )  # fmt: skip
-    run_graph(values, up_to=diagnose)
+    run_graph(values, up_to=flow_stage)
     flow = pretrained.load_flow(paths.flow("trig"))
     assert isinstance(flow, IntegrationFlow)
     draws = Draws.of(flow.dynamics, (2,), range(400), seed=9, device=torch.device("cpu"), condition=flow.condition_kind)

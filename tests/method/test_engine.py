@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,11 +96,17 @@ def on_intervals(**changes):
 # --- memory ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [teacher, point_teacher, on_data, on_intervals])
-@pytest.mark.parametrize("parts", [2, 3])
+whole_of = cache(lambda run: run())
+OF_TWO = [pytest.param(run, 2, marks=pytest.mark.slow) for run in (point_teacher, on_data, on_intervals)]
+
+
+@pytest.mark.parametrize(
+    ("run", "parts"),
+    [(teacher, 2), (teacher, 3), (point_teacher, 3), (on_data, 3), (on_intervals, 3), *OF_TWO],
+)
 def test_parts_of_a_batch_make_the_same_step(run, parts):
     """8 samples whole, in 4 + 4, in 3 + 3 + 2: weights up to the order of sums, and the curve's means."""
-    (whole, one), (again, other) = run(), run(gradient_accumulation=parts)
+    (whole, one), (again, other) = whole_of(run), run(gradient_accumulation=parts)
     for name, w in whole.items():
         torch.testing.assert_close(again[name], w, rtol=2e-3, atol=2e-3 if name == "bank" else 2e-5)
     for a, b in zip(one.history, other.history, strict=True):
@@ -218,8 +225,14 @@ def stored(folder, denoiser, d, *, shape, count=11, device=CPU):
     return paths, SolvedTrajectories(denoiser, d, shape=shape, count=count, seed=2, device=device, **grid), shards
 
 
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("name", ["ve", "rf", "pfgmpp"])
+@pytest.mark.parametrize(
+    ("name", "resident"),
+    [
+        *((name, True) for name in ("ve", "rf", "pfgmpp")),
+        ("ve", False),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("rf", "pfgmpp")),
+    ],
+)
 def test_stored_and_solved_trajectories_agree_within_float16(name, resident, tmp_path, monkeypatch):
     """|stored - solved| <= 2^-11 |x| + 2^-25: half a unit in the last place; x_T, drawn again, is exact."""
     if not resident:
@@ -469,33 +482,34 @@ def test_what_does_not_fit_is_said_before(tmp_path, capsys):
 # --- memory on the host ---------------------------------------------------------------------------------------
 
 FAULTS = """
-import resource, sys
+import resource
 import torch
 from ifm.hardware.devices import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+def faults():
+    for _ in range(10):
+        torch.ones(10_000_000)  # the heap grows until it has a gap of this size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 torch.set_num_threads(1)
-for _ in range(10):
-    torch.ones(10_000_000)  # the heap grows until it has a gap of this size
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(10_000_000)
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults(), keep_freed_memory(), faults())
 """
 
 
-def faults(how, **environment):
+def faults(**environment):
+    """(before, whether memory is kept from then on, after)."""
     told = subprocess.run(
-        [sys.executable, "-c", FAULTS, how], env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FAULTS], env=os.environ | environment, capture_output=True, text=True, check=True
     )
-    kept, count = told.stdout.split()
-    return kept, int(count)
+    anew, kept, count = told.stdout.split()
+    return int(anew), kept, int(count)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_memory_that_tensors_free_is_kept():
     """Ten tensors of 40 MB, one after the other: their pages are taken from the system each time, or once."""
-    _, anew = faults("plain")
-    kept, count = faults("keep")
+    anew, kept, count = faults()
     assert kept == "True"
     assert count < anew / 5
-    assert faults("keep", MALLOC_MMAP_THRESHOLD_="131072")[0] == "False"
+    assert faults(MALLOC_MMAP_THRESHOLD_="131072")[1] == "False"

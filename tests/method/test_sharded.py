@@ -31,12 +31,14 @@ CASES = [
         "plugin": BLOCKS,
         "settings": {"gradient_accumulation": 2, "gradient_checkpointing": True, "lr_decay": "none"},
     },
-    {"name": "average", "objective": "average", "plugin": BLOCKS},
     {"name": "average-root", "objective": "average", "plugin": ROOT},
     {"name": "online", "objective": "online", "plugin": BLOCKS | {"activation_checkpointing": True}},
-    {"name": "poisoned", "objective": "poisoned", "plugin": BLOCKS},
+    {"name": "poisoned", "objective": "poisoned", "plugin": BLOCKS, "settings": {"steps": 8}},
     {"name": "interval", "objective": "interval", "plugin": BLOCKS},
     {"name": "bf16", "objective": "online", "plugin": BLOCKS, "precision": "bf16"},
+]
+SLOW = [  # each of their parts is in one of the others
+    {"name": "average", "objective": "average", "plugin": BLOCKS},
     {"name": "bf16-interval", "objective": "interval", "plugin": BLOCKS, "precision": "bf16"},
 ]
 BANK = {"name": "bank", "objective": "bank", "plugin": BLOCKS, "settings": {"steps": 12, "gradient_accumulation": 2}}
@@ -73,13 +75,34 @@ def trained(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     of_two = load_file(next((folder / "resumed").glob("*.safetensors")))
     undisturbed = BANK | {"checkpoints": str(folder / "undisturbed")}
-    one = given(folder / "one", [*CASES, undisturbed, resumed | {"stop": 10}])
+    one, three = in_one_and_three(folder, [*CASES, undisturbed, resumed | {"stop": 10}], [*CASES, resumed])
+    return SimpleNamespace(folder=folder, one=one, three=three, of_two=of_two)
+
+
+@pytest.fixture(scope="module")
+def trained_slowly(tmp_path_factory):
+    one, three = in_one_and_three(tmp_path_factory.mktemp("slow"), SLOW, SLOW)
+    return SimpleNamespace(one=one, three=three)
+
+
+def in_one_and_three(folder, alone, split):
+    """The folders that one process and three fill, with these cases each."""
+    one, three = given(folder / "one", alone), given(folder / "three", split)
     with one_process():
         split_worker.main(False, one)
-    three = given(folder / "three", [*CASES, resumed])
     done = torchrun(split_worker, 3, "split", three)
     assert done.returncode == 0, done.stderr[-3000:]
-    return SimpleNamespace(folder=folder, one=one, three=three, of_two=of_two)
+    return one, three
+
+
+def named(wanted):
+    """Parameters: the cases so chosen, the slow ones marked, each with the fixture that trained it."""
+    kinds = ((CASES, "trained", ()), (SLOW, "trained_slowly", pytest.mark.slow))
+    return [
+        pytest.param(case["name"], by, id=case["name"], marks=marks)
+        for cases, by, marks in kinds
+        for case in filter(wanted, cases)
+    ]
 
 
 def told(out, name, process=0):
@@ -101,13 +124,14 @@ def assert_same_training(one, many):
             assert b[key] == pytest.approx(a[key], rel=1e-3), (key, a["step"])
 
 
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if case.get("precision") != "bf16"])
-def test_a_split_model_trains_as_a_whole_one(name, trained):
+@pytest.mark.parametrize(("name", "by"), named(lambda case: case.get("precision") != "bf16"))
+def test_a_split_model_trains_as_a_whole_one(name, by, request):
+    trained = request.getfixturevalue(by)
     assert_same_training(told(trained.one, name), told(trained.three, name))
 
 
 def test_every_process_gets_the_whole_average(trained):
-    for name in ("teacher", "average"):
+    for name in ("teacher", "average-root"):
         first = told(trained.three, name)["weights"]
         for process in (1, 2):
             other = told(trained.three, name, process)["weights"]
@@ -119,8 +143,9 @@ def test_steps_that_are_not_finite_in_one_process_are_skipped_in_all(trained):
         assert [row["skipped"] for row in told(out, "poisoned")["curve"]] == [0, 1, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["bf16", "bf16-interval"])
-def test_bf16_trains_alike_and_keeps_float32_weights(name, trained):
+@pytest.mark.parametrize(("name", "by"), named(lambda case: case.get("precision") == "bf16"))
+def test_bf16_trains_alike_and_keeps_float32_weights(name, by, request):
+    trained = request.getfixturevalue(by)
     one, many = told(trained.one, name), told(trained.three, name)
     assert {t.dtype for t in many["weights"].values()} == {torch.float32}
     for a, b in zip(one["curve"], many["curve"], strict=True):

@@ -94,7 +94,7 @@ def draw(sampler, d):
     ).images
 
 
-# The quick one is the one whose prior is no Gaussian; ve and rf train in test_one_step_is_a_gaussians_flow_map too.
+# The quick one is the one whose prior is no Gaussian; ve trains in test_one_step_is_a_gaussians_flow_map too.
 BEYOND = {name: pytest.mark.slow for name in ("ve", "rf", "vp", "trig")}
 
 
@@ -119,7 +119,7 @@ def test_one_step_is_as_near_to_eight_gaussians_as_the_teachers_32_heun_steps(na
     assert shares == pytest.approx(np.ones(8), abs=0.3)
 
 
-@pytest.mark.parametrize("name", ["ve", "rf"])
+@pytest.mark.parametrize("name", ["ve", pytest.param("rf", marks=pytest.mark.slow)])
 def test_one_step_is_a_gaussians_flow_map(name, tmp_path):
     """g(x_T, t_max) within 3 % of the closed form over the prior's central 99 %: rms of the error over rms of the map.
 

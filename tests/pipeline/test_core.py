@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_a_missing_extra_is_one_line(tmp_path, module, argv, gone, said):
     assert said in done.stderr
 
 
+def share_bytecode(env: Path) -> None:
+    """Gives an environment what this one has compiled of the same files: Python sees whether they are the same."""
+    mine, (site,) = Path(sysconfig.get_path("purelib")), env.glob("lib/python*/site-packages")
+    for package in [path.name for path in site.iterdir()]:
+        for compiled in (mine / package).rglob("__pycache__"):
+            if (there := site / compiled.relative_to(mine)).parent.is_dir():
+                shutil.copytree(compiled, there, dirs_exist_ok=True)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("uv") is None, reason="needs uv, which installs from its cache")
 def test_the_core_alone_trains_loads_samples_and_exports(tmp_path):
     python = tmp_path / "env/bin/python"
@@ -100,6 +110,7 @@ def test_the_core_alone_trains_loads_samples_and_exports(tmp_path):
     if installed.returncode and any(word in installed.stdout for word in ("fetch", "connect", "dns")):
         pytest.skip(f"the packages cannot be had here: {installed.stdout.strip()[-300:]}")
     assert installed.returncode == 0, installed.stdout[-3000:]
+    share_bytecode(tmp_path / "env")
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
     done = subprocess.run(
         [python, "-m", "tests.support.core_worker", tmp_path / "models"],

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,21 @@ STAGES = list(GRAPH)
 @pytest.fixture(autouse=True)
 def _in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_file_is_read_once():
+    """Every stage's closure has most files, and reading one is parsing it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "loads_entries", cache(graph.loads_entries))
+        for name in ("imported_modules", "table_modules"):
+            patch.setattr(graph, name, unchanging(getattr(graph, name)))
+        yield
+
+
+def unchanging(names):
+    """The function, asked once for each file: sets that nobody adds to."""
+    return cache(lambda file: frozenset(names(file)))
 
 
 def test_every_stage_has_its_module():

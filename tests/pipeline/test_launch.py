@@ -12,6 +12,7 @@ import pytest
 
 from ifm.errors import UserError
 from pipeline.runner import launch
+from tests.support import warm
 from tests.support.on_cpus import on_cpus
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,7 @@ def test_processes_of_torchrun_know_each_other(tmp_path):
         "a = make_accelerator('no', seed=0)\n"
         f"open({str(tmp_path)!r} + f'/rank-{{a.process_index}}-of-{{a.num_processes}}', 'w').close()\n"
     )
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    words = [warm.python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=on_cpus())
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(p.name for p in tmp_path.glob("rank-*")) == ["rank-0-of-2", "rank-1-of-2"]

@@ -1,5 +1,6 @@
 """params.yaml in any valid form: the same values after an edit, no comment lost, and never what is no YAML."""
 
+import copy
 import functools
 import importlib
 import re
@@ -10,7 +11,7 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
 
-from ifm.config import ConfigError, read_mapping, read_params
+from ifm.config import ConfigError, read_mapping, read_params, read_yaml, reading, yaml_node
 from ifm.errors import UserError
 from pipeline.runner import repro
 from pipeline.studies import ablation, objectives, study
@@ -27,6 +28,21 @@ FOLDERS = {
     "tiny-shakespeare": "plays",
     "spoken-digits": "takes",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_text_is_read_once():
+    """ruamel in pure Python takes 0.1 s for a text, and most of these tests read each several times."""
+    read = functools.cache(read_yaml)
+
+    def fresh(text, *, source):
+        return copy.deepcopy(read(text, source=source))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "read_yaml", fresh)
+        patch.setattr(params_file, "read_yaml", lambda text, *, source: fresh(text, source="params.yaml"))
+        patch.setattr(params_file, "yaml_node", functools.cache(yaml_node))  # which nobody changes
+        yield
 
 
 def applied(name: str, text: str, **options) -> str:

@@ -7,7 +7,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import yaml
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 
+from tests.support import warm
 from tests.support.on_cpus import on_cpus
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def parsed(words):
 
 def launched(job, *words):
     """What each process of a launch saw, by rank."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, words), job / "job.py", job]
+    command = [warm.python(), "-m", "accelerate.commands.launch", *map(str, words), job / "job.py", job]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return seen_in(job)
@@ -177,7 +177,7 @@ def test_a_job_that_is_cut_off_stops_its_work_and_comes_again(tmp_path, checkout
 def test_the_nodes_of_a_job_meet(tmp_path, checkout):
     """node.sh on two nodes, which are this machine: one group of two times two processes."""
     (tmp_path / "job.py").write_text(JOB)
-    accelerate = f'shift; exec {sys.executable} -m accelerate.commands.launch "$@"'
+    accelerate = f'shift; exec {warm.python()} -m accelerate.commands.launch "$@"'
     path = stubs(tmp_path / "bin", accelerate=accelerate)
     common = {
         "IFM_MASTER": "127.0.0.1",

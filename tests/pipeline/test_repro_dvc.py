@@ -89,15 +89,28 @@ if kind != "source":
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Project:
-    return project(tmp_path / "small")
+def made(tmp_path: Path, start_of_all: Path) -> Project:
+    return project(tmp_path / "small", start_of_all)
 
 
-def project(folder: Path) -> Project:
+def project(folder: Path, start_of_all: Path) -> Project:
+    shutil.copytree(start_of_all, folder, symlinks=True)
+    return at(folder)
+
+
+def at(folder: Path) -> Project:
     found = Project(folder, kept_warm=False)
     found.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     found.env.pop("OMP_NUM_THREADS", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def start_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small graph, committed, before anything ran."""
+    folder = tmp_path_factory.mktemp("start") / "small"
     folder.mkdir()
+    found = at(folder)
     (folder / "dvc.yaml").write_text(GRAPH)
     (folder / "work.py").write_text(WORK)
     (folder / "params.yaml").write_text("size: 3\nrate: 0.1\ndynamics: [ve, rf, pfgmpp]\n")
@@ -106,7 +119,7 @@ def project(folder: Path) -> Project:
     found.run("dvc", "init", "-q")
     found.run("git", "add", "-A")
     found.run("git", "commit", "-qm", "start")
-    return found
+    return folder
 
 
 def repro(made: Project, *words: str, **options) -> str:
@@ -130,9 +143,9 @@ ALL = sorted(
 )  # fmt: skip
 
 
-def test_the_same_lock_as_plain_dvc_in_one_life_of_a_project(tmp_path):
+def test_the_same_lock_as_plain_dvc_in_one_life_of_a_project(tmp_path, start_of_all):
     """From nothing, after a change, with branches less and more: the same stages run, the same bytes of dvc.lock."""
-    plain, beside = project(tmp_path / "plain"), project(tmp_path / "beside")
+    plain, beside = (project(tmp_path / name, start_of_all) for name in ("plain", "beside"))
     # The branches end in another order than plain DVC's.
     waits(beside, "train@ve", "figures/rf.json")
     steps = [
@@ -280,9 +293,9 @@ def test_no_stage_outlives_plain_dvc(made, shell):
 
 
 @pytest.mark.slow
-def test_a_dozen_kills_end_with_the_same_lock(tmp_path):
+def test_a_dozen_kills_end_with_the_same_lock(tmp_path, start_of_all):
     """At random moments, of the runner or of a stage; every time the same command again, and nothing else."""
-    plain, killed = project(tmp_path / "plain"), project(tmp_path / "killed")
+    plain, killed = (project(tmp_path / name, start_of_all) for name in ("plain", "killed"))
     draw, hit = random.Random(0), 0
     for kind in ("train", "judge"):
         for d in ("ve", "rf", "pfgmpp"):

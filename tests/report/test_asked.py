@@ -39,6 +39,7 @@ def report(**changes):
     return full_report(summary=summary, asked=found, **changes)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_shows_what_was_asked():
     page = render(report())
     section = page[page.index("<h2>Classes asked for</h2>") : page.index("<h2>Diagnostics</h2>")]
@@ -54,6 +55,21 @@ def test_the_page_shows_what_was_asked():
     assert page.count("7654.3") == page.count('data-key="7654.3"') == 2  # in the table of all rows, and nowhere else
 
 
+def test_the_figures_are_the_same_for_the_same_classes():
+    """Drawn, as on the page."""
+    found, again = asked(report()), asked(report())
+    for one, other in ((found, again), (found["guidance"], again["guidance"])):
+        assert one["figures"] == other["figures"]
+    figures = [svg for _, svg in found["figures"] + found["guidance"]["figures"]]
+    labels = [re.search('aria-label="([^"]*)"', svg)[1] for svg in figures]
+    told = ("In the class asked for (%)", "FID within the class")
+    guided = ("FID", "In the class asked for", "Recall")
+    assert labels[:2] == [f"{title}, by class asked for" for title in told]
+    assert labels[2:] == [f"{title} against the guidance scale" for title in guided]
+    assert all("<path" in svg and "<text" in svg for svg in figures)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_without_classes_asked_for_is_what_it_was():
     page = render(full_report())
     assert "Classes asked for" not in page

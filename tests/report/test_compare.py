@@ -134,7 +134,10 @@ def commit(subject):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A repository whose last commit is `write()`'s state."""
-    folder = tmp_path / "project"
+    return repository(tmp_path / "project", monkeypatch)
+
+
+def repository(folder, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     git("init", "-q", "-b", "main")
@@ -290,6 +293,7 @@ def test_every_column_of_numbers_is_a_metric():
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_commits_with_known_figures(project):
     rows = records(0.5)
     rows[0]["precision"] = 0.75
@@ -326,6 +330,7 @@ def test_two_commits_with_known_figures(project):
                                       "`dvc repro` makes them anew."]  # fmt: skip
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_spreads_stand_beside_the_means(project):
     write([record(**FLOW, fid=0.5, fid_sd=0.03), record("rf", **FLOW, fid=0.5, fid_sd=0.03)])
     commit("spreads")
@@ -341,6 +346,7 @@ def test_spreads_stand_beside_the_means(project):
     assert {line[0] for line in tables.rows(id="rows")} == {"FID"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_seeds_are_their_mean_in_the_headline(project):
     flow = [record(**{**FLOW, "seed": seed}, fid=fid) for seed, fid in ((0, 1.0), (1, 3.0))]
     write(flow)
@@ -353,6 +359,7 @@ def test_several_seeds_are_their_mean_in_the_headline(project):
     assert [row[4] for row in page.rows(id="rows")] == ["one step", "one step"]  # after the seed's column
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_ratio_is_the_reports(project):
     """The mean over seeds of the ratio, which the summary holds, and not the ratio of the two means: 1.25."""
     write([record(**TEACHER, nfe=35, fid=0.4), record(**FLOW, fid=0.5, ratio=1.04, ratio_sd=0.0123)])
@@ -365,6 +372,7 @@ def test_the_ratio_is_the_reports(project):
     assert "not the ratio of the two means" in Tables(page_of()).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_the_column_the_ratio_is_had_by_seed(project):
     """1/1 and 9/3 have the mean 2; the ratio of the means would be 2.5."""
     rows = [record(**{**FLOW, "seed": seed}, fid=fid) for seed, fid in ((0, 1.0), (1, 9.0))]
@@ -376,6 +384,7 @@ def test_without_the_column_the_ratio_is_had_by_seed(project):
     assert len(Tables(page_of("workspace", "workspace")).rows(**{"class": "headline"})) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_points_are_called_points(project):
     rows = [record(**FLOW, fid="", sliced_wasserstein=0.2, seconds_per_image=1e-7, peak_memory_mb=3.0, extractor=name)
             for name in ("coordinates", "pixels")]  # fmt: skip
@@ -386,6 +395,7 @@ def test_points_are_called_points(project):
     assert "Seconds per image" in {line[0] for line in Tables(page_of("workspace", "workspace")).rows(id="rows")}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_points_are_judged_by_their_distance(project):
     write([record(**FLOW, fid="", sliced_wasserstein=0.2), record(**TEACHER, nfe=63, sliced_wasserstein=0.1)])
     commit("points")
@@ -399,6 +409,7 @@ def test_points_are_judged_by_their_distance(project):
     assert "Sliced 2-Wasserstein, lower is better" in tables.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_workspace_is_read_as_it_lies(project):
     assert read_side("workspace").kind == "workspace"
     assert "None that both sides have." in page_of()
@@ -420,6 +431,7 @@ def test_a_project_below_the_repositorys_folder(project, monkeypatch):
     assert sorted(read_side("HEAD").curves) == ["flow-ve", "teacher-ve"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stages_say_what_differs(project):
     changed = json.loads(json.dumps(LOCK))
     changed["flow@ve"]["deps"] |= {"src/ifm/model.py": "other", "models/teacher/ve": "other"}
@@ -437,6 +449,7 @@ def test_stages_say_what_differs(project):
     assert "Of the stages that both have, 1 is the same in all of this." in tables.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_diagnostics_that_differ(project):
     content = diagnostics_of("ve")
     content["straightness"]["flow"] = 0.2794
@@ -519,6 +532,7 @@ def with_lock(md5):
     return LOCK | {"fetch": {"outs": {"data/processed": md5}}}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -544,6 +558,7 @@ def test_what_is_not_fair_is_said_at_the_top(project, monkeypatch, capsys, chang
     assert page.index(html.escape(sentence)) < page.index("One step against the teacher")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_fair_comparison_has_no_warning(project):
     write(records(1.3), params=PARAMS | {"data": {"source": "digits"}}, curve=2.0, pins="torch==2.8\n")
     assert said() == []
@@ -652,7 +667,7 @@ def test_a_summary_that_cannot_be_used_is_one_line(project, text, fault):
 
 
 def test_outside_git_there_is_one_line_and_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "pipeline.tools.compare"]
+    command = [warm.python(), "-m", "pipeline.tools.compare"]
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PATH": "/usr/bin:/bin", "GIT_CEILING_DIRECTORIES": "/"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
@@ -740,9 +755,15 @@ addEventListener("load", () => {{
 </script></body>"""
 
 
-@pytest.fixture
-def page(project):
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
     """Long names and values, a warning, spreads."""
+    with pytest.MonkeyPatch.context() as patch:
+        repository(tmp_path_factory.mktemp("page") / "project", patch)
+        return wide_page()
+
+
+def wide_page():
     rows = [row | {"kid": 0.5} for row in records(fid_sd=0.1)]
     write(rows, params=PARAMS | {"a_long_section": {"with_a_long_key_in_it": "old"}})
     commit("a subject of many words that has to find its place in a narrow column, too")

@@ -58,12 +58,18 @@ def train(folder: Path, *, interrupt_at: int | None = None, **changes):
     return model.state_dict(), result
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The training without a Ctrl-C."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize(
     "step", [2, 4, 12, 19], ids=["before any line", "at a line", "after a checkpoint", "at the end"]
 )
-def test_ctrl_c_keeps_the_step_and_the_rest_comes_out_the_same(step, tmp_path):
+def test_ctrl_c_keeps_the_step_and_the_rest_comes_out_the_same(step, whole, tmp_path):
     """To the bit, the curve between two of its lines included."""
-    whole, undisturbed = train(tmp_path / "whole")
+    weights, undisturbed = whole
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", interrupt_at=step)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -71,7 +77,7 @@ def test_ctrl_c_keeps_the_step_and_the_rest_comes_out_the_same(step, tmp_path):
     again, resumed = train(tmp_path / "cut")
     assert resumed.resumed_from == step + 1
     assert resumed.history == undisturbed.history
-    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_the_second_ctrl_c_interrupts_at_once():

@@ -145,8 +145,15 @@ def damage(made: Project, *, truncate: bool) -> Path:
     return entry
 
 
-@pytest.mark.parametrize("truncate", [True, False])
-@pytest.mark.parametrize("remote", [True, False])
+@pytest.mark.parametrize(
+    ("remote", "truncate"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_file_is_found_and_made_or_fetched_again(small, truncate, remote, tmp_path):
     good = (small.folder / "d" / "a").read_bytes()
     if remote:

@@ -1,8 +1,10 @@
 """`make objectives`: equal budgets, counted as they are spent, and a page whose figures are the table's."""
 
+import copy
 import json
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +42,15 @@ GRAPH = study.read_graph(ROOT / "dvc.yaml")
 
 
 def config_of(name, objective, **changes):
-    values = preset.parse_yaml(preset.apply(name, TEXT, objective=objective))
+    values = copy.deepcopy(values_of(name, objective))
     for dotted, value in changes.items():
         params_file.set_value(values, dotted.replace("__", "."), value)
     return parse(values)
+
+
+@cache
+def values_of(name, objective):
+    return preset.parse_yaml(preset.apply(name, TEXT, objective=objective))
 
 
 # --- budgets --------------------------------------------------------------------------------------------------------

@@ -73,8 +73,15 @@ def browser():
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages whose figures are empty, for a test of what stands beside them: matplotlib takes 5 to 10 s for a page's."""
+    """Pages whose figures are empty, for a test of what stands beside them: see `draw_nothing`."""
+    draw_nothing(monkeypatch)
 
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Figures are empty from here on: matplotlib takes 5 to 10 s for a page's.
+
+    Nor are the lines gathered that they would have: that is half of what is left.
+    """
     from ifm.report import plots
 
     def empty(draw: Callable, *, name: str, label: str, size: Any = None) -> str:
@@ -82,7 +89,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (plots, *vars(plots).values()):
         if isinstance(module, ModuleType) and hasattr(module, "svg"):
-            monkeypatch.setattr(module, "svg", empty)
+            patch.setattr(module, "svg", empty)
+    patch.setattr(plots.merits, "_series", lambda *rows: [])
 
 
 def chromium(browser, folder, *arguments):

@@ -111,7 +111,7 @@ def run(case: dict[str, Any], *, split: bool, out: Path) -> None:
         accelerator = SplittingAccelerator(mixed_precision=precision, **case["plugin"])
         check_splitting(accelerator)
     options = {
-        "steps": 8, "batch_size": 6, "lr": 1e-3, "lr_decay": "cosine", "warmup_steps": 2, "ema_decay": 0.9,
+        "steps": 6, "batch_size": 6, "lr": 1e-3, "lr_decay": "cosine", "warmup_steps": 2, "ema_decay": 0.9,
         "clip_grad_norm": 1.0, "log_every": 2, "checkpoint_every": 4,
     }  # fmt: skip
     settings = TrainSettings(**options | case.get("settings", {}))

@@ -1,9 +1,11 @@
 """The graph's stages run in this process, one after the other, in the current folder."""
 
 import json
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -62,20 +64,26 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def points(**changes: Any) -> dict[str, Any]:
     """The points preset at its smallest, with further keys changed (`flow__steps`)."""
-    text = preset.apply("points", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     named = {key.replace("__", "."): value for key, value in changes.items()}
-    return changed(preset.parse_yaml(text), TINY_POINTS | named)
+    return changed(values_of("points"), TINY_POINTS | named)
+
+
+@cache
+def values_of(name: str) -> dict[str, Any]:
+    """A preset's values, for `changed`, which leaves them as they are."""
+    return preset.parse_yaml(preset.apply(name, (ROOT / "params.yaml").read_text(encoding="utf-8")))
 
 
 def run_stage(module: Any, values: dict[str, Any], dynamics: str | None = None) -> None:
-    """One stage, with everything that it would log thrown away, and its run.json."""
+    """One stage, with everything that it would log thrown away, and its run.json. What is timed is timed once."""
     name = module.__name__.rpartition(".")[2]
     made = Untracked(f"{name}-{dynamics}" if dynamics else name, name, parse(values), values, dynamics)
     made.run = SimpleNamespace(
         timings={}, log_metrics=lambda m: None, log_row=lambda row: None, log_model=lambda *a, **k: None,
         log_artifact=lambda *a: None, log_tags=lambda tags: None,
     )  # fmt: skip
-    module.work(made)
+    with mock.patch.object(sample, "seconds_per_image", partial(sample.seconds_per_image, repeats=1)):
+        module.work(made)
     paths.RUNS.mkdir(parents=True, exist_ok=True)
     paths.run_record(made.name).write_text(json.dumps({"timings": made.run.timings}))
 

@@ -161,7 +161,7 @@ def test_the_best_model_is_packaged_out_of_dvcs_cache(project: Path, monkeypatch
     from ifm.networks import build_network
 
     monkeypatch.setenv("DVC_NO_ANALYTICS", "true")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", warm.on_path(f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"))
     subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
     shape, weights = (1, 8, 8), []
     for seed, fid in ((0, 0.5), (1, 0.9)):

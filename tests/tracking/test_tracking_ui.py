@@ -70,8 +70,7 @@ def look(shown: dict[str, Any], page: str, tmp_path: Path) -> str:
     url, shot = f"{shown['uri']}/#/{page}", tmp_path / "page.png"
     command = [shown["browser"], *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
     options = {"capture_output": True, "encoding": "utf-8", "timeout": 180, "check": True}
-    dom = subprocess.run([*command, "--dump-dom", url], **options).stdout
-    subprocess.run([*command, f"--screenshot={shot}", url], **options)
+    dom = subprocess.run([*command, "--dump-dom", f"--screenshot={shot}", url], **options).stdout
     assert len(np.unique(np.asarray(Image.open(shot).convert("L")))) > 50
     return re.sub(r"<[^>]+>", "\n", dom)
 

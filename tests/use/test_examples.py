@@ -13,6 +13,7 @@ import pytest
 from ifm import IntegrationFlow, Teacher
 from ifm.data.laws import mode_centres
 from ifm.use import shipped
+from tests.support import warm
 from tests.support.on_cpus import on_cpus
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     env = on_cpus(OMP_NUM_THREADS="1")
     subprocess.run(
-        [sys.executable, EXAMPLES / "train.py", folder], env=env, check=True, capture_output=True, timeout=300
+        [warm.python(), EXAMPLES / "train.py", folder], env=env, check=True, capture_output=True, timeout=300
     )
     return folder
 
