@@ -113,7 +113,7 @@ def _of_record(record: Record, results: Results, *, ending: str) -> list[dict[st
 
 def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """The file's content, in an order that the order of states does not change. Raises UserError for a row twice."""
-    found = pd.DataFrame(rows, columns=list(COLUMNS))
+    found = pd.DataFrame(rows, columns=list(COLUMNS)).fillna({"dynamics": ""})
     twice = found[found.duplicated(list(COLUMNS[:-1]))]
     if len(twice):
         first = twice.iloc[0]
@@ -124,8 +124,9 @@ def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def added(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Both, without the old rows of a training (data, dynamics, seed) that the new ones have."""
     run = ["data", "dynamics", "seed"]
+    old, new = (part.fillna(dict.fromkeys(("objective", "dynamics"), "")) for part in (old, new))
     stays = ~old.set_index(run).index.isin(new.set_index(run).index)
-    return table([*old[stays].fillna({"objective": ""}).to_dict("records"), *new.to_dict("records")])
+    return table([*old[stays].to_dict("records"), *new.to_dict("records")])
 
 
 def markdown(found: pd.DataFrame, results: Results) -> str:
@@ -134,7 +135,7 @@ def markdown(found: pd.DataFrame, results: Results) -> str:
     shown = [name for name in names_there if (found["metric"] == name).any()]
     titles = ["Fréchet distance" if name == "frechet" else catalogue.title(name) for name in shown]
     lines = [f"| data | dynamics | objective | model | NFE | {' | '.join(titles)} |", "|" + "---|" * (5 + len(shown))]
-    text = found.fillna({"objective": ""})
+    text = found.fillna(dict.fromkeys(("objective", "dynamics"), ""))  # real data have neither
     by = list(COLUMNS[:4]) if results.keeps is _at_its_best else list(COLUMNS[:5])
     for key, mine in text.groupby(by, sort=False):
         data, dynamics, objective, model = key[:4]

@@ -1,5 +1,7 @@
 """Finished runs become one file of results, and the tables of a docs page."""
 
+import io
+
 import pandas as pd
 import pytest
 
@@ -27,7 +29,7 @@ def side(*, seed=0, kind="class", objective: str = "trajectory"):
             "asked_class_share": 0.98,
         },
         {**flow, "model": "flow", "sampler": "selected", "nfe": 2, "fid": 1.2},
-        {**common, "objective": "", "model": "data", "sampler": "test", "nfe": 0, "fid": 0.5},
+        {**common, "dynamics": "", "objective": "", "model": "data", "sampler": "test", "nfe": 0, "fid": 0.5},
     ]
     if kind == "class":
         rows.append(
@@ -92,6 +94,7 @@ def test_other_modalities_have_every_teacher_and_real_data():
     text = results.markdown(found, MODALITIES)
     assert "| Fréchet distance |" in text
     assert [line.split("|")[5].strip() for line in text.splitlines() if "| teacher |" in line] == ["9", "17"]
+    assert "| digits |  |  | data | 0 | – | 0.500 |" in text
 
 
 def test_runs_are_added_to_the_file_and_a_newer_one_takes_the_place_of_the_old():
@@ -99,3 +102,5 @@ def test_runs_are_added_to_the_file_and_a_newer_one_takes_the_place_of_the_old()
     both = results.added(first, second)
     assert len(both) == len(first) + len(second)
     pd.testing.assert_frame_equal(results.added(both, second), both)
+    read = pd.read_csv(io.StringIO(both.to_csv(index=False)))  # empty names come back as NaN
+    pd.testing.assert_frame_equal(results.added(read, second), both)
