@@ -332,7 +332,7 @@ def test_a_trained_flow_goes_where_it_is_told(tmp_path, monkeypatch):
         trajectories__batch_size=256, trajectories__solver_steps=9, dynamics=["trig"], anchor__policy="none",
     )  # fmt: skip
     run_graph(values, up_to=flow_stage)
-    flow = pretrained.load_flow(paths.flow("trig"))
+    flow = pretrained.load_flow(paths.trained("trig"))
     assert isinstance(flow, IntegrationFlow)
     draws = Draws.of(flow.dynamics, (2,), range(400), seed=9, device=torch.device("cpu"), condition=flow.condition_kind)
     samples = flow_sampler(flow, kind="one_step", steps=1).run(draws).detach().numpy()
