@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("states", nargs="*", metavar="STATE", help="a commit, branch, DVC experiment or workspace")
     parser.add_argument("--add", action="store_true", help="keep the file's rows of other runs")
     parser.add_argument("--docs", action="store_true", help="the tables of the page, from the file")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     results = TABLES[given.table]
     try:
         if given.docs:

@@ -104,3 +104,21 @@ def test_runs_are_added_to_the_file_and_a_newer_one_takes_the_place_of_the_old()
     pd.testing.assert_frame_equal(results.added(both, second), both)
     read = pd.read_csv(io.StringIO(both.to_csv(index=False)))  # empty names come back as NaN
     pd.testing.assert_frame_equal(results.added(read, second), both)
+
+
+def test_the_command_adds_runs_and_writes_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "read_side", lambda state: side(seed=int(state)))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/modalities.md").write_text(f"a\n{MODALITIES.mark}\n{MODALITIES.mark}\nb\n")
+    for words in (["modalities", "0"], ["modalities", "--add", "1"], ["modalities", "--docs"]):
+        monkeypatch.setattr("sys.argv", ["results", *words])
+        results.main()
+    assert pd.read_csv(tmp_path / MODALITIES.csv).seed.unique().tolist() == [0, 1]
+    assert (
+        "| digits | ve | trajectory | flow | 1 | 0.980 ± 0.000 | 1.500 ± 0.000 |"
+        in (tmp_path / "docs/modalities.md").read_text()
+    )
+    monkeypatch.setattr("sys.argv", ["results", "classes"])
+    with pytest.raises(SystemExit, match="which runs"):
+        results.main()
