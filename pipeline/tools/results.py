@@ -130,14 +130,22 @@ def added(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(found: pd.DataFrame, results: Results) -> str:
-    """A line for each dynamics, objective, model and NFE of the same: means over seeds, ± a standard deviation."""
+    """A table for each data set, with a line for each dynamics, objective, model and NFE: means over seeds, ± a
+    standard deviation. Where the teacher has rows at its best NFE only, these are one line.
+    """
+    text = found.fillna(dict.fromkeys(("objective", "dynamics"), ""))  # real data have neither
+    parts = [_one_table(mine, results) for _, mine in text.groupby("data", sort=False)]
+    seeds = found["seed"].nunique()
+    return "\n\n".join([*parts, f"Means ± standard deviations over {seeds} training seed{'s' * (seeds > 1)}."])
+
+
+def _one_table(found: pd.DataFrame, results: Results) -> str:
     names_there = {results.renamed.get(name, name): name for name in results.metrics}
     shown = [name for name in names_there if (found["metric"] == name).any()]
     titles = ["Fréchet distance" if name == "frechet" else catalogue.title(name) for name in shown]
     lines = [f"| data | dynamics | objective | model | NFE | {' | '.join(titles)} |", "|" + "---|" * (5 + len(shown))]
-    text = found.fillna(dict.fromkeys(("objective", "dynamics"), ""))  # real data have neither
     by = list(COLUMNS[:4]) if results.keeps is _at_its_best else list(COLUMNS[:5])
-    for key, mine in text.groupby(by, sort=False):
+    for key, mine in found.groupby(by, sort=False):
         data, dynamics, objective, model = key[:4]
         mine = mine.assign(value=mine["value"].where(mine["metric"] != "seconds_per_image", 1000 * mine["value"]))  # ms
         values = [estimate(mine[mine["metric"] == name].rename(columns={"value": name}), name) for name in shown]
@@ -145,8 +153,7 @@ def markdown(found: pd.DataFrame, results: Results) -> str:
         lines.append(
             f"| {data} | {dynamics} | {objective} | {model} | {nfe} | {' | '.join(written(v, 3) for v in values)} |"
         )
-    seeds = found["seed"].nunique()
-    return "\n".join([*lines, "", f"Means ± standard deviations over {seeds} training seed{'s' * (seeds > 1)}."])
+    return "\n".join(lines)
 
 
 def main() -> None:
