@@ -257,8 +257,8 @@ def test_sounds_are_played_and_texts_are_read(page, browser, tmp_path):
         choose("text")
         read = opened.until("""document.querySelector("#flow-texts textarea")?.value""")
         opened.run("HTMLAnchorElement.prototype.click = function () { window.downloaded = this.href; }")
-        opened.run("""document.querySelector("#flow-txt").click()""")
-        txt = opened.until("window.downloaded")
+        # A click does nothing until the button has its file.
+        txt = opened.until("""(document.querySelector("#flow-txt")?.click(), window.downloaded)""")
         assert urllib.request.urlopen(txt, timeout=20).read().decode() == read
         assert not opened.run("""!!document.querySelector("#flow img") || !!document.querySelector("#flow-sound")""")
         assert opened.errors == []
