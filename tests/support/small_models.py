@@ -67,12 +67,11 @@ def small_flow(
     return usable(made.eval())
 
 
-def small_teacher(shape: tuple[int, ...] = (1, 8, 8)) -> Teacher:
+def small_teacher(shape: tuple[int, ...] = (1, 8, 8), condition: Classes | None = None) -> Teacher:
     torch.manual_seed(0)
     kind = "mlp" if len(shape) == 1 else "unet"
-    return Teacher(
-        loud(build_network(kind=kind, shape=shape, takes_anchor=False, **NETWORK)), dynamics.build("ve")
-    ).eval()
+    network = build_network(kind=kind, shape=shape, takes_anchor=False, condition=condition, **NETWORK)
+    return Teacher(loud(network), dynamics.build("ve")).eval()
 
 
 MEL = Normalised(Spectrograms(8000, 1600, "logmel", 512, 200, 16, 0.5, 8), np.zeros((1, 16)), 1.0)

@@ -94,6 +94,24 @@ def test_guidance_is_the_flows_where_it_takes_a_range(tmp_path, ve):
     np.testing.assert_array_equal(drawing.flow(pair, Asked(count=3, label=1, guidance=3.0)).samples, expected)
 
 
+@pytest.mark.parametrize(("scale", "asked", "w"), [(2.0, None, 2.0), ([1.0, 4.0], 3.0, 3.0), ([1.0, 4.0], None, 1.0)])
+def test_the_teacher_has_the_guidance_of_the_flow(tmp_path, scale, asked, w):
+    classes = {"classes": ["a", "b"], "shares": [0.5, 0.5], "drops": True}
+    takes = Classes(**classes, scale=scale) if isinstance(scale, list) else Classes(**classes)
+    flow, record = small_flow(condition=takes), {"image_shape": [1, 8, 8]}
+    flow.guidance = {"kind": "cfg", "scale": scale, "interval": None}
+    save_model(flow, tmp_path / "flow", record=record)
+    save_model(small_teacher(condition=Classes(**classes)), tmp_path / "teacher", record=record)
+    pair = Models([str(tmp_path / "flow")])[str(tmp_path / "flow")]
+    expected = Teacher.from_pretrained(tmp_path / "teacher").sample(3, nfe=5, classes=1, guidance=w)
+    found = drawing.teacher(pair, Asked(count=3, nfe=5, label=1, guidance=asked)).samples
+    np.testing.assert_array_equal(found, expected)
+    save_model(small_teacher(condition=Classes(**classes | {"drops": False})), tmp_path / "teacher", record=record)
+    assert Models([str(tmp_path / "flow")])[str(tmp_path / "flow")].teacher is None
+    with pytest.raises(UserError, match="the teacher knows no class alone"):
+        Models([str(tmp_path / "flow")], teacher=str(tmp_path / "teacher"))
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_way_between_two_seeds_begins_and_ends_at_theirs(ve, steps):
     way = drawing.between(ve, Asked(seed=5, steps=steps), 9, frames=5).samples

@@ -14,7 +14,7 @@ from ifm.conditions.base import Condition
 from ifm.demo.models import Pair
 from ifm.dynamics.base import NoiseSource
 from ifm.modalities import Modality
-from ifm.sampling import Draws, Sampler
+from ifm.sampling import Draws, Sampler, teacher_sampler
 from ifm.use import drawing
 from ifm.use.asked import condition_of
 from ifm.use.loading import Model
@@ -74,13 +74,15 @@ def flow(pair: Pair, asked: Asked) -> Answer:
 
 
 def teacher(pair: Pair, asked: Asked) -> Answer | None:
-    """The teacher's from the same x_T and for the same classes, guided too if it can be; None where there is none."""
+    """The teacher's from the same x_T, for the same classes and with the flow's guidance; None where there is none."""
     model = pair.teacher
     if model is None:
         return None
-    kind = model.condition_kind
-    guidance = asked.guidance if kind is not None and kind.drops else None  # it must know "no class" too
-    return _answer(model, drawing.choose(model, nfe=asked.nfe, guidance=guidance), asked)
+    if pair.led is not None:
+        usual = pair.flow.condition_kind.usual_scale if pair.led.w is None else pair.led.w
+        led = pair.led.at(usual if asked.guidance is None else asked.guidance)
+        return _answer(model, teacher_sampler(led, nfe=asked.nfe), asked)
+    return _answer(model, drawing.choose(model, nfe=asked.nfe), asked)
 
 
 def _answer(model: Model, sampler: Sampler, asked: Asked) -> Answer:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ifm import checkout, pretrained
 from ifm.errors import UserError
+from ifm.guidance import Guidance, Guided
 from ifm.model import IntegrationFlow
 from ifm.use import drawing, loading, shipped
 from ifm.use.drawing import data_shape
@@ -17,10 +18,11 @@ MEND = "name one by --model, or train some: `dvc repro`, or python examples/trai
 
 @dataclass(frozen=True)
 class Pair:
-    """A flow, and its teacher where there is one beside it."""
+    """A flow, and its teacher where there is one beside it. led: the teacher with the guidance that the flow has."""
 
     flow: IntegrationFlow
     teacher: loading.Model | None
+    led: Guided | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,7 +75,16 @@ class Models:
             if teacher is not None:
                 raise UserError(f"--teacher {beside}: is of other data or dynamics than {name}")
             found = None
-        pair = Pair(flow.to(self._device), None if found is None else found.to(self._device))
+        flow, found = flow.to(self._device), None if found is None else found.to(self._device)
+        led, guidance = None, Guidance.of(flow.guidance)
+        if found is not None and guidance is not None:
+            try:
+                led = pretrained.guided(found, beside, guidance)
+            except UserError:
+                if teacher is not None:
+                    raise
+                found = None  # without guidance its samples would be no match for the flow's
+        pair = Pair(flow, found, led)
         drawing.draw(pair.flow, drawing.choose(pair.flow), 1)  # what a first call takes longer is no time of the flow
         return pair
 
