@@ -25,19 +25,21 @@ from pipeline.tools.comparison import Side
 
 COLUMNS = ("data", "dynamics", "objective", "model", "nfe", "seed", "metric", "value")
 WITHOUT = "-unconditional"  # ends the model's name in runs without classes
+NAMELESS = {"objective": "", "dynamics": ""}  # of real data, as read from a file
 Record = dict[str, Any]  # a line of a run's summary
 
 
 @dataclass(frozen=True)
 class Results:
     """One file of results. metrics: its own, in the order of the docs. keeps: (record, its teacher's best) -> whether
-    the record has rows. renamed: metrics that have another name in the file. apart: whether runs without classes are
-    told from those with them by the model's name.
+    the record has rows. by: columns whose values have a line each in the docs. renamed: metrics that have another name
+    in the file. apart: whether runs without classes are told from those with them by the model's name.
     """
 
     name: str
     metrics: tuple[str, ...]
     keeps: Callable[[Record, Record | None], bool]
+    by: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
     apart: bool = False
 
@@ -73,6 +75,7 @@ CLASSES = Results(
     "classes",
     ("asked_class_share", "fid", "sliced_wasserstein", "recall", "fid_within_classes", "ratio", "seconds_per_image"),
     _at_its_best,
+    by=COLUMNS[:4],  # a teacher is at its best at another NFE with each seed
     apart=True,
 )
 MODALITIES = Results(
@@ -82,6 +85,7 @@ MODALITIES = Results(
         "sliced_wasserstein", "energy_distance", "ratio",
     ),
     _all_teachers,
+    by=COLUMNS[:5],
     renamed={"fid": "frechet"},
 )  # fmt: skip
 TABLES = {results.name: results for results in (CLASSES, MODALITIES)}
@@ -113,7 +117,7 @@ def _of_record(record: Record, results: Results, *, ending: str) -> list[dict[st
 
 def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """The file's content, in an order that the order of states does not change. Raises UserError for a row twice."""
-    found = pd.DataFrame(rows, columns=list(COLUMNS)).fillna({"dynamics": ""})
+    found = pd.DataFrame(rows, columns=list(COLUMNS))
     twice = found[found.duplicated(list(COLUMNS[:-1]))]
     if len(twice):
         first = twice.iloc[0]
@@ -124,17 +128,14 @@ def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def added(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Both, without the old rows of a training (data, dynamics, seed) that the new ones have."""
     run = ["data", "dynamics", "seed"]
-    old, new = (part.fillna(dict.fromkeys(("objective", "dynamics"), "")) for part in (old, new))
+    old = old.fillna(NAMELESS)
     stays = ~old.set_index(run).index.isin(new.set_index(run).index)
     return table([*old[stays].to_dict("records"), *new.to_dict("records")])
 
 
 def markdown(found: pd.DataFrame, results: Results) -> str:
-    """A table for each data set, with a line for each dynamics, objective, model and NFE: means over seeds, ± a
-    standard deviation. Where the teacher has rows at its best NFE only, these are one line.
-    """
-    text = found.fillna(dict.fromkeys(("objective", "dynamics"), ""))  # real data have neither
-    parts = [_one_table(mine, results) for _, mine in text.groupby("data", sort=False)]
+    """A table for each data set, with a line for each of `results.by`: means over seeds, ± a standard deviation."""
+    parts = [_one_table(mine, results) for _, mine in found.fillna(NAMELESS).groupby("data", sort=False)]
     seeds = found["seed"].nunique()
     return "\n\n".join([*parts, f"Means ± standard deviations over {seeds} training seed{'s' * (seeds > 1)}."])
 
@@ -144,8 +145,7 @@ def _one_table(found: pd.DataFrame, results: Results) -> str:
     shown = [name for name in names_there if (found["metric"] == name).any()]
     titles = ["Fréchet distance" if name == "frechet" else catalogue.title(name) for name in shown]
     lines = [f"| data | dynamics | objective | model | NFE | {' | '.join(titles)} |", "|" + "---|" * (5 + len(shown))]
-    by = list(COLUMNS[:4]) if results.keeps is _at_its_best else list(COLUMNS[:5])
-    for key, mine in found.groupby(by, sort=False):
+    for key, mine in found.groupby(list(results.by), sort=False):
         data, dynamics, objective, model = key[:4]
         mine = mine.assign(value=mine["value"].where(mine["metric"] != "seconds_per_image", 1000 * mine["value"]))  # ms
         values = [estimate(mine[mine["metric"] == name].rename(columns={"value": name}), name) for name in shown]

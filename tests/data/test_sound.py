@@ -5,7 +5,6 @@ import io
 import re
 import struct
 import wave
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +31,7 @@ from ifm.networks import build_network
 from ifm.report.contents import Heard
 from ifm.report.sounds import SOUND_BYTES, players
 from pipeline.tools import preset
+from tests.support.stages import values_of
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -57,15 +57,10 @@ def snr(found: np.ndarray, sound: np.ndarray) -> float:
 
 
 def config(source: str = "audiofolder", path: Path | None = None, audio: dict | None = None, **changes):
-    values = copy.deepcopy(digits())
+    values = copy.deepcopy(values_of("digits"))
     values["data"] |= {"source": source, "path": None if path is None else str(path)} | changes
     values["data"]["audio"] |= {"seconds": 0.8, "multiple": 4} | (audio or {})
     return parse(values)
-
-
-@cache
-def digits() -> dict:
-    return preset.parse_yaml(preset.apply("digits", TEXT))
 
 
 def audio(**changes):

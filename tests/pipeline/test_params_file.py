@@ -40,7 +40,7 @@ def _each_text_is_read_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "read_yaml", fresh)
-        patch.setattr(params_file, "read_yaml", lambda text, *, source: fresh(text, source="params.yaml"))
+        patch.setattr(params_file, "read_yaml", fresh)
         patch.setattr(params_file, "yaml_node", functools.cache(yaml_node))  # which nobody changes
         yield
 

@@ -22,7 +22,6 @@ PUBLIC = {"ddpm-cifar10", "ddpm-celebahq", "dit-imagenet256"}  # whose teacher i
 
 
 @functools.cache
-@functools.cache
 def applied(name, text=TEXT, **objective):
     return preset.apply(name, text, data="images/mine" if name in LOCAL else None, **objective)
 
