@@ -1,7 +1,7 @@
 """`python -m pipeline.tools.results TABLE STATE ...`: finished runs as reports/results/TABLE.csv.
 
-TABLE is `classes` or `modalities`. A state is what `make compare` takes: a commit, a branch, the name of a DVC
-experiment (`ifm sweep --seeds 0,1,2` makes one for each seed) or `workspace`. `--docs` writes the tables of
+TABLE is `classes`, `modalities` or `teachers`. A state is what `make compare` takes: a commit, a branch, the name of a
+DVC experiment (`ifm sweep --seeds 0,1,2` makes one for each seed) or `workspace`. `--docs` writes the tables of
 docs/TABLE.md from the file instead. `--add` keeps the rows of the file that the runs do not have.
 """
 
@@ -33,7 +33,7 @@ Record = dict[str, Any]  # a line of a run's summary
 class Results:
     """One file of results. metrics: its own, in the order of the docs. keeps: (record, its teacher's best) -> whether
     the record has rows. by: columns whose values have a line each in the docs. renamed: metrics that have another name
-    in the file. apart: whether runs without classes are told from those with them by the model's name.
+    in the file. ending: (params.yaml) -> what the model's name ends in. run: columns that name one training.
     """
 
     name: str
@@ -41,7 +41,8 @@ class Results:
     keeps: Callable[[Record, Record | None], bool]
     by: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
-    apart: bool = False
+    ending: Callable[[Mapping[str, Any]], str] = lambda params: ""
+    run: tuple[str, ...] = ("data", "dynamics", "seed")
 
     @property
     def csv(self) -> Path:
@@ -67,8 +68,27 @@ def _all_teachers(record: Record, best: Record | None) -> bool:
     return _one_step(record) or record["sampler"] == "selected" or record["model"] in ("teacher", "data")
 
 
+def _models(record: Record, best: Record | None) -> bool:
+    """The flow and every teacher."""
+    return record["model"] != "data" and _all_teachers(record, best)
+
+
 def _one_step(record: Record) -> bool:
     return record["model"] == "flow" and record["sampler"] == "one_step"
+
+
+def _of_classes(params: Mapping[str, Any]) -> str:
+    asked = (params.get("condition") or {}).get("kind", "none") != "none"
+    return "" if asked else WITHOUT
+
+
+def _of_networks(params: Mapping[str, Any]) -> str:
+    """What sets the run apart from the default: its network, its latents, its public teacher."""
+    kind = (params.get("network") or {}).get("kind", "unet")
+    named = [kind] * (kind != "unet")
+    named += ["latents"] * bool((params.get("data") or {}).get("encoder"))
+    named += ["public"] * ((params.get("teacher") or {}).get("kind") == "pretrained")
+    return "".join(f"-{name}" for name in named)
 
 
 CLASSES = Results(
@@ -76,7 +96,7 @@ CLASSES = Results(
     ("asked_class_share", "fid", "sliced_wasserstein", "recall", "fid_within_classes", "ratio", "seconds_per_image"),
     _at_its_best,
     by=COLUMNS[:4],  # a teacher is at its best at another NFE with each seed
-    apart=True,
+    ending=_of_classes,
 )
 MODALITIES = Results(
     "modalities",
@@ -88,14 +108,20 @@ MODALITIES = Results(
     by=COLUMNS[:5],
     renamed={"fid": "frechet"},
 )  # fmt: skip
-TABLES = {results.name: results for results in (CLASSES, MODALITIES)}
+TEACHERS = Results(
+    "teachers",
+    ("fid", "recall", "train_distance", "ratio"),
+    _models,
+    by=COLUMNS[:5],
+    ending=_of_networks,
+    run=("data", "dynamics", "model", "seed"),
+)
+TABLES = {results.name: results for results in (CLASSES, MODALITIES, TEACHERS)}
 
 
 def rows_of(side: Side, results: Results) -> list[dict[str, Any]]:
     """A finished run's rows. The model is flow, teacher or data, with -w2 behind it at guidance 2."""
-    asked = (side.params.get("condition") or {}).get("kind", "none") != "none"
-    ending = WITHOUT if results.apart and not asked else ""
-    found = []
+    ending, found = results.ending(side.params), []
     for _, mine in side.summary.groupby(["dynamics", "seed"], sort=False):
         records = mine.to_dict("records")
         judge = catalogue.judge(names.kind(mine))
@@ -103,6 +129,10 @@ def rows_of(side: Side, results: Results) -> list[dict[str, Any]]:
         for record in records:
             if results.keeps(record, best):
                 found += _of_record(record, results, ending=ending)
+    floor = side.metrics.get("reference", {}).get("reconstruction_fid")
+    if floor is not None and results is TEACHERS:
+        alone = {"dynamics": "", "objective": "", "model": "autoencoder", "nfe": 0, "metric": "fid", "value": floor}
+        found.append({"data": found[0]["data"], "seed": found[0]["seed"], **alone})
     return found
 
 
@@ -125,9 +155,9 @@ def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return found.sort_values(list(COLUMNS[:-1]), kind="stable", ignore_index=True)
 
 
-def added(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Both, without the old rows of a training (data, dynamics, seed) that the new ones have."""
-    run = ["data", "dynamics", "seed"]
+def added(old: pd.DataFrame, new: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Both, without the old rows of a training (`results.run`) that the new ones have."""
+    run = list(results.run)
     old = old.fillna(NAMELESS)
     stays = ~old.set_index(run).index.isin(new.set_index(run).index)
     return table([*old[stays].to_dict("records"), *new.to_dict("records")])
@@ -173,7 +203,7 @@ def main() -> None:
             raise UserError("which runs? name their commits, DVC experiments or workspace")
         found = table(row for state in given.states for row in rows_of(read_side(state), results))
         if given.add and results.csv.exists():
-            found = added(pd.read_csv(results.csv), found)
+            found = added(pd.read_csv(results.csv), found, results)
         write_text(results.csv, found.to_csv(index=False, lineterminator="\n"))
         print(f"{results.csv}: {len(found)} rows, with those of {len(given.states)} runs")
     except (UserError, OSError) as error:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from ifm.model import Teacher, build_flow
 from ifm.networks import build_network
 from ifm.random import EndlessShuffle, Streams
 from ifm.solver import at_time, solve_ode
+from pipeline.tools.stand_ins import train_ddpm
 
 PAGE, MARK = Path("docs/teachers.md"), "<!-- python -m pipeline.tools.teacher_start -->"
 SHAPE, T_MAX, SIGMA_DATA = (1, 8, 8), 20.0, 0.5
@@ -54,32 +54,6 @@ class Budget:
     batch_size: int = 64
     lr: float = 1e-3
     after: tuple[int, ...] = (0, 50, 150, 350)
-
-
-def train_ddpm(
-    model: Any, data: Tensor, folder: Path, *, steps: int, batch_size: int = 32, lr: float = 4e-3, **scheduler: Any
-) -> Path:
-    """diffusers' tutorial "Train a diffusion model", saved as its pipeline: unet/, scheduler/."""
-    from diffusers import DDPMPipeline, DDPMScheduler
-    from diffusers.optimization import get_cosine_schedule_with_warmup
-
-    noise_scheduler = DDPMScheduler(num_train_timesteps=1000, **scheduler)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr)
-    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 10, num_training_steps=steps)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        clean = data[torch.randint(len(data), (batch_size,), generator=generator)]
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(1000, (batch_size,), generator=generator)
-        noisy = noise_scheduler.add_noise(clean, noise, timesteps)
-        loss = torch.nn.functional.mse_loss(model(noisy, timesteps, return_dict=False)[0], noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad()
-    DDPMPipeline(model.eval(), noise_scheduler).save_pretrained(folder)
-    return folder
 
 
 def measure(budget: Budget, *, say: Callable[[str], None] = print) -> list[tuple[str, list[float]]]:

@@ -20,7 +20,7 @@ from ifm.latents.autoencoder import Autoencoder
 from ifm.modalities.images import to_uint8, to_unit
 from ifm.objectives.pairs import draw_pairs, mean_over_reference
 from ifm.random import Streams
-from tests.support.autoencoders import config, exact_tiny, small_kl
+from tests.support.autoencoders import config, exact_tiny, small_dc, small_kl
 
 CPU = torch.device("cpu")
 
@@ -72,6 +72,22 @@ def test_latents_are_what_diffusers_encodes(folders, processed):
     mean = modalities.at_work(at_rest)
     with torch.no_grad():
         there = vae.decode(mean / 0.7 + 0.1).sample
+    again = Autoencoder.read(latents.find(states.decoder, named="decoder")).decode(mean)
+    torch.testing.assert_close(again, there, rtol=1e-5, atol=1e-5)
+
+
+def test_autoencoder_dc_gives_points_and_decodes_as_diffusers(folders, tmp_path):
+    vae = small_dc(folders / "dc")
+    states = open_states(made(folders, tmp_path / "processed", "dc"), "test")
+    images = open_split(tmp_path / "processed", "test")
+    assert (states.shape, states.array.shape[1:]) == ((4, 4, 4), (1, 1, 4, 4, 4))
+    rows = np.arange(len(images))
+    with torch.no_grad():
+        wanted = vae.encode(to_unit(images[rows])).latent * 0.4
+    mean = modalities.at_work(torch.from_numpy(states[rows]))
+    torch.testing.assert_close(mean, wanted, rtol=2e-3, atol=1e-4)
+    with torch.no_grad():
+        there = vae.decode(mean / 0.4).sample
     again = Autoencoder.read(latents.find(states.decoder, named="decoder")).decode(mean)
     torch.testing.assert_close(again, there, rtol=1e-5, atol=1e-5)
 

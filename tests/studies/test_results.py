@@ -1,6 +1,7 @@
 """Finished runs become one file of results, and the tables of a docs page."""
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from ifm.errors import UserError
 from ifm.report.summary import summary_columns
 from pipeline.tools import results
 from pipeline.tools.comparison import Side
-from pipeline.tools.results import CLASSES, MODALITIES
+from pipeline.tools.results import CLASSES, MODALITIES, TEACHERS
 
 
 def side(*, seed=0, kind="class", objective: str = "trajectory"):
@@ -99,11 +100,30 @@ def test_other_modalities_have_every_teacher_and_real_data():
 
 def test_runs_are_added_to_the_file_and_a_newer_one_takes_the_place_of_the_old():
     first, second = (results.table(results.rows_of(side(seed=seed), MODALITIES)) for seed in (0, 1))
-    both = results.added(first, second)
+    both = results.added(first, second, MODALITIES)
     assert len(both) == len(first) + len(second)
-    pd.testing.assert_frame_equal(results.added(both, second), both)
+    pd.testing.assert_frame_equal(results.added(both, second, MODALITIES), both)
     read = pd.read_csv(io.StringIO(both.to_csv(index=False)))  # empty names come back as NaN
-    pd.testing.assert_frame_equal(results.added(read, second), both)
+    pd.testing.assert_frame_equal(results.added(read, second, MODALITIES), both)
+
+
+def test_runs_of_other_networks_latents_and_teachers_stand_side_by_side():
+    """With the autoencoder's floor; a run again takes the place of its own rows alone."""
+    changes = {
+        "": {},
+        "-transformer": {"network": {"kind": "transformer"}},
+        "-latents": {"data": {"encoder": "models/public/autoencoder"}},
+        "-public": {"teacher": {"kind": "pretrained"}},
+    }
+    found = None
+    for ending, params in changes.items():
+        floor = {"reference": {"reconstruction_fid": 0.25}} if ending == "-latents" else {}
+        new = results.table(results.rows_of(replace(side(), params=params, metrics=floor), TEACHERS))
+        assert {r.model for r in new.itertuples() if r.dynamics} == {f"flow{ending}", f"teacher{ending}"}
+        found = new if found is None else results.added(found, new, TEACHERS)
+    assert found[found.model == "autoencoder"].value.tolist() == [0.25]
+    assert len(found[found.metric == "fid"]) == 4 * 4 + 1
+    pd.testing.assert_frame_equal(results.added(found, new, TEACHERS), found)
 
 
 def test_the_command_adds_runs_and_writes_the_page(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 
 from ifm.config import DataConfig, read_params
 
@@ -30,6 +30,19 @@ def small_kl(folder: Path, *, channels: int = 1, seed: int = 0, **changes: Any) 
     """Random weights; saved in `folder`."""
     torch.manual_seed(seed)
     made = AutoencoderKL(in_channels=channels, out_channels=channels, **KL | changes).eval()
+    made.save_pretrained(folder)
+    return made
+
+
+def small_dc(folder: Path, *, channels: int = 1, seed: int = 0) -> AutoencoderDC:
+    """SANA's kind with random weights: attention at the smaller of two resolutions; saved in `folder`."""
+    torch.manual_seed(seed)
+    made = AutoencoderDC(
+        in_channels=channels, latent_channels=4, attention_head_dim=4, scaling_factor=0.4,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
+    ).eval()  # fmt: skip
     made.save_pretrained(folder)
     return made
 

@@ -97,8 +97,9 @@ def kind(summary: pd.DataFrame) -> str:
 
 
 def quality(summary: pd.DataFrame) -> str:
-    """What the rows are judged by: "FID", or for points, which have none, "Sliced 2-Wasserstein"."""
-    return catalogue.judge(kind(summary)).title
+    """What the rows are judged by: "FID", of sounds "Fréchet distance", of points "Sliced 2-Wasserstein"."""
+    judge = catalogue.judge(kind(summary))
+    return "Fréchet distance" if judge.key == "fid" and unit(summary) == "sound" else judge.title
 
 
 def judged(summary: pd.DataFrame) -> pd.DataFrame:

@@ -110,7 +110,7 @@ def _measure(summary: pd.DataFrame, reference: Mapping[str, Any]) -> dict[str, A
     return {
         "data": data,
         "extractor": extractor,
-        "quality": judge.title,
+        "quality": names.quality(summary),
         "sample": names.unit(summary),
         "lines": cells,
         "steps": sorted({nfe for line in cells for nfe in line["steps"]}),
