@@ -107,7 +107,7 @@ def placed(config: Config, root: Path) -> Config:
     changed = {"path": data.path and str(located(data.path, root))}
     if data.origin.key == "name" and located(data.name, root).exists():
         changed["name"] = str(located(data.name, root))
-    weights = {key: getattr(evaluate, key) for key in ("inception_path", "dinov2_path")}
+    weights = {key: getattr(evaluate, key) for key in ("inception_path", "dinov2_path", "clap_path")}
     weights = {key: path and str(located(path, root)) for key, path in weights.items()}
     sections = {"data": data.model_copy(update=changed), "evaluate": evaluate.model_copy(update=weights)}
     return config.model_copy(update=sections)

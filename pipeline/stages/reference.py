@@ -68,6 +68,7 @@ if __name__ == "__main__":
             "evaluate.extractor",
             "evaluate.inception_path",
             "evaluate.dinov2_path",
+            "evaluate.clap_path",
             "evaluate.weights_sha256",
             "evaluate.classifier",
             "evaluate.reference_split",

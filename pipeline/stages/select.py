@@ -34,6 +34,7 @@ def params(stage: Stage) -> dict:
         "evaluate.extractor",
         "evaluate.inception_path",
         "evaluate.dinov2_path",
+        "evaluate.clap_path",
         "evaluate.weights_sha256",
         "evaluate.classifier",
         "evaluate.sliced_projections",

@@ -244,9 +244,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def copied(folder: Path, to: Path) -> Path:
     to.mkdir()
-    for name in (weights.DINOV2_CONFIG, weights.DINOV2_FILE):
+    for name in (weights.TRANSFORMERS_CONFIG, weights.TRANSFORMERS_FILE):
         (to / name).write_bytes((folder / name).read_bytes())
-    return to / weights.DINOV2_FILE
+    return to / weights.TRANSFORMERS_FILE
 
 
 def dinov2(folder: Path) -> Dinov2Extractor:
@@ -291,7 +291,7 @@ def test_grey_images_are_repeated_to_three_channels(tiny: tuple[Path, Any]):
 @pytest.mark.usefixtures("never_loaded")
 @pytest.mark.parametrize("expected", [None, OTHER], ids=["published", "of weights_sha256"])
 def test_dinov2_weights_with_another_digest_are_never_loaded(tiny: tuple[Path, Any], expected: str | None):
-    file = tiny[0] / weights.DINOV2_FILE
+    file = tiny[0] / weights.TRANSFORMERS_FILE
     with pytest.raises(ExtractorError) as caught:
         Dinov2Extractor(file, sha256=expected, device=CPU)
     said = f"{file}: sha256 is {file_sha256(file)}, expected {expected or weights.DINOV2_SHA256}; "
@@ -432,7 +432,7 @@ class Split:
 
 
 def test_a_reference_of_dinov2_features(tiny: tuple[Path, Any], tmp_path: Path):
-    sha256 = file_sha256(tiny[0] / weights.DINOV2_FILE)
+    sha256 = file_sha256(tiny[0] / weights.TRANSFORMERS_FILE)
     config = evaluate_config(extractor="dinov2", dinov2_path=str(tiny[0]), weights_sha256=sha256)
     train, test = Split(6), Split(4, seed=1)
     metadata = build_reference(config, train=train, test=test, out=tmp_path / "r", device=CPU)
@@ -498,7 +498,7 @@ def test_every_extractor_describes_its_protocol(tiny: tuple[Path, Any], inceptio
     }
     assert [name for name, found in described.items() if found["probabilities"]] == ["classifier", "inception"]
     assert described["inception"]["checksum"] == sha256
-    assert described["dinov2"]["checksum"] == file_sha256(tiny[0] / weights.DINOV2_FILE)
+    assert described["dinov2"]["checksum"] == file_sha256(tiny[0] / weights.TRANSFORMERS_FILE)
     assert described["dinov2"]["network"] == {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
     assert described["dinov2"]["library"].startswith("transformers ")
     assert all("uint8" in found["rounding"] for name, found in described.items() if name != "coordinates")

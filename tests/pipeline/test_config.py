@@ -358,7 +358,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
     nullable = {f"data.{k}" for k in ("name", "revision", "path", "label_column", "test_split", "max_images")}
     nullable |= {"data.array.key", "data.array.columns", "data.array.labels", "data.text.stride"}
     nullable |= {"data.audio.column", "data.audio.trim_db"}
-    paths = {"evaluate.inception_path", "evaluate.dinov2_path"}
+    paths = {"evaluate.inception_path", "evaluate.dinov2_path", "evaluate.clap_path"}
     paths |= {"teacher.path", "teacher.revision", "teacher.scheduler", "data.encoder"}
     no_words = {"data.max_images", "data.array.columns", "data.text.stride", "data.audio.column", "data.audio.trim_db"}
     words = nullable - no_words | paths

@@ -111,6 +111,11 @@ class Config(Section):
             raise ValueError(
                 "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
             )
+        if self.evaluate.extractor == "clap" and None in (self.evaluate.clap_path, self.evaluate.weights_sha256):
+            raise ValueError(
+                "evaluate.extractor: clap needs evaluate.clap_path, a folder of config.json and model.safetensors, and "
+                "evaluate.weights_sha256, the digest of model.safetensors (sha256sum)"
+            )
         pixels = math.prod(self.data.shape)
         if self.evaluate.extractor == "pixels" and pixels > MOST_FEATURES:
             raise ValueError(

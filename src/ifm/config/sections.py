@@ -379,9 +379,10 @@ class ClassifierConfig(Section):
 class EvaluateConfig(Section):
     """`evaluate`."""
 
-    extractor: Literal["classifier", "inception", "dinov2", "pixels", "coordinates", "symbols"]
+    extractor: Literal["classifier", "inception", "dinov2", "clap", "pixels", "coordinates", "symbols"]
     inception_path: LocalPath | None
     dinov2_path: LocalPath | None
+    clap_path: LocalPath | None
     weights_sha256: Digest | None
     classifier: ClassifierConfig
     reference_split: Literal["train", "test"]

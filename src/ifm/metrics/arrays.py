@@ -40,12 +40,13 @@ def kind_of(request: Request, made: Mapping[str, Any] | None) -> Modality | None
     return POINTS if request.reference.is_file() and files.holds_points(request.reference) else None
 
 
-def check(request: Request, kind: Modality) -> None:
-    """Raises UserError at an option that is of images alone."""
+def check(request: Request, kind: Modality, made: Mapping[str, Any] | None) -> None:
+    """Raises UserError at an option that is of images alone. Weights are also of the reference folder of `clap`."""
+    takes_weights = made is not None and made.get("extractor") == "clap"
     for option, value in (
         ("extractor", request.extractor if request.extractor not in kind.extractors else None),
         ("resize", request.mode),
-        ("weights", request.weights),
+        ("weights", None if takes_weights else request.weights),
         ("weights-sha256", request.weights_sha256),
         ("image-size", request.resize),
         ("range", request.value_range),

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics.classifier import Classifier, unit_on
 from ifm.metrics.weights import (
-    DINOV2_CONFIG,
     DINOV2_SHA256,
     INCEPTION_FILE,
     INCEPTION_SHA256,
+    TRANSFORMERS_CONFIG,
     ExtractorError,
     verified_bytes,
     verify,
@@ -215,26 +215,8 @@ class Dinov2Extractor(Extractor):
         """
         self.checksum = sha256 or DINOV2_SHA256
         model_class = dinov2_class()
-        verify(file, sha256=self.checksum)
-        config = file.parent / DINOV2_CONFIG
-        values = read_json(config)
-        if not isinstance(values, dict) or values.get("model_type") != "dinov2":
-            raise ExtractorError(f"{config}: no configuration of a DINOv2 (model_type: dinov2)")
-        try:  # from_pretrained with a folder would let its config.json name another file of weights
-            model, loading = model_class.from_pretrained(
-                None,
-                config=model_class.config_class.from_dict(values),
-                state_dict=load_file(file),
-                output_loading_info=True,
-            )
-        except Exception as error:  # of many kinds, all of them a file that does not fit
-            reason = (str(error).splitlines() or ["?"])[0]
-            raise ExtractorError(f"{file}: not the weights that {DINOV2_CONFIG} describes ({reason})") from error
-        if loading["missing_keys"]:  # transformers goes on, with random weights in their place
-            raise ExtractorError(
-                f"{file}: not the weights that {DINOV2_CONFIG} describes (no {min(loading['missing_keys'])})"
-            )
-        self.model, self.device = model.float().to(device).eval(), device
+        model = of_transformers(file, model_class, sha256=self.checksum, kinds=("dinov2",), called="DINOv2")
+        self.model, self.device = model.to(device), device
         self.dimension = model.config.hidden_size
         self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
@@ -260,13 +242,50 @@ class Dinov2Extractor(Extractor):
 
 def dinov2_class() -> type:
     """transformers' Dinov2Model. Raises ExtractorError that names the extra where transformers is not installed."""
+    return class_of_transformers("Dinov2Model", extractor="dinov2")
+
+
+def class_of_transformers(name: str, *, extractor: str) -> type:
+    """A class of transformers. Raises ExtractorError that names the extra where it is not installed."""
     try:
-        from transformers import Dinov2Model
+        import transformers
+
+        return getattr(transformers, name)
     except ImportError as error:
         raise ExtractorError(
-            f"evaluate.extractor: dinov2 needs transformers ({error}); install it with `pip install -e '.[dinov2]'`"
+            f"evaluate.extractor: {extractor} needs transformers ({error}); install it with "
+            "`pip install -e '.[dinov2]'`"
         ) from error
-    return Dinov2Model
+
+
+def of_transformers(
+    file: Path, model_class: type, *, sha256: str, kinds: Sequence[str], called: str, parts: tuple[str, ...] = ("",)
+) -> Any:
+    """The network of a model.safetensors by the config.json beside it, on the CPU.
+
+    kinds: the values of model_type that are allowed. called: how messages name such a network. parts: what the
+    names of those weights begin with that count. Raises ExtractorError before a file of another digest is loaded, and
+    at another network.
+    """
+    verify(file, sha256=sha256)
+    config = file.parent / TRANSFORMERS_CONFIG
+    values = read_json(config)
+    if not isinstance(values, dict) or values.get("model_type") not in kinds:
+        raise ExtractorError(f"{config}: no configuration of a {called} (model_type: {kinds[0]})")
+    try:  # from_pretrained with a folder would let its config.json name another file of weights
+        model, loading = model_class.from_pretrained(
+            None,
+            config=model_class.config_class.from_dict(values.get("audio_config", values)),
+            state_dict={name: weight for name, weight in load_file(file).items() if name.startswith(parts)},
+            output_loading_info=True,
+        )
+    except Exception as error:  # of many kinds, all of them a file that does not fit
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise ExtractorError(f"{file}: not the weights that {TRANSFORMERS_CONFIG} describes ({reason})") from error
+    if loading["missing_keys"]:  # transformers goes on, with random weights in their place
+        missing = min(loading["missing_keys"])
+        raise ExtractorError(f"{file}: not the weights that {TRANSFORMERS_CONFIG} describes (no {missing})")
+    return model.float().eval()
 
 
 def features(extractor: Extractor, batches: Iterable[np.ndarray]) -> np.ndarray:

@@ -34,8 +34,9 @@ from ifm.metrics.extractors import (
 )
 from ifm.metrics.language import Language
 from ifm.metrics.points import energy_distance, sliced_wasserstein
-from ifm.metrics.weights import find_dinov2, find_inception
+from ifm.metrics.weights import find_clap, find_dinov2, find_inception
 from ifm.modalities.alphabet import Alphabet
+from ifm.modalities.spectrograms import Normalised
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -315,6 +316,12 @@ def _extractor(
     if config.extractor == "dinov2":
         dinov2_class()  # fails before a gigabyte is fetched
         return Dinov2Extractor(find_dinov2(config.dinov2_path), sha256=config.weights_sha256, device=device)
+    if config.extractor == "clap":
+        from ifm.metrics.clap import ClapExtractor, clap_class
+
+        clap_class()
+        given = {"sound": Normalised.read(described.get("sound")), "sha256": config.weights_sha256}
+        return ClapExtractor(find_clap(config.clap_path), **given, device=device)
     if config.extractor == "pixels":
         return PixelExtractor(device=device)
     if config.extractor == "coordinates":
@@ -348,7 +355,7 @@ def _check_spread(extractor: Extractor, found: np.ndarray) -> None:
     why = "its training has failed: lower evaluate.classifier.lr, or " if extractor.name == "classifier" else ""
     raise UserError(
         f"evaluate.extractor: {extractor.name} gives the same features for all {len(found)} reference images, so it "
-        f"cannot judge; {why}use another of classifier, pixels, inception and dinov2, or images that differ"
+        f"cannot judge; {why}use another extractor, or data that differ"
     )
 
 

@@ -40,7 +40,7 @@ from ifm.metrics.statistics import (
     is_statistics,
     read_statistics,
 )
-from ifm.metrics.weights import ExtractorError, find_dinov2, find_inception
+from ifm.metrics.weights import ExtractorError, find_clap, find_dinov2, find_inception
 from ifm.progress import progress
 
 if TYPE_CHECKING:
@@ -48,13 +48,16 @@ if TYPE_CHECKING:
 
 # What needs no more of the real images than their moments.
 OF_MOMENTS = ("fid", "inception_score", "inception_score_parts", "inception_score_deviation")
+FINDERS = {"inception": find_inception, "dinov2": find_dinov2, "clap": find_clap}  # of weights, by extractor
 # What the pipeline's messages call the options of this command.
 _OPTIONS = {
     "evaluate.inception_path": "--weights",
     "evaluate.dinov2_path": "--weights",
+    "evaluate.clap_path": "--weights",
     "evaluate.weights_sha256:": "--weights-sha256",
     "evaluate.extractor: classifier or pixels": "--extractor pixels",
     "evaluate.extractor: dinov2": "--extractor dinov2",
+    "evaluate.extractor: clap": "--extractor clap",
     ", then run `dvc repro` again (nothing else is lost)": "",
     ", then run `dvc repro` again": "",
 }
@@ -81,7 +84,7 @@ def score(request: Request, *, device: torch.device, accelerator: "Accelerator |
     made = reference_metadata(request.reference)
     kind = arrays.kind_of(request, made)
     if kind is not None:
-        arrays.check(request, kind)
+        arrays.check(request, kind, made)
         reference = None if made is None else _load(request, made, device)
         told = arrays.judge(request, kind, reference, device=device, accelerator=accelerator)
         return Score(*told, pairs=None, real=None)
@@ -149,7 +152,8 @@ def _evaluate_config(request: Request, made: Mapping[str, Any]) -> EvaluateConfi
         extractor=made["extractor"],
         inception_path=path,
         dinov2_path=path,
-        weights_sha256=made["checksum"] if made["extractor"] in ("inception", "dinov2") else None,
+        clap_path=path,
+        weights_sha256=made["checksum"] if made["extractor"] in FINDERS else None,
         classifier=ClassifierConfig(width=made["dimension"], steps=10, batch_size=1, lr=1.0, seed=0),
         reference_split=made["split"],
         kid_subsets=how.kid_subsets,
@@ -164,10 +168,9 @@ def _evaluate_config(request: Request, made: Mapping[str, Any]) -> EvaluateConfi
 
 def _check_weights(request: Request, made: Mapping[str, Any]) -> None:
     """Raises UserError where the weights that were given are not the folder's."""
-    finders = {"inception": find_inception, "dinov2": find_dinov2}
-    if request.weights is None or made["extractor"] not in finders:
+    if request.weights is None or made["extractor"] not in FINDERS:
         return
-    found = file_sha256(finders[made["extractor"]](str(request.weights)))
+    found = file_sha256(FINDERS[made["extractor"]](str(request.weights)))
     if found != made["checksum"]:
         raise UserError(
             f"--weights {request.weights}: sha256 is {found}, --reference {request.reference} was made with "

@@ -11,6 +11,8 @@ from pathlib import Path
 from ifm.errors import UserError
 from ifm.files import file_sha256
 
+TRANSFORMERS_CONFIG, TRANSFORMERS_FILE = "config.json", "model.safetensors"  # of a folder in transformers' form
+
 # The TorchScript Inception-v3 of StyleGAN2-ADA, which clean-fid fetches; k-diffusion pins the same digest.
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -18,7 +20,6 @@ INCEPTION_FOLDER = Path("/tmp")  # clean-fid's own choice
 
 DINOV2_REPOSITORY = "facebook/dinov2-large"  # ViT-L/14
 DINOV2_REVISION = "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
-DINOV2_CONFIG, DINOV2_FILE = "config.json", "model.safetensors"
 DINOV2_SHA256 = "399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23"  # of model.safetensors
 
 
@@ -87,31 +88,50 @@ def find_dinov2(path: str | None) -> Path:
     """
     if path is None:
         return _fetch_dinov2()
+    return _in_folder(path, key="evaluate.dinov2_path", of=DINOV2_REPOSITORY)
+
+
+def find_clap(path: str | None) -> Path:
+    """model.safetensors with config.json beside it, at `evaluate.clap_path`: the file or its folder.
+
+    ClapExtractor verifies what it loads. Raises ExtractorError that says which files to put where.
+    """
+    if path is None:
+        raise ExtractorError(
+            f"evaluate.clap_path is missing: name a folder with {TRANSFORMERS_CONFIG} and {TRANSFORMERS_FILE} of a "
+            "CLAP, e.g. laion/clap-htsat-unfused"
+        )
+    return _in_folder(path, key="evaluate.clap_path", of="laion/clap-htsat-unfused")
+
+
+def _in_folder(path: str, *, key: str, of: str) -> Path:
+    """model.safetensors of a folder in transformers' form, which is given itself or by that file."""
     given = Path(path).expanduser()
     folder = given if given.is_dir() else given.parent
-    key = f"evaluate.dinov2_path = {path!r}"
-    mend = f"put {DINOV2_CONFIG} and {DINOV2_FILE} of {DINOV2_REPOSITORY} there"
+    key = f"{key} = {path!r}"
+    mend = f"put {TRANSFORMERS_CONFIG} and {TRANSFORMERS_FILE} of {of} there"
     if not given.exists():
         raise ExtractorError(f"{key}: no such file or folder; {mend}")
-    if (given.is_file() and given.name != DINOV2_FILE) or not (folder / DINOV2_FILE).is_file():
+    if (given.is_file() and given.name != TRANSFORMERS_FILE) or not (folder / TRANSFORMERS_FILE).is_file():
         raise ExtractorError(
-            f"{key}: no {DINOV2_FILE}; {mend} (pickled weights such as pytorch_model.bin can run code and are not read)"
+            f"{key}: no {TRANSFORMERS_FILE}; {mend} (pickled weights such as pytorch_model.bin can run code and are "
+            "not read)"
         )
-    if not (folder / DINOV2_CONFIG).is_file():
-        raise ExtractorError(f"{key}: no {DINOV2_CONFIG} beside {DINOV2_FILE}; {mend}")
-    return folder / DINOV2_FILE
+    if not (folder / TRANSFORMERS_CONFIG).is_file():
+        raise ExtractorError(f"{key}: no {TRANSFORMERS_CONFIG} beside {TRANSFORMERS_FILE}; {mend}")
+    return folder / TRANSFORMERS_FILE
 
 
 def _fetch_dinov2() -> Path:
     from huggingface_hub import hf_hub_download
 
     try:  # with a commit as revision, a file in the Hub's cache is taken without asking the network
-        for name in (DINOV2_CONFIG, DINOV2_FILE):
+        for name in (TRANSFORMERS_CONFIG, TRANSFORMERS_FILE):
             file = hf_hub_download(DINOV2_REPOSITORY, name, revision=DINOV2_REVISION)
     except Exception as error:
         raise ExtractorError(
             f"the DINOv2 weights are not in the Hub's cache and could not be fetched ({type(error).__name__}); put "
-            f"{DINOV2_CONFIG} and {DINOV2_FILE} of {DINOV2_REPOSITORY} into a folder and name it in "
+            f"{TRANSFORMERS_CONFIG} and {TRANSFORMERS_FILE} of {DINOV2_REPOSITORY} into a folder and name it in "
             "evaluate.dinov2_path, then run `dvc repro` again (nothing else is lost), or use evaluate.extractor: "
             "classifier or pixels"
         ) from error

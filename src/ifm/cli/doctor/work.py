@@ -142,7 +142,7 @@ def weights(root: Path) -> Iterator[Finding]:
     from ifm.metrics import weights as known
 
     asked = config.evaluate
-    if asked.extractor not in ("inception", "dinov2"):
+    if asked.extractor not in ("inception", "dinov2", "clap"):
         yield Finding("weights", OK, f"extractor {asked.extractor} needs none")
         return
     try:
@@ -152,9 +152,12 @@ def weights(root: Path) -> Iterator[Finding]:
             path = root / Path(asked.inception_path).expanduser() if asked.inception_path else None
             file = known.find_inception(str(path)) if path else usual if usual.is_file() else None
             mend = f"or put {known.INCEPTION_FILE} into {known.INCEPTION_FOLDER}, or name it in evaluate.inception_path"
+        elif asked.extractor == "clap":
+            yield from _transformers(asked.extractor)
+            digest, mend = asked.weights_sha256, ""
+            file = known.find_clap(str(root / Path(asked.clap_path).expanduser()))
         else:
-            if importlib.util.find_spec("transformers") is None:
-                yield Finding("weights", PROBLEM, "dinov2 needs transformers", "pip install -e '.[dinov2]'")
+            yield from _transformers(asked.extractor)
             digest = asked.weights_sha256 or known.DINOV2_SHA256
             path = root / Path(asked.dinov2_path).expanduser() if asked.dinov2_path else None
             file = known.find_dinov2(str(path)) if path else _in_the_hubs_cache()
@@ -169,12 +172,18 @@ def weights(root: Path) -> Iterator[Finding]:
         yield Finding("weights", PROBLEM, str(error))
 
 
+def _transformers(extractor: str) -> Iterator[Finding]:
+    """A problem where transformers is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        yield Finding("weights", PROBLEM, f"{extractor} needs transformers", "pip install -e '.[dinov2]'")
+
+
 def _in_the_hubs_cache() -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     from ifm.metrics import weights as known
 
-    names = (known.DINOV2_CONFIG, known.DINOV2_FILE)
+    names = (known.TRANSFORMERS_CONFIG, known.TRANSFORMERS_FILE)
     found = [try_to_load_from_cache(known.DINOV2_REPOSITORY, n, revision=known.DINOV2_REVISION) for n in names]
     return Path(found[-1]) if all(isinstance(file, str) for file in found) else None
 
