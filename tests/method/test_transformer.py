@@ -64,6 +64,26 @@ def test_a_saved_network_computes_the_same(options, tmp_path):
     assert torch.equal(net(*given, **told), again(*given, **told))
 
 
+def test_spectrograms_need_not_be_square(tmp_path):
+    """A row and a column of the same number are told apart; a square is what it was."""
+    net = network(shape=(1, 8, 12), modality="sound").eval()
+    assert net.data_shape == (1, 8, 12)
+    x, t = torch.randn(2, 2, 8, 12), torch.tensor([0.5, 1.0])
+    found = net(x, t)
+    assert found.shape == (2, 1, 8, 12)
+    one, other = x.clone(), x.clone()
+    one[:, 0, 2, 0] += 1
+    other[:, 0, 0, 2] += 1
+    apart = [(net(y, t) - found).detach() for y in (one, other)]
+    assert min(float(change.abs().amax()) for change in apart) > 1e-5
+    assert not torch.allclose(apart[0][:, :, :8, :8], apart[1][:, :, :8, :8].transpose(2, 3))
+    net.save(tmp_path)
+    assert torch.equal(load_network(tmp_path)(x, t), found)
+    assert network().options["image_size"] == 8
+    with pytest.raises(ValueError, match="patch = 2 does not divide images of 8 x 9 pixels"):
+        network(shape=(1, 8, 9), modality="sound")
+
+
 def test_activations_computed_again_give_the_same_gradients():
     nets = [network().train() for _ in range(2)]
     nets[1].enable_gradient_checkpointing()

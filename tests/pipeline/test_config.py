@@ -258,6 +258,16 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "network.transformer.patch = 3 does not divide data.image_size = 8; use a divisor of it",
         ),
         (
+            {
+                "data.source": "audiofolder",
+                "data.path": "x",
+                "network.kind": "transformer",
+                "network.transformer.patch": 3,
+            },
+            "network.transformer.patch = 3 does not divide spectrograms of 32 x 24; use a divisor of both, or set "
+            "data.audio.multiple to a multiple of 3",
+        ),
+        (
             {"evaluate.guidance_scales": [2.0]},
             "evaluate.guidance_scales = [2.0] needs guidance, and guidance.kind is none; set it to cfg",
         ),

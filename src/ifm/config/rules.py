@@ -90,6 +90,13 @@ class Config(Section):
                 f"network.channels asks; set data.audio.multiple to a multiple of {2**halvings}, or take an entry from "
                 "network.channels and network.attention"
             )
+        patch = self.network.transformer.patch if self.network.kind == "transformer" else 1
+        if sound and any(side % patch for side in self.data.shape[1:]):
+            raise ValueError(
+                f"network.transformer.patch = {patch} does not divide spectrograms of "
+                f"{' x '.join(map(str, self.data.shape[1:]))}; use a divisor of both, or set data.audio.multiple to a "
+                f"multiple of {patch}"
+            )
         if sound and self.anchor.input == "cross_attention" and len(set(self.data.shape[1:])) > 1:
             raise ValueError(
                 "anchor.input: cross_attention is for squares, and spectrograms are "

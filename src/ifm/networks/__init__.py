@@ -82,7 +82,7 @@ class Entry:
 
 NETWORKS: dict[str, Entry] = {
     "unet": Entry("ifm.networks.unet:UNet", UNetOptions, "images", also=("sound",), anchor_inputs=ANCHOR_INPUTS),
-    "transformer": Entry("ifm.networks.transformer:Transformer", TransformerOptions, "images"),
+    "transformer": Entry("ifm.networks.transformer:Transformer", TransformerOptions, "images", also=("sound",)),
     "sequence": Entry("ifm.networks.sequence:SequenceTransformer", TransformerOptions, "text"),
     "mlp": Entry("ifm.networks.mlp:MLP", MLPOptions, "points"),
 }

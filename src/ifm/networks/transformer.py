@@ -1,7 +1,7 @@
-"""A diffusion transformer as F, for images: scaled input and c_noise in, F_x out. It knows no dynamics."""
+"""A diffusion transformer as F, for images and spectrograms: scaled input and c_noise in, F_x out; no dynamics."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}  # by axes
 
 
 class Transformer(Network):
-    """(inputs [B, C_in, S, S], c_noise [B]) -> F_x [B, C_out, S, S]; with `two_times`, c_end [B] too.
+    """(inputs [B, C_in, H, W], c_noise [B]) -> F_x [B, C_out, H, W]; with `two_times`, c_end [B] too.
 
     DiT (Peebles and Xie 2023): patches of patch x patch pixels are tokens, with fixed waves for their places. Times and
     condition shift, scale and gate each block (adaLN-zero), so that F_x is 0 at first. Norms are root mean squares,
@@ -41,7 +41,7 @@ class Transformer(Network):
         *,
         in_channels: int,
         out_channels: int,
-        image_size: int,
+        image_size: int | Sequence[int],
         patch: int,
         width: int,
         depth: int,
@@ -49,13 +49,16 @@ class Transformer(Network):
         two_times: bool = False,
         condition: ConditionKind | None = None,
     ) -> None:
+        """image_size: H and W in pixels, or one number for both. Raises ValueError."""
         super().__init__()
-        if image_size % patch:
-            raise ValueError(f"patch = {patch} does not divide images of {image_size} x {image_size} pixels")
+        sides = [image_size] * self.axes if isinstance(image_size, int) else [int(side) for side in image_size]
+        if any(side % patch for side in sides):
+            raise ValueError(f"patch = {patch} does not divide images of {' x '.join(map(str, sides))} pixels")
+        self.patches_along = tuple(side // patch for side in sides)
         self.options = {
             "in_channels": in_channels,
             "out_channels": out_channels,
-            "image_size": image_size,
+            "image_size": sides[0] if len(set(sides)) == 1 else sides,
             "patch": patch,
             "width": width,
             "depth": depth,
@@ -65,7 +68,7 @@ class Transformer(Network):
         self.two_times, self.condition_kind, self.patch = two_times, condition, patch
         scale = INTERVAL_TIME_SCALE if two_times else TIME_SCALE
         self.register_buffer("omega", scale * frequencies(FREQUENCIES), persistent=False)
-        self.register_buffer("places", places(image_size // patch, width, axes=self.axes), persistent=False)
+        self.register_buffer("places", places(self.patches_along, width), persistent=False)
         self.patches = CONVOLUTIONS[self.axes](in_channels, width, patch, stride=patch)
         self.time = TimeEmbedding(width)
         self.end_time = TimeEmbedding(width) if two_times else None
@@ -100,7 +103,7 @@ class Transformer(Network):
         return cls(
             in_channels=2 * channels if takes_anchor else channels,
             out_channels=channels,
-            **{cls.size: shape[1]},
+            **{cls.size: shape[1] if cls.axes == 1 else list(shape[1:])},
             two_times=two_times,
             condition=condition,
             **options,
@@ -108,8 +111,7 @@ class Transformer(Network):
 
     @property
     def data_shape(self) -> tuple[int, ...]:
-        size = self.options["image_size"]
-        return (self.options["out_channels"], size, size)
+        return (self.options["out_channels"], *(self.patch * side for side in self.patches_along))
 
     def forward(
         self, inputs: Tensor, c_noise: Tensor, c_end: Tensor | None = None, *, condition: Condition | None = None
@@ -132,9 +134,8 @@ class Transformer(Network):
         return self._whole(self.head(modulated(h, shift, scale)).transpose(1, 2))
 
     def _whole(self, found: Tensor) -> Tensor:
-        """[B, C patch^2, L] -> [B, C, S, S]."""
-        side = self.options["image_size"] // self.patch
-        return F.pixel_shuffle(found.reshape(*found.shape[:2], side, side), self.patch)
+        """[B, C patch^2, L] -> [B, C, H, W]."""
+        return F.pixel_shuffle(found.reshape(*found.shape[:2], *self.patches_along), self.patch)
 
     def _waves(self, c: Tensor, dtype: torch.dtype) -> Tensor:
         """Sines and cosines of a time, found in float32 at least: [B, 2 FREQUENCIES]."""
@@ -214,10 +215,13 @@ def frequencies(count: int) -> Tensor:
     return torch.exp(-math.log(LONGEST) * torch.arange(count, dtype=torch.float32) / count)
 
 
-def places(side: int, width: int, *, axes: int) -> Tensor:
-    """Waves of each patch's row and column, row by row, or of its place in a row: float32 [side^axes, width]."""
-    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies(width // (2 * axes))
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / axes]
-    if axes == 1:
-        return waves
-    return torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)
+def places(sides: Sequence[int], width: int) -> Tensor:
+    """Waves of each patch's row and column, row by row, or of its place in a row: float32 [patches, width]."""
+    waves = []
+    for side in sides:
+        angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies(width // (2 * len(sides)))
+        waves.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [side, width / axes]
+    if len(sides) == 1:
+        return waves[0]
+    rows, columns = waves
+    return torch.cat([rows.repeat_interleave(len(columns), dim=0), columns.repeat(len(rows), 1)], dim=1)
