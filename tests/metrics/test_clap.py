@@ -25,22 +25,27 @@ FORM = Spectrograms(RATE, samples=4800, kind="complex", fft=128, hop=64, mels=32
 SOUND = Normalised(FORM, np.zeros(FORM.shape[:2]), deviation=0.1)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["unfused", "fused"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """The folder and the model of a CLAP with random weights, texts included, of each of the two published kinds."""
-    folder = tmp_path_factory.mktemp("clap")
+def made(folder: Path, *, fused: bool) -> Any:
+    """A CLAP with random weights, texts included, of one of the two published kinds; saved in `folder`."""
     torch.manual_seed(0)
     audio = {
         "depths": [1, 1], "num_attention_heads": [1, 2], "patch_embeds_hidden_size": 8, "hidden_size": 16,
-        "projection_dim": 6, "num_hidden_layers": 2, "enable_fusion": request.param,
-        **({"fusion_type": "aff_2d"} if request.param else {}),
+        "projection_dim": 6, "num_hidden_layers": 2, "enable_fusion": fused,
+        **({"fusion_type": "aff_2d"} if fused else {}),
     }  # fmt: skip
     text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     text |= {"vocab_size": 20, "projection_dim": 6}
     config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=6)
     model = transformers.ClapModel(config).eval()
     model.save_pretrained(folder)
-    return folder, model
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clap")
+    made(folder, fused=False)
+    return folder
 
 
 def waves(n: int, *, seed: int = 0) -> np.ndarray:
@@ -54,18 +59,17 @@ def at_rest(n: int, *, seed: int = 0) -> np.ndarray:
 
 
 def clap(folder: Path) -> ClapExtractor:
-    file = find_clap(str(folder))
+    file = find_clap(str(tiny))
     return ClapExtractor(file, sound=SOUND, sha256=file_sha256(file), device=CPU)
 
 
-def test_features_are_the_librarys_own_embedding_of_the_sounds(tiny: tuple[Path, Any]):
+@pytest.mark.parametrize("fused", [False, True])
+def test_features_are_the_librarys_own_embedding_of_the_sounds(fused: bool, tmp_path: Path):
     """Of length 1, a sound at a time, which the extractor must not mix up."""
-    folder, model = tiny
-    samples = at_rest(3)
-    found = clap(folder)(samples)
+    model, samples = made(tmp_path, fused=fused), at_rest(3)
+    found = clap(tmp_path)(samples)
     assert (found.shape, found.dtype) == ((3, 6), np.float32)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    fused = model.config.audio_config.enable_fusion
     prepare = transformers.ClapFeatureExtractor(truncation="fusion" if fused else "rand_trunc")
     for row, wave in zip(found, SOUND.waves(samples), strict=True):
         at_48k = resampled(wave, RATE, 48_000)
@@ -77,15 +81,15 @@ def test_features_are_the_librarys_own_embedding_of_the_sounds(tiny: tuple[Path,
         np.testing.assert_allclose(row, wanted, atol=1e-5)
 
 
-def test_batches_and_calls_change_nothing(tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch):
-    extractor, samples = clap(tiny[0]), at_rest(3)
+def test_batches_and_calls_change_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    extractor, samples = clap(tiny), at_rest(3)
     whole = extractor(samples)
     monkeypatch.setattr("ifm.metrics.clap.BATCH", 2)
     np.testing.assert_allclose(extractor(samples), whole, atol=1e-6)
 
 
-def test_the_preprocessor_beside_the_weights_counts(tiny: tuple[Path, Any], tmp_path: Path):
-    for file in tiny[0].iterdir():
+def test_the_preprocessor_beside_the_weights_counts(tiny: Path, tmp_path: Path):
+    for file in tiny.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / PREPROCESSOR).write_text(json.dumps({"sampling_rate": 24_000}))
     assert clap(tmp_path).describe()["network"] == {"sample_rate": 24_000}
@@ -113,10 +117,9 @@ class Split:
         yield from (self._rows[i : i + size] for i in range(0, len(self), size))
 
 
-def test_a_reference_of_clap_features(tiny: tuple[Path, Any], tmp_path: Path):
-    folder, _ = tiny
-    sha256 = file_sha256(find_clap(str(folder)))
-    given = VALUES["evaluate"] | {"extractor": "clap", "clap_path": str(folder), "weights_sha256": sha256}
+def test_a_reference_of_clap_features(tiny: Path, tmp_path: Path):
+    sha256 = file_sha256(find_clap(str(tiny)))
+    given = VALUES["evaluate"] | {"extractor": "clap", "clap_path": str(tiny), "weights_sha256": sha256}
     config = EvaluateConfig(**given)
     train, test = Split(10, 0), Split(6, 1)
     made = build_reference(config, train=train, test=test, out=tmp_path / "r", device=CPU)
@@ -126,9 +129,8 @@ def test_a_reference_of_clap_features(tiny: tuple[Path, Any], tmp_path: Path):
     np.testing.assert_allclose(again.features, again.extractor(at_rest(10)), atol=1e-6)
 
 
-def test_mistakes_are_one_line(tiny: tuple[Path, Any], tmp_path: Path):
-    folder, _ = tiny
-    file = find_clap(str(folder))
+def test_mistakes_are_one_line(tiny: Path, tmp_path: Path):
+    file = find_clap(str(tiny))
     with pytest.raises(ExtractorError, match="sha256 is"):
         ClapExtractor(file, sound=SOUND, sha256="0" * 64, device=CPU)
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
