@@ -59,7 +59,7 @@ def at_rest(n: int, *, seed: int = 0) -> np.ndarray:
 
 
 def clap(folder: Path) -> ClapExtractor:
-    file = find_clap(str(tiny))
+    file = find_clap(str(folder))
     return ClapExtractor(file, sound=SOUND, sha256=file_sha256(file), device=CPU)
 
 

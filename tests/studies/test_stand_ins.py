@@ -42,7 +42,7 @@ def test_the_ddpm_is_read_as_a_public_teacher(few, monkeypatch):
 
 
 def test_the_autoencoder_learns_its_images_and_scales_its_latents(tmp_path):
-    stand_ins.train_autoencoder(digits(), tmp_path / "vae", steps=60, batch_size=32)
+    stand_ins.train_autoencoder(digits(), tmp_path / "vae", steps=40, batch_size=16)
     found = latents.find(tmp_path / "vae", named="vae")
     autoencoder = Autoencoder.read(found)
     encoded = autoencoder.encode(digits()[:500])
