@@ -1,6 +1,7 @@
 """Folders of diffusers: what is read, what is refused in one line, and what is written again."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from ifm.adapters import places
 from ifm.conditions.classes import Classes, ClassLabels
 from ifm.errors import UserError
 from ifm.model import Teacher, build_flow
+from ifm.networks import load_network
 from ifm.use import loading
 from ifm.use.diffusers_folder import write_folder
 from tests.support.public_model import small_unet
@@ -101,6 +103,33 @@ def test_a_flow_starts_as_the_teacher(saved, tmp_path, takes_anchor):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=r"^diffusers: a flow that started from a public model .*; use --format onnx"):
         write_folder(again, tmp_path / "flow", tmp_path / "out")
+
+
+def test_a_flow_tells_times_apart_where_its_level_does_not_grow_with_the_noise(saved, tmp_path):
+    """States of noise alone, the same but for scale. Flows of before, without a ceiling, gave one answer for all."""
+    network = read(saved)
+    made = network.for_flow(takes_anchor=False, top=2.5)
+    z = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def estimates(network):
+        with torch.no_grad():
+            return [Teacher(network, VE)(t * z, torch.full((6,), t)) for t in (4.0, 20.0)]
+
+    before, after = estimates(made)
+    assert float((before - after).abs().max()) > 0.01
+    angles = torch.linspace(0.1, math.pi / 2, 500)
+    levels = torch.tan(made._asked(angles))
+    assert (levels.diff() > 0).all()
+    torch.testing.assert_close(levels[angles < math.atan(2.5)], torch.tan(angles[angles < math.atan(2.5)]))
+    assert float(levels[-1]) == pytest.approx(5.0)
+    (tmp_path / "new").mkdir()
+    made.save(tmp_path / "new")
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["ceiling"] == 5.0
+    del config["ceiling"]
+    (tmp_path / "new" / "config.json").write_text(json.dumps(config))
+    before, after = estimates(load_network(tmp_path / "new"))
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-4)
 
 
 def test_a_transformer_with_classes_and_a_learned_variance(tmp_path):

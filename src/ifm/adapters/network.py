@@ -21,7 +21,10 @@ from ifm.schema import load
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name
 LEAST = 1e-12  # stands for sin(phi) = 0, as at t = 0 of rf, which consistency asks at
-FLOW_TOP = 5.0  # the largest noise level that a flow asks its model at, in units of sigma_data: docs/teachers.md
+FLOW_TOP = (
+    2.5  # the noise level, in units of sigma_data, above which a flow asks its model at lower ones: docs/teachers.md
+)
+CEILING = 2.0  # times that one: what the level of a flow rises on to, where the noise is all
 
 
 class AdaptedNetwork(Network):
@@ -32,9 +35,10 @@ class AdaptedNetwork(Network):
     asked at tan(phi) = s_d tan(theta), with w = cos(phi) x_0 + sin(phi) z as its state.
 
     Noise levels that the model was not trained for are answered from the nearest one: above, the state is scaled onto
-    it (the same z); below, x_0_hat = w / cos(phi) - tan(phi) z_hat. Where the scheduler says clip_sample, x_0_hat is
-    clipped: an error of epsilon is 1 / cos(phi) times as large in it. A second half of the output, a learned variance,
-    is cut off. With `takes_anchor` the inputs have the anchor's channels after y's.
+    it (the same z), for a flow onto one a little higher (`_asked`); below, x_0_hat = w / cos(phi) - tan(phi) z_hat.
+    Where the scheduler says clip_sample, x_0_hat is clipped: an error of epsilon is 1 / cos(phi) times as large in it.
+    A second half of the output, a learned variance, is cut off. With `takes_anchor` the inputs have the anchor's
+    channels after y's.
     """
 
     class_names = ("AdaptedNetwork",)
@@ -50,22 +54,26 @@ class AdaptedNetwork(Network):
         clock: str,
         takes_anchor: bool = False,
         top: float | None = None,
+        ceiling: float | None = None,
         clips: bool = True,
         condition: ConditionKind | None = None,
     ) -> None:
         """scheduler: the content of scheduler_config.json; shape: (C, H, W) of the data; top: a noise level above which
-        the model is not asked either; clips: whether clip_sample holds (see `for_flow`).
+        the model is asked at lower ones, which rise on to `ceiling`, or stay at top where that is None; clips: whether
+        clip_sample holds (see `for_flow`).
         """
         super().__init__()
         self.model, self.scheduler = model, dict(scheduler)
         self.schedule, self.prediction = schedules.read(scheduler)
         self.clips, self.clip = clips, schedules.clip_of(scheduler) if clips else None
         self.shape, self.sigma_data, self.clock, self.top = tuple(shape), sigma_data, clock, top
+        self._ceiling = ceiling
         self.takes_anchor, self.condition_kind = takes_anchor, condition
         self.entry = entry_of(MODELS, type(model).__name__, what="the model")
         self.first_layer = f"model.{self.entry.first_layer}"
         self.low = self.schedule.low
         self.high = self.schedule.high if top is None else min(self.schedule.high, math.atan(top))
+        self.ceiling = self.high if ceiling is None else min(self.schedule.high, math.atan(ceiling))
         check_model(model.config, self.entry, shape=shape, takes_anchor=takes_anchor, condition=condition)
         if clock not in CLOCKS:
             raise ValueError(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
@@ -84,7 +92,7 @@ class AdaptedNetwork(Network):
         y, anchor = inputs[:, :channels], inputs[:, channels:]
         theta = CLOCKS[self.clock](c_noise, self.sigma_data)
         phi = torch.atan2(self.sigma_data * theta.sin(), theta.cos())
-        asked = phi.clamp(self.low, self.high)
+        asked = self._asked(phi)
         above, below = expand(phi > self.high, y) > 0, expand(phi < self.low, y) > 0
         cos, sin = expand(phi.cos(), y), expand(phi.sin(), y)
         near, far = expand(asked.cos(), y), expand(asked.sin(), y)
@@ -99,6 +107,17 @@ class AdaptedNetwork(Network):
             above = torch.ones_like(above)  # z follows from the clipped x_0
         z = torch.where(above, (w - cos * x_0) / sin.clamp_min(LEAST), z)  # at t = 0 any z will do, but no NaN
         return expand(theta.sin(), y) * x_0 / self.sigma_data - expand(theta.cos(), y) * z
+
+    def _asked(self, phi: Tensor) -> Tensor:
+        """The angle of the level that the model is asked at, where the state's is phi.
+
+        From `high` to pi / 2 it rises on to `ceiling`, evenly in the level: a flow must tell times apart there, too.
+        """
+        if self.ceiling == self.high:
+            return phi.clamp(self.low, self.high)
+        beyond = (phi - self.high).clamp_min(0) / (math.pi / 2 - self.high)
+        level = math.tan(self.high) + beyond * (math.tan(self.ceiling) - math.tan(self.high))
+        return torch.where(beyond > 0, torch.atan(level), phi.clamp(self.low, self.high))
 
     def _ask(self, x: Tensor, anchor: Tensor, phi: Tensor, condition: Condition | None) -> Tensor:
         """The model's output without a learned variance: [B, C, H, W]."""
@@ -117,7 +136,8 @@ class AdaptedNetwork(Network):
         config = dict(self.model.config)
         config["out_channels"] = config["out_channels"] or config["in_channels"]
         config["in_channels"] = self.shape[0] * (2 if takes_anchor else 1)
-        own = {"takes_anchor": takes_anchor, "top": top, "clips": False}
+        ceiling = None if top is None else CEILING * top
+        own = {"takes_anchor": takes_anchor, "top": top, "ceiling": ceiling, "clips": False}
         made = AdaptedNetwork(silent(type(self.model).from_config(config)), **own, **self._around())
         made.start_from(self)
         return made
@@ -145,6 +165,7 @@ class AdaptedNetwork(Network):
             "_class_name": self.class_names[0],
             "takes_anchor": self.takes_anchor,
             "top": self.top,
+            "ceiling": self._ceiling,
             "clips": self.clips,
         }
         told["model"] = {"_class_name": type(self.model).__name__, **config}
