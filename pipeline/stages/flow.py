@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from ifm import anchors, conditions, dynamics, objectives, pretrained, schema
-from ifm.adapters.network import FLOW_TOP, AdaptedNetwork
+from ifm.adapters.network import FLOW_CEILING, FLOW_TOP, AdaptedNetwork
 from ifm.conditions.base import varying
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_states
@@ -50,7 +50,8 @@ def build(stage: Stage, images: SampleSet) -> tuple[IntegrationFlow, dict[str, s
     if config.flow.init == "teacher":
         source = pretrained.load_teacher(paths.teacher(d)).network
         if isinstance(source, AdaptedNetwork):  # the flow's network is the public model's then
-            network = source.for_flow(takes_anchor=anchor["takes_anchor"], top=FLOW_TOP * ode.sigma_data)
+            levels = {"top": FLOW_TOP * ode.sigma_data, "ceiling": FLOW_CEILING * ode.sigma_data}
+            network = source.for_flow(takes_anchor=anchor["takes_anchor"], **levels)
         else:
             network.start_from(source)
         start = {"teacher": pretrained.describe(paths.teacher(d))["sha256"]}

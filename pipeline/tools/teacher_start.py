@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ifm import dynamics, losses
 from ifm.adapters import folder as folders
+from ifm.adapters.network import FLOW_CEILING, FLOW_TOP
 from ifm.dynamics.base import Dynamics
 from ifm.files import write_text
 from ifm.model import Teacher, build_flow
@@ -27,13 +28,13 @@ from pipeline.tools.stand_ins import train_ddpm
 
 PAGE, MARK = Path("docs/teachers.md"), "<!-- python -m pipeline.tools.teacher_start -->"
 SHAPE, T_MAX, SIGMA_DATA = (1, 8, 8), 20.0, 0.5
-# The largest level that the flow's network is asked at, in units of sigma_data; None: every level.
-STARTS: dict[str, float | str | None] = {
+# In units of sigma_data: the level above which the flow's network is asked at lower ones, and what these rise to.
+STARTS: dict[str, tuple[float, float] | str | None] = {
     "public weights, asked at every level": None,
-    "asked up to 10 s_d": 10.0,
-    "asked up to 5 s_d (this is `flow.init: teacher`)": 5.0,
-    "asked up to 2.5 s_d": 2.5,
-    "asked up to 1.2 s_d": 1.2,
+    "up to 5 s_d, then up to 10": (5.0, 10.0),
+    "up to 5 s_d, then the same": (5.0, 5.0),
+    "up to 2.5 s_d, then up to 5 (this is `flow.init: teacher`)": (FLOW_TOP, FLOW_CEILING),
+    "up to 1.2 s_d, then up to 2.4": (1.2, 2.4),
     "a new network (`flow.init: scratch`)": "scratch",
 }
 UNET = {
@@ -78,7 +79,8 @@ def measure(budget: Budget, *, say: Callable[[str], None] = print) -> list[tuple
                 shape=SHAPE, takes_anchor=False, kind="unet", dropout=0.0, norm_groups=8, **how
             )  # params.yaml's own
         else:
-            made = network.for_flow(takes_anchor=False, top=None if start is None else start * SIGMA_DATA)
+            top, ceiling = (None, None) if start is None else (level * SIGMA_DATA for level in start)
+            made = network.for_flow(takes_anchor=False, top=top, ceiling=ceiling)
         rows.append((name, _distances(made, ve, pairs, budget)))
         say(f"{name}: {', '.join(f'{value:.3f}' for value in rows[-1][1])}")
     return rows

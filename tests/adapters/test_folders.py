@@ -108,7 +108,7 @@ def test_a_flow_starts_as_the_teacher(saved, tmp_path, takes_anchor):
 def test_a_flow_tells_times_apart_where_its_level_does_not_grow_with_the_noise(saved, tmp_path):
     """States of noise alone, the same but for scale. Flows of before, without a ceiling, gave one answer for all."""
     network = read(saved)
-    made = network.for_flow(takes_anchor=False, top=2.5)
+    made = network.for_flow(takes_anchor=False, top=2.5, ceiling=5.0)
     z = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def estimates(network):

@@ -21,10 +21,8 @@ from ifm.schema import load
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' own name
 LEAST = 1e-12  # stands for sin(phi) = 0, as at t = 0 of rf, which consistency asks at
-FLOW_TOP = (
-    2.5  # the noise level, in units of sigma_data, above which a flow asks its model at lower ones: docs/teachers.md
-)
-CEILING = 2.0  # times that one: what the level of a flow rises on to, where the noise is all
+# Noise levels in units of sigma_data: above the first a flow asks its model at lower ones, which rise to the second.
+FLOW_TOP, FLOW_CEILING = 2.5, 5.0  # docs/teachers.md
 
 
 class AdaptedNetwork(Network):
@@ -128,15 +126,16 @@ class AdaptedNetwork(Network):
         x = torch.cat([x, anchor.to(x.dtype)], dim=1) if self.takes_anchor else x
         return self.model(self.cast(x), self.schedule.time(phi), return_dict=False, **told)[0][:, : self.shape[0]]
 
-    def for_flow(self, *, takes_anchor: bool, top: float | None) -> "AdaptedNetwork":
+    def for_flow(self, *, takes_anchor: bool, top: float | None, ceiling: float | None = None) -> "AdaptedNetwork":
         """A network with these weights for a flow; the anchor's channels start small (`Network.start_from`).
+
+        top, ceiling: noise levels, see `__init__`.
 
         It does not clip: what is trained needs a gradient where x_0_hat is out of range too.
         """
         config = dict(self.model.config)
         config["out_channels"] = config["out_channels"] or config["in_channels"]
         config["in_channels"] = self.shape[0] * (2 if takes_anchor else 1)
-        ceiling = None if top is None else CEILING * top
         own = {"takes_anchor": takes_anchor, "top": top, "ceiling": ceiling, "clips": False}
         made = AdaptedNetwork(silent(type(self.model).from_config(config)), **own, **self._around())
         made.start_from(self)
