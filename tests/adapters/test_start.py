@@ -12,8 +12,8 @@ def test_the_table_is_made_and_put_into_the_page():
     rows = tool.measure(budget, say=lambda line: None)
     assert [name for name, _ in rows] == list(tool.STARTS)
     assert all(len(values) == 2 and min(values) > 0 for _, values in rows)
-    of_five, of_all = (next(values for name, values in rows if key in name) for key in ("5 s_d (", "every level"))
-    assert of_five[0] != of_all[0]  # asked at another level
+    of_ours, of_all = (next(values for name, values in rows if key in name) for key in ("this is `flow.init: teacher`", "every level"))
+    assert of_ours[0] != of_all[0]  # asked at another level
     page = (ROOT / tool.PAGE).read_text(encoding="utf-8")
     made = tool.put(page, tool.table(rows, budget.after))
     assert "| start | before | after 2 steps |" in made
