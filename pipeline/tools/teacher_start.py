@@ -6,6 +6,7 @@ run each, on one CPU core some minutes; the last digits depend on the machine.
 """
 
 import argparse
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from ifm import dynamics, losses
 from ifm.adapters import folder as folders
-from ifm.adapters.network import FLOW_CEILING, FLOW_TOP
+from ifm.adapters.network import FLOW_CEILING, FLOW_TOP, AdaptedNetwork
 from ifm.dynamics.base import Dynamics
 from ifm.files import write_text
 from ifm.model import Teacher, build_flow
 from ifm.networks import build_network
+from ifm.networks.base import Network
+from ifm.networks.unet import UNet
 from ifm.random import EndlessShuffle, Streams
 from ifm.solver import at_time, solve_ode
 from pipeline.tools.stand_ins import train_ddpm
@@ -29,13 +32,16 @@ from pipeline.tools.stand_ins import train_ddpm
 PAGE, MARK = Path("docs/teachers.md"), "<!-- python -m pipeline.tools.teacher_start -->"
 SHAPE, T_MAX, SIGMA_DATA = (1, 8, 8), 20.0, 0.5
 # In units of sigma_data: the level above which the flow's network is asked at lower ones, and what these rise to.
-STARTS: dict[str, tuple[float, float] | str | None] = {
+# Or the name of a network in EDM's form, and whether it learns the public denoiser first.
+STARTS: dict[str, tuple[float, float] | tuple[str, bool] | None] = {
     "public weights, asked at every level": None,
     "up to 5 s_d, then up to 10": (5.0, 10.0),
     "up to 5 s_d, then the same": (5.0, 5.0),
     "up to 2.5 s_d, then up to 5 (this is `flow.init: teacher`)": (FLOW_TOP, FLOW_CEILING),
     "up to 1.2 s_d, then up to 2.4": (1.2, 2.4),
-    "a new network (`flow.init: scratch`)": "scratch",
+    "public weights in EDM's form, which learned the denoiser first": ("public", True),
+    "a new network, which learned the denoiser first": ("new", True),
+    "a new network (`flow.init: scratch`)": ("new", False),
 }
 UNET = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (16, 32),
@@ -49,6 +55,7 @@ class Budget:
     """How much is trained and measured."""
 
     ddpm_steps: int = 800
+    denoiser_steps: int = 350  # of a network that learns the public denoiser first
     paths: int = 1200
     new_paths: int = 300
     solver_steps: int = 18
@@ -73,14 +80,13 @@ def measure(budget: Budget, *, say: Callable[[str], None] = print) -> list[tuple
     rows = []
     for name, start in STARTS.items():
         torch.manual_seed(0)
-        if start == "scratch":
-            how = {"channels": [24, 32, 64], "layers_per_block": 1, "attention": [False] * 3}
-            made = build_network(
-                shape=SHAPE, takes_anchor=False, kind="unet", dropout=0.0, norm_groups=8, **how
-            )  # params.yaml's own
-        else:
+        if start is None or isinstance(start[0], float):
             top, ceiling = (None, None) if start is None else (level * SIGMA_DATA for level in start)
             made = network.for_flow(takes_anchor=False, top=top, ceiling=ceiling)
+        else:
+            made = _in_edms_form(network if start[0] == "public" else None)
+            if start[1]:
+                _learn_denoiser(Teacher(made, ve), Teacher(network, ve), digits, budget)
         rows.append((name, _distances(made, ve, pairs, budget)))
         say(f"{name}: {', '.join(f'{value:.3f}' for value in rows[-1][1])}")
     return rows
@@ -93,6 +99,31 @@ def _pairs(teacher: Teacher, ve: Dynamics, budget: Budget) -> tuple[Tensor, Tens
     times = ve.solver_times(budget.solver_steps)
     ends = [solve_ode(teacher, part, dynamics=ve, times=times) for part in x_T.split(250)]
     return x_T, torch.cat(ends)
+
+
+def _in_edms_form(public: AdaptedNetwork | None) -> Network:
+    """F itself: of params.yaml's size with new weights, or the public model, which knows nothing of F and its times."""
+    if public is not None:
+        return UNet(copy.deepcopy(public.model))
+    how = {"channels": [24, 32, 64], "layers_per_block": 1, "attention": [False] * 3, "dropout": 0.0, "norm_groups": 8}
+    return build_network(kind="unet", shape=SHAPE, takes_anchor=False, **how)
+
+
+def _learn_denoiser(made: Teacher, public: Teacher, digits: Tensor, budget: Budget) -> None:
+    """Regression on the public model's x_0_hat at the states of data, by the teacher's own loss and law of times."""
+    optimizer = torch.optim.AdamW(made.train().parameters(), lr=budget.lr)
+    order = EndlessShuffle(len(digits), budget.batch_size, seed=0)
+    ve = made.dynamics
+    for step in range(budget.denoiser_steps):
+        draws = Streams(0, "noise", range(budget.batch_size), step=step)
+        t = ve.draw_time(generator=draws)
+        x_t = ve.perturb(digits[torch.from_numpy(order.batch(step))], z=ve.draw_noise(SHAPE, generator=draws), t=t)
+        with torch.no_grad():
+            target = public(x_t, t)
+        losses.denoising(made(x_t, t), x_0=target, scale=ve.error_scale(t)).backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _distances(network: torch.nn.Module, ve: Dynamics, pairs: tuple[Tensor, Tensor], budget: Budget) -> list[float]:

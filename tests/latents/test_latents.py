@@ -20,6 +20,7 @@ from ifm.latents.autoencoder import Autoencoder
 from ifm.modalities.images import to_uint8, to_unit
 from ifm.objectives.pairs import draw_pairs, mean_over_reference
 from ifm.random import Streams
+from pipeline.tools import stand_ins
 from tests.support.autoencoders import config, exact_tiny, small_dc, small_kl
 
 CPU = torch.device("cpu")
@@ -118,6 +119,25 @@ def test_the_round_trip_of_blocks_is_exact(size, levels, tmp_path):
     at_rest = autoencoder.encode(to_unit(images.numpy())).half().unsqueeze(1)
     torch.testing.assert_close(modalities.at_work(at_rest), small / 255, rtol=0, atol=6e-4)
     assert np.array_equal(to_uint8(autoencoder.decode(modalities.at_work(at_rest))), images.numpy())
+
+
+@pytest.mark.slow
+def test_a_trained_autoencoder_at_64_and_at_256_pixels(tmp_path):
+    """Trained at 64 pixels. As stage `preprocess` encodes them, images of both sizes come back nearer than their mean."""
+    fetch(config(max_images=24), tmp_path / "raw")
+    preprocess(config(max_images=24, image_size=64), tmp_path / "raw", tmp_path / "plain")
+    small = to_unit(ImageSet.open(tmp_path / "plain", "train")[np.arange(24)])
+    stand_ins.train_autoencoder(small, tmp_path / "vae", steps=40, batch_size=8)
+    for size in (64, 256):
+        out = made(tmp_path, tmp_path / f"at-{size}", "vae", max_images=24, image_size=size)
+        images, states = open_split(out, "test"), open_states(out, "test")
+        assert states.shape == (stand_ins.LATENT_CHANNELS, size // 2, size // 2)
+        rows = np.arange(8)
+        x = to_unit(images[rows])
+        again = Autoencoder.read(latents.find(states.decoder, named="vae")).decode(
+            modalities.at_work(torch.from_numpy(states[rows]))
+        )
+        assert float((again - x).square().mean()) < 0.3 * float(x.var())
 
 
 def test_a_step_draws_from_the_posterior(processed):
