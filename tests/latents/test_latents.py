@@ -123,16 +123,17 @@ def test_the_round_trip_of_blocks_is_exact(size, levels, tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_autoencoder_at_64_and_at_256_pixels(tmp_path):
-    """Trained at 64 pixels. As stage `preprocess` encodes them, images of both sizes come back nearer than their mean."""
+    """Trained at 64 pixels; images of both sizes, as `preprocess` encodes them, come back nearer than their mean."""
     fetch(config(max_images=24), tmp_path / "raw")
     preprocess(config(max_images=24, image_size=64), tmp_path / "raw", tmp_path / "plain")
-    small = to_unit(ImageSet.open(tmp_path / "plain", "train")[np.arange(24)])
+    plain = ImageSet.open(tmp_path / "plain", "train")
+    small = to_unit(plain[np.arange(len(plain))])
     stand_ins.train_autoencoder(small, tmp_path / "vae", steps=40, batch_size=8)
     for size in (64, 256):
         out = made(tmp_path, tmp_path / f"at-{size}", "vae", max_images=24, image_size=size)
         images, states = open_split(out, "test"), open_states(out, "test")
         assert states.shape == (stand_ins.LATENT_CHANNELS, size // 2, size // 2)
-        rows = np.arange(8)
+        rows = np.arange(len(images))
         x = to_unit(images[rows])
         again = Autoencoder.read(latents.find(states.decoder, named="vae")).decode(
             modalities.at_work(torch.from_numpy(states[rows]))
