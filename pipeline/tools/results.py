@@ -34,6 +34,7 @@ class Results:
     """One file of results. metrics: its own, in the order of the docs. keeps: (record, its teacher's best) -> whether
     the record has rows. by: columns whose values have a line each in the docs. renamed: metrics that have another name
     in the file. ending: (params.yaml) -> what the model's name ends in. run: columns that name one training.
+    autoencoder: whether the figure of encoder and decoder alone has a row.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Results:
     renamed: Mapping[str, str] = field(default_factory=dict)
     ending: Callable[[Mapping[str, Any]], str] = lambda params: ""
     run: tuple[str, ...] = ("data", "dynamics", "seed")
+    autoencoder: bool = False
 
     @property
     def csv(self) -> Path:
@@ -115,6 +117,7 @@ TEACHERS = Results(
     by=COLUMNS[:5],
     ending=_of_networks,
     run=("data", "dynamics", "model", "seed"),
+    autoencoder=True,
 )
 TABLES = {results.name: results for results in (CLASSES, MODALITIES, TEACHERS)}
 
@@ -130,7 +133,7 @@ def rows_of(side: Side, results: Results) -> list[dict[str, Any]]:
             if results.keeps(record, best):
                 found += _of_record(record, results, ending=ending)
     floor = side.metrics.get("reference", {}).get("reconstruction_fid")
-    if floor is not None and results is TEACHERS:
+    if floor is not None and results.autoencoder:
         alone = {"dynamics": "", "objective": "", "model": "autoencoder", "nfe": 0, "metric": "fid", "value": floor}
         found.append({"data": found[0]["data"], "seed": found[0]["seed"], **alone})
     return found

@@ -21,6 +21,7 @@ from ifm.errors import UserError
 from ifm.files import write_text
 from ifm.metrics.distances import fid, moments
 from ifm.metrics.reference import load_reference
+from ifm.modalities.images import to_unit
 from ifm.progress import progress
 from pipeline.runner import paths
 from pipeline.tools.results import TEACHERS, added, table
@@ -28,6 +29,14 @@ from pipeline.tools.results import TEACHERS, added, table
 KL_WEIGHT = 1e-3  # of the posterior's divergence from N(0, I), beside the mean square error
 LATENT_CHANNELS = 2
 CPU = torch.device("cpu")
+
+
+def descend(loss: Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One step of the weights, with the gradient's norm at most 1."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def train_ddpm(
@@ -50,11 +59,8 @@ def train_ddpm(
         timesteps = torch.randint(1000, (batch_size,), generator=generator)
         noisy = noise_scheduler.add_noise(clean, noise, timesteps)
         loss = torch.nn.functional.mse_loss(model(noisy, timesteps, return_dict=False)[0], noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, model, optimizer)
         lr_scheduler.step()
-        optimizer.zero_grad()
     DDPMPipeline(model.eval(), noise_scheduler).save_pretrained(folder)
     return folder
 
@@ -80,11 +86,8 @@ def train_autoencoder(data: Tensor, folder: Path, *, steps: int, batch_size: int
         found = model.decode(posterior.sample(generator=generator)).sample
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         loss = torch.nn.functional.mse_loss(found, images) + KL_WEIGHT * divergence
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, model, optimizer)
         rates.step()
-        optimizer.zero_grad()
     with torch.no_grad():
         latents = torch.cat([model.eval().encode(part).latent_dist.mean for part in data.split(256)])
     model.register_to_config(scaling_factor=float(1 / latents.std()))
@@ -129,7 +132,7 @@ def _config() -> Config:
 def _images() -> Tensor:
     """The training images of data/processed in [-1, 1]: [n, C, S, S]."""
     images = open_split(paths.PROCESSED, "train")
-    return torch.cat([torch.from_numpy(np.array(batch)) for batch in images.batches(4096)]).float() / 127.5 - 1
+    return torch.cat([to_unit(batch) for batch in images.batches(4096)])
 
 
 def _new_unet(data: Tensor) -> torch.nn.Module:

@@ -27,7 +27,7 @@ from ifm.networks.base import Network
 from ifm.networks.unet import UNet
 from ifm.random import EndlessShuffle, Streams
 from ifm.solver import at_time, solve_ode
-from pipeline.tools.stand_ins import train_ddpm
+from pipeline.tools.stand_ins import descend, train_ddpm
 
 PAGE, MARK = Path("docs/teachers.md"), "<!-- python -m pipeline.tools.teacher_start -->"
 SHAPE, T_MAX, SIGMA_DATA = (1, 8, 8), 20.0, 0.5
@@ -120,10 +120,7 @@ def _learn_denoiser(made: Teacher, public: Teacher, digits: Tensor, budget: Budg
         x_t = ve.perturb(digits[torch.from_numpy(order.batch(step))], z=ve.draw_noise(SHAPE, generator=draws), t=t)
         with torch.no_grad():
             target = public(x_t, t)
-        losses.denoising(made(x_t, t), x_0=target, scale=ve.error_scale(t)).backward()
-        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(losses.denoising(made(x_t, t), x_0=target, scale=ve.error_scale(t)), made, optimizer)
 
 
 def _distances(network: torch.nn.Module, ve: Dynamics, pairs: tuple[Tensor, Tensor], budget: Budget) -> list[float]:
@@ -141,10 +138,7 @@ def _distances(network: torch.nn.Module, ve: Dynamics, pairs: tuple[Tensor, Tens
             flow.train()
         rows = torch.from_numpy(order.batch(step))
         x_0_hat = flow(x_T[rows], at_time(x_T[rows], T_MAX), x_anchor=None)
-        losses.pseudo_huber(x_0_hat, x_0[rows]).mean().backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(losses.pseudo_huber(x_0_hat, x_0[rows]).mean(), flow, optimizer)
     return found
 
 
