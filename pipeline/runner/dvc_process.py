@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from ifm.errors import UserError, in_a_line
-from pipeline.runner import lockfile
+from pipeline.runner import lockfile, warm
 from pipeline.runner.parent import STARTER, end_with_parent
 from pipeline.runner.schedule import Graph
 
@@ -71,6 +71,8 @@ def repro(name: str, log: Path, environment: Mapping[str, str], order: Sequence[
 
     def work() -> int:
         os.environ.update(environment)
+        if (waiting := warm.fork()) is not None:
+            warm.lend(waiting)
         status = _dvc("--wait-for-lock", "repro", "--single-item", name)
         lockfile.put_in_order(order)
         return status

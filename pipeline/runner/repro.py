@@ -22,11 +22,11 @@ from ifm.errors import UserError, in_a_line
 from ifm.files import FileError, write_json
 from ifm.progress import in_words
 from ifm.tracking import locallog, store
-from pipeline.runner import dvc_process, lockfile, paths, records, show
+from pipeline.runner import dvc_process, lockfile, paths, records, show, warm
 from pipeline.runner.branches import FOLDER, ORDER, POLL, Runner, asked_to_stop, log_file, read
 from pipeline.runner.dvc_process import Plan
 from pipeline.runner.schedule import Graph
-from pipeline.runner.slots import default_jobs
+from pipeline.runner.slots import default_jobs, slots
 
 SECONDS = FOLDER / "seconds.json"  # how long each stage took the last time
 ENDING = 3.0  # seconds for the processes of a runner that was killed to end, too: they hold its lock
@@ -49,6 +49,7 @@ def repro(targets: Sequence[str], *, jobs: int | None, screen: show.Show) -> int
     rest = [name for name in plan.graph.order if name not in plan.unchanged]
     if rest:
         screen.line(_beginning(plan, rest, jobs))
+        warm.load([plan.commands[name] for name in rest], slots(jobs)[0])
         runner = Runner(plan, jobs, screen, seconds, unchanged=plan.unchanged)
         if status := _run(runner):
             return status

@@ -134,7 +134,7 @@ def test_chance_is_the_binomial_law_of_the_most_frequent_class(right):
     p = at_least(right, 100, 0.5)
     assert bool(found) == (p > 0.01)
     if found:
-        assert f"right on {right} of 100 test images ({right:.1f} %), which is no better than chance" in found[0]
+        assert f"right on {right} of 100 test examples ({right:.1f} %), which is no better than chance" in found[0]
         assert f"p = {p:.2g}" in found[0]
 
 
@@ -153,13 +153,13 @@ def test_a_test_part_that_cannot_say(labels, says):
     found = cautions.of_classifier(np.array(labels), np.array(labels), of_train=[5, 5, 5])
     assert bool(found) is says
     if says:
-        assert f"{len(labels)} test images cannot say whether the classifier judges at all" in found[0]
+        assert f"{len(labels)} test examples cannot say whether the classifier judges at all" in found[0]
 
 
 def test_classes_that_were_not_trained_on_are_told():
     labels = np.arange(30) % 3
     (found,) = cautions.of_classifier(labels, labels, of_train=[4, 0, 4])
-    assert found.startswith("1 of the test images' 3 classes have no training image")
+    assert found.startswith("1 of the test examples' 3 classes have no training example")
 
 
 def test_labels_at_random_are_a_warning_in_the_reference_and_good_ones_are_none(tmp_path):
@@ -187,7 +187,7 @@ def test_one_class_is_refused_before_the_classifier_is_trained(tmp_path, classes
 
 def test_features_that_are_all_the_same_are_refused(tmp_path):
     white = Split(np.full((9, 1, 8, 8), 255, np.uint8))
-    with pytest.raises(UserError, match="pixels gives the same features for all 9 reference images, so it cannot"):
+    with pytest.raises(UserError, match="pixels gives the same features for all 9 reference examples, so it cannot"):
         built(tmp_path, white, white, extractor="pixels")
     train = labelled(40, seed=0)
     dead = SETTINGS.__dict__ | {"lr": 1e3}  # no unit answers any more, or none with a number
@@ -218,8 +218,8 @@ def test_features_and_samples_that_are_no_numbers_are_one_line():
         (2000, 3000, 64, []),
         (64, 3000, 64, ["64 samples for 64 features"]),
         (65, 3000, 64, ["65 samples are few"]),
-        (2000, 10, 2048, ["2,000 samples for 2,048 features", "10 reference images for 2,048 features"]),
-        (None, 99, 0, ["99 reference images are few"]),
+        (2000, 10, 2048, ["2,000 samples for 2,048 features", "10 reference examples for 2,048 features"]),
+        (None, 99, 0, ["99 reference examples are few"]),
     ],
 )
 def test_too_few_images_are_told(samples, real, dimension, said):
@@ -232,8 +232,8 @@ def test_duplicates_are_told_from_one_per_cent_on():
     counts = {"train": 10, "test": 0, "test_in_train": 2}
     assert cautions.of_duplicates(counts, train=1000, test=200) == []
     of_train, of_test = cautions.of_duplicates(counts, train=999, test=199)
-    assert of_train.startswith("10 of 999 training images repeat another")
-    assert of_test.startswith("2 of 199 test images are training images too")
+    assert of_train.startswith("10 of 999 training examples repeat another")
+    assert of_test.startswith("2 of 199 test examples are training examples too")
     assert cautions.of_duplicates(None, train=1, test=1) == []
 
 
@@ -695,10 +695,10 @@ def test_every_stage_on_data_that_hardly_judge(case, tmp_path, monkeypatch, caps
     if case == "one test image":
         files = {f"{c}/{i}.png": encoded(few[2 * i + k]) for k, c in enumerate("ab") for i in range(2)}
         changes = {"data__test_fraction": 0.1, "evaluate__neighbours": 2}
-        said = "1 test image cannot say whether the classifier judges at all"
+        said = "1 test example cannot say whether the classifier judges at all"
     else:
         files = {f"{'abc'[i % 3]}/{i}-{k}.png": encoded(x) for i, x in enumerate(few) for k in range(3)}
-        said = "test images are training images too"
+        said = "test examples are training examples too"
     values, tags = tiny_project(tmp_path, monkeypatch, files, **changes), {}
     branch = [teacher, trajectories, flow, select, sample, evaluate, diagnose]
     for stage in (fetch, preprocess_stage, reference, *branch, report):

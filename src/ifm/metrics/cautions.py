@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.01  # of the test that a classifier is better than chance
-FEW = 100  # images, below which any figure is mostly chance
-MANY = 0.01  # share of repeated images, from which figures feel it
+FEW = 100  # samples or examples, below which any figure is mostly chance
+MANY = 0.01  # share of repeated examples, from which figures feel it
 SEPARATOR = " | "  # of sentences in one cell of a table
 
 
 def of_classifier(said: np.ndarray, labels: np.ndarray, *, of_train: Sequence[int]) -> list[str]:
     """Whether a classifier's features mean anything, by its answers on the test part.
 
-    said, labels: int [n]; of_train: training images of each class. Its right answers are held against those of a
+    said, labels: int [n]; of_train: training examples of each class. Its right answers are held against those of a
     constant answer, the most frequent class: one-sided binomial test.
     """
     from scipy.stats import binomtest
@@ -28,20 +28,20 @@ def of_classifier(said: np.ndarray, labels: np.ndarray, *, of_train: Sequence[in
     unknown = [k for k in np.unique(labels) if not of_train[k]]
     if unknown:
         found.append(
-            f"{len(unknown)} of the test images' {len(np.unique(labels))} classes have no training image: "
+            f"{len(unknown)} of the test examples' {len(np.unique(labels))} classes have no training example: "
             "the classifier cannot know them."
         )
     constant = int(np.bincount(labels).max()) / n
     if constant**n > LEVEL:
         return [
             *found,
-            f"{_count(n, 'test image')} cannot say whether the classifier judges at all: right answers to all of them "
+            f"{_count(n, 'test example')} cannot say whether the classifier judges at all: right answers to all of them "
             "could be chance.",
         ]
     p = float(binomtest(right, n, constant, alternative="greater").pvalue)
     if p > LEVEL:
         found.append(
-            f"The classifier is right on {right} of {n} test images ({100 * right / n:.1f} %), which is no better than "
+            f"The classifier is right on {right} of {n} test examples ({100 * right / n:.1f} %), which is no better than "
             f"chance: always the most frequent class is right on {100 * constant:.1f} % (binomial test, p = {p:.2g}). "
             "Its features may be noise, and every figure with them."
         )
@@ -55,13 +55,13 @@ def of_duplicates(duplicates: Mapping[str, int] | None, *, train: int, test: int
     found = []
     if duplicates["train"] > MANY * train:
         found.append(
-            f"{duplicates['train']:,} of {train:,} training images repeat another: precision, recall, density and "
+            f"{duplicates['train']:,} of {train:,} training examples repeat another: precision, recall, density and "
             "coverage are off."
         )
     if duplicates["test_in_train"] > MANY * test:
         found.append(
-            f"{duplicates['test_in_train']:,} of {test:,} test images are training images too: accuracy, floor and "
-            "nearness to training data are not those of unseen images."
+            f"{duplicates['test_in_train']:,} of {test:,} test examples are training examples too: accuracy, floor and "
+            "nearness to training data are not those of unseen examples."
         )
     return found
 
@@ -69,7 +69,7 @@ def of_duplicates(duplicates: Mapping[str, int] | None, *, train: int, test: int
 def of_counts(samples: int | None, reference: int, dimension: int) -> list[str]:
     """Whether there are enough. samples: of a set; None: there are none yet. dimension: of a covariance; 0: none."""
     found = []
-    for count, what in ((samples, "sample"), (reference, "reference image")):
+    for count, what in ((samples, "sample"), (reference, "reference example")):
         if count is None:
             continue
         if count <= dimension:
@@ -83,10 +83,10 @@ def of_counts(samples: int | None, reference: int, dimension: int) -> list[str]:
 
 
 def of_unseen(count: int) -> list[str]:
-    """count: the images that training has not seen, to which copies of training images are compared."""
+    """count: the examples that training has not seen, to which copies of training examples are compared."""
     if count >= FEW:
         return []
-    return [f"{_count(count, 'unseen image')}: nearness to training data (near copies) is hardly measured."]
+    return [f"{_count(count, 'unseen example')}: nearness to training data (near copies) is hardly measured."]
 
 
 def told(record: Mapping[str, Any]) -> list[str]:

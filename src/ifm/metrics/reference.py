@@ -317,9 +317,8 @@ def _extractor(
         dinov2_class()  # fails before a gigabyte is fetched
         return Dinov2Extractor(find_dinov2(config.dinov2_path), sha256=config.weights_sha256, device=device)
     if config.extractor == "clap":
-        from ifm.metrics.clap import ClapExtractor, clap_class
+        from ifm.metrics.clap import ClapExtractor
 
-        clap_class()
         given = {"sound": Normalised.read(described.get("sound")), "sha256": config.weights_sha256}
         return ClapExtractor(find_clap(config.clap_path), **given, device=device)
     if config.extractor == "pixels":
@@ -354,7 +353,7 @@ def _check_spread(extractor: Extractor, found: np.ndarray) -> None:
         return
     why = "its training has failed: lower evaluate.classifier.lr, or " if extractor.name == "classifier" else ""
     raise UserError(
-        f"evaluate.extractor: {extractor.name} gives the same features for all {len(found)} reference images, so it "
+        f"evaluate.extractor: {extractor.name} gives the same features for all {len(found)} reference examples, so it "
         f"cannot judge; {why}use another extractor, or data that differ"
     )
 
