@@ -24,8 +24,8 @@ from pipeline.tools import params_file
 
 FOLDER = Path(__file__).parents[1] / "presets"
 # Of the others: trajectory.
-DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-classes"), "trajectory-consistency")
-BUDGETS = {"digits-classes": "digits"}  # whose values an objective sets for it
+DEFAULT_OBJECTIVES = dict.fromkeys(("digits", "digits-long", "digits-classes"), "trajectory-consistency")
+BUDGETS = {"digits-classes": "digits-long"}  # whose values an objective sets for it
 OBJECTIVES = FOLDER / "objectives"  # each with values for `all` presets, and for some by name
 CONDITIONS = FOLDER / "conditions"
 

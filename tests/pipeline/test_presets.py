@@ -43,6 +43,7 @@ def test_there_are_the_documented_presets():
         "imagefolder",
         "points",
         "digits-classes",
+        "digits-long",
         "tiny-shakespeare",
         "spoken-digits",
     }
@@ -107,12 +108,12 @@ def test_classes_are_asked_for_by_their_presets_and_by_condition():
     def of(name, **more):
         return parse(preset.parse_yaml(applied(name, **more)))
 
-    digits, classes = of("digits"), of("digits-classes")
+    digits, classes = of("digits-long"), of("digits-classes")
     assert (digits.condition.kind, digits.guidance.kind) == ("none", "none")
     assert (classes.condition.kind, classes.guidance.kind, classes.guidance.scale) == ("class", "cfg", [1.0, 4.0])
     same = {"condition", "guidance", "evaluate"}
     assert classes.model_dump(exclude=same) == digits.model_dump(exclude=same)
-    assert applied("digits-classes", condition="none") == TEXT
+    assert applied("digits-classes", condition="none") == applied("digits-long")
     assert of("cifar10", condition="class").condition.kind == "class"
     assert of("cifar10", condition="class").model_dump(exclude={"condition"}) == of("cifar10").model_dump(
         exclude={"condition"}

@@ -142,6 +142,7 @@ def test_several_pipelines_at_once_on_sqlite(use: Server, project: Path):
     check_all_there(project, ["one", "two", "three"], rows=60)
 
 
+@pytest.mark.slow  # as the one on SQLite
 def test_several_pipelines_at_once_on_postgresql(project: Path, monkeypatch: pytest.MonkeyPatch):
     if not (postgres_command("initdb") and postgres_command("postgres")):
         pytest.skip("needs PostgreSQL's initdb and postgres")

@@ -500,7 +500,7 @@ SLOW = [pytest.param(kind, form, marks=pytest.mark.slow) for kind in KINDS for f
     [
         ("points", "pt2"),
         ("rf-interval-scale-cross", "pt2"),  # with all that a graph may take
-        ("rf-interval-scale-cross", "onnx"),
+        pytest.param("rf-interval-scale-cross", "onnx", marks=pytest.mark.slow),
         *SLOW,
     ],
 )
