@@ -1,8 +1,9 @@
 """`python -m pipeline.tools.results TABLE STATE ...`: finished runs as reports/results/TABLE.csv.
 
-TABLE is `classes`, `modalities` or `teachers`. A state is what `make compare` takes: a commit, a branch, the name of a
-DVC experiment (`ifm sweep --seeds 0,1,2` makes one for each seed) or `workspace`. `--docs` writes the tables of
-docs/TABLE.md from the file instead. `--add` keeps the rows of the file that the runs do not have.
+TABLE is `classes`, `modalities`, `teachers` or `default-seeds`. A state is what `make compare` takes: a commit, a
+branch, the name of a DVC experiment (`ifm sweep --seeds 0,1,2` makes one for each seed) or `workspace`. `--docs` writes
+the tables of docs/TABLE.md from the file instead (default-seeds: of docs/interval.md). `--add` keeps the rows of the
+file that the runs do not have.
 """
 
 import argparse
@@ -34,7 +35,8 @@ class Results:
     """One file of results. metrics: its own, in the order of the docs. keeps: (record, its teacher's best) -> whether
     the record has rows. by: columns whose values have a line each in the docs. renamed: metrics that have another name
     in the file. ending: (params.yaml) -> what the model's name ends in. run: columns that name one training.
-    autoencoder: whether the figure of encoder and decoder alone has a row.
+    autoencoder: whether the figure of encoder and decoder alone has a row. shown_on: the docs page, where it has
+    another name.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Results:
     ending: Callable[[Mapping[str, Any]], str] = lambda params: ""
     run: tuple[str, ...] = ("data", "dynamics", "seed")
     autoencoder: bool = False
+    shown_on: str = ""
 
     @property
     def csv(self) -> Path:
@@ -52,7 +55,7 @@ class Results:
 
     @property
     def page(self) -> Path:
-        return Path("docs") / f"{self.name}.md"
+        return Path("docs") / f"{self.shown_on or self.name}.md"
 
     @property
     def mark(self) -> str:
@@ -119,7 +122,10 @@ TEACHERS = Results(
     run=("data", "dynamics", "model", "seed"),
     autoencoder=True,
 )
-TABLES = {results.name: results for results in (CLASSES, MODALITIES, TEACHERS)}
+SEEDS = Results(
+    "default-seeds", ("fid", "recall", "train_distance", "ratio"), _models, by=COLUMNS[:5], shown_on="interval"
+)
+TABLES = {results.name: results for results in (CLASSES, MODALITIES, TEACHERS, SEEDS)}
 
 
 def rows_of(side: Side, results: Results) -> list[dict[str, Any]]:

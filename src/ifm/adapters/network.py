@@ -109,7 +109,8 @@ class AdaptedNetwork(Network):
     def _asked(self, phi: Tensor) -> Tensor:
         """The angle of the level that the model is asked at, where the state's is phi.
 
-        From `high` to pi / 2 it rises on to `ceiling`, the level evenly in the angle: a flow must tell times apart there, too.
+        From `high` to pi / 2 it rises on to `ceiling`, the level evenly in the angle: a flow must tell times apart
+        there, too.
         """
         if self.ceiling == self.high:
             return phi.clamp(self.low, self.high)

@@ -35,14 +35,14 @@ def of_classifier(said: np.ndarray, labels: np.ndarray, *, of_train: Sequence[in
     if constant**n > LEVEL:
         return [
             *found,
-            f"{_count(n, 'test example')} cannot say whether the classifier judges at all: right answers to all of them "
-            "could be chance.",
+            f"{_count(n, 'test example')} cannot say whether the classifier judges at all: right answers to all of "
+            "them could be chance.",
         ]
     p = float(binomtest(right, n, constant, alternative="greater").pvalue)
     if p > LEVEL:
         found.append(
-            f"The classifier is right on {right} of {n} test examples ({100 * right / n:.1f} %), which is no better than "
-            f"chance: always the most frequent class is right on {100 * constant:.1f} % (binomial test, p = {p:.2g}). "
+            f"The classifier is right on {right} of {n} test examples ({100 * right / n:.1f} %), which is no better "
+            f"than chance: always the most frequent class is right on {100 * constant:.1f} % (binomial test, p = {p:.2g}). "
             "Its features may be noise, and every figure with them."
         )
     return found
