@@ -42,8 +42,8 @@ def of_classifier(said: np.ndarray, labels: np.ndarray, *, of_train: Sequence[in
     if p > LEVEL:
         found.append(
             f"The classifier is right on {right} of {n} test examples ({100 * right / n:.1f} %), which is no better "
-            f"than chance: always the most frequent class is right on {100 * constant:.1f} % (binomial test, p = {p:.2g}). "
-            "Its features may be noise, and every figure with them."
+            f"than chance: always the most frequent class is right on {100 * constant:.1f} % (binomial test, "
+            f"p = {p:.2g}). Its features may be noise, and every figure with them."
         )
     return found
 
