@@ -72,12 +72,12 @@ def test_every_objective_has_the_same_budget(name):
 def test_the_defaults_budget_by_hand():
     config = config_of("digits", "trajectory")
     assert objectives.teacher_evaluations(config) == 800 * 64
-    assert objectives.flow_evaluations(config) == 1400 * 64 * 1.25  # a quarter takes the anchor's extra pass
-    assert objectives.evaluations(config) == 800 * 64 + 4000 * 17 + 1400 * 64 * 1.25
+    assert objectives.flow_evaluations(config) == 1960 * 64 * 1.25  # a quarter takes the anchor's extra pass
+    assert objectives.evaluations(config) == 800 * 64 + 5000 * 17 + 1960 * 64 * 1.25
     config = config_of("digits", "interval")
-    assert objectives.evaluations(config) == 1800 * 64 * (1 + 2 * 0.5)
+    assert objectives.evaluations(config) == 2290 * 64 * (1 + 2 * 0.5)
     config = config_of("digits", "consistency", flow__velocity="teacher", teacher__kind="network")
-    assert objectives.evaluations(config) == 1600 * 64 * (2 + 2 + 0.25) + 800 * 64
+    assert objectives.evaluations(config) == 2030 * 64 * (2 + 2 + 0.25) + 800 * 64
 
 
 GUIDED = {"condition__kind": "class", "guidance__kind": "cfg", "guidance__scale": 2.0, "teacher__kind": "network"}
@@ -101,7 +101,7 @@ def test_guidance_is_counted(objective, velocity, per_step):
 
 def test_a_guided_path_costs_twice():
     plain, guided = (config_of("digits", "trajectory", **how) for how in ({}, GUIDED))
-    assert objectives.evaluations(guided) - objectives.evaluations(plain) == 4000 * 17
+    assert objectives.evaluations(guided) - objectives.evaluations(plain) == 5000 * 17
 
 
 POINTS = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
