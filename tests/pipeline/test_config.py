@@ -140,7 +140,7 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
         ),
         ({"teacher.checkpoint_every": 60}, "teacher: checkpoint_every (60) must be a multiple of log_every (50)"),
         (
-            {"flow.evaluate_every": 2200},
+            {"flow.steps": 2200, "flow.evaluate_every": 2200},
             "flow: evaluate_every = 2200 must be below steps = 2200: the last is judged anyway",
         ),
         (
