@@ -145,7 +145,7 @@ def test_waiting_for_rows_of_a_memory_map():
     (row,) = data.waiting(QUICK)
     assert row.value > 0
     assert row.ratio > 0
-    assert "GB in the page cache; a batch of 128 is waited for" in row.note
+    assert "GB in the page cache; a batch of 64 is waited for" in row.note
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
