@@ -213,9 +213,7 @@ def _show_as(words: Sequence[str]) -> None:
 
 
 def _available() -> int:
-    """Bytes of memory that can be had, as far as is known."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return LEAST_MEMORY
+    """Bytes of memory that can be had."""
+    import psutil
+
+    return psutil.virtual_memory().available
