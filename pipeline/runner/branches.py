@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ifm.progress import BESIDE, in_words
 from ifm.tracking.delivery import AFTER
-from pipeline.runner import dvc_process, lockfile, show
+from pipeline.runner import dvc_process, groups, lockfile, show
 from pipeline.runner.dvc_process import Plan, Process
 from pipeline.runner.schedule import Schedule
 from pipeline.runner.slots import slots
@@ -63,11 +63,14 @@ class Runner:
     def end(self) -> None:
         """Ends what runs: as asked, and by force what has not ended in time or is asked again."""
         asked, self.stopped = self.stopped, 0
+        # A terminal that was closed is no reason to lose the steps since the last checkpoint: stages know Ctrl-C.
+        told = {0: signal.SIGTERM, signal.SIGHUP: signal.SIGINT}.get(asked, asked)
         for process in self._running.values():
-            process.signal(asked or signal.SIGTERM)
+            process.signal(told)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and not self.stopped:
-            if all([process.poll() is not None for process in self._running.values()]):
+            # DVC ends at once, its stage when it has kept a checkpoint and closed its run.
+            if not any([process.poll() is None or groups.lives(process.pid) for process in self._running.values()]):
                 break
             time.sleep(POLL)
         for process in self._running.values():
@@ -154,15 +157,17 @@ class Runner:
 
 @contextmanager
 def asked_to_stop(runner: Runner) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal end the stages, too, and then this process; a second one at once."""
+    """Ctrl-C, SIGTERM and a closed terminal end the stages, too, and then this process; a second one at once.
+
+    What this process was started to ignore it goes on ignoring: SIGHUP under nohup, SIGINT in a shell's background.
+    """
 
     def stop(number: int, frame: object) -> None:
         runner.stopped = number
 
-    numbers = [signal.SIGTERM, signal.SIGHUP]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        numbers.append(signal.SIGINT)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:

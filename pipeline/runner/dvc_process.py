@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from ifm.errors import UserError, in_a_line
-from pipeline.runner import lockfile, warm
+from pipeline.runner import groups, lockfile, warm
 from pipeline.runner.parent import STARTER, end_with_parent
 from pipeline.runner.schedule import Graph
 
@@ -54,8 +54,7 @@ class Process:
 
     def signal(self, number: int) -> None:
         """To the whole group: DVC, the stage, and what it started there."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+        groups.tell(self.pid, number)
 
 
 def load() -> None:
@@ -174,7 +173,8 @@ def _child(parent: int, log: Path, work: Callable[[], int]) -> NoReturn:
         os.setpgid(0, 0)
         end_with_parent()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if os.getppid() == parent:  # it might have ended before `end_with_parent`

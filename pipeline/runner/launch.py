@@ -112,15 +112,19 @@ def _end(process: subprocess.Popen, module: str) -> None:
     import psutil
 
     deadline = time.monotonic() + PATIENCE
-    family = psutil.Process(process.pid).children(recursive=True)
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:  # it has ended by itself
+        return
     working = [one for one in family if _runs(one, module)]
     if not working:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
         return
-    for one in [psutil.Process(process.pid), *family]:
+    for pid in [process.pid, *(one.pid for one in family)]:
         with suppress(psutil.Error):
+            one = psutil.Process(pid)
             one.send_signal(signal.SIGTERM if one in working else signal.SIGSTOP)
     while any(_lives(one) for one in working) and time.monotonic() < deadline:
         time.sleep(0.05)

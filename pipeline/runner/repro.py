@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,14 +23,22 @@ from ifm.errors import UserError, in_a_line
 from ifm.files import FileError, write_json
 from ifm.progress import in_words
 from ifm.tracking import locallog, store
-from pipeline.runner import dvc_process, lockfile, paths, records, show, warm
-from pipeline.runner.branches import FOLDER, ORDER, POLL, Runner, asked_to_stop, log_file, read
+from pipeline.runner import dvc_process, groups, lockfile, paths, records, show, warm
+from pipeline.runner.branches import FOLDER, ORDER, PATIENCE, POLL, Runner, asked_to_stop, log_file, read
 from pipeline.runner.dvc_process import Plan
 from pipeline.runner.schedule import Graph
 from pipeline.runner.slots import default_jobs, slots
 
 SECONDS = FOLDER / "seconds.json"  # how long each stage took the last time
 ENDING = 3.0  # seconds for the processes of a runner that was killed to end, too: they hold its lock
+
+
+class Stopped(Exception):
+    """A signal asked for the end while no stage ran."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def repro(targets: Sequence[str], *, jobs: int | None, screen: show.Show) -> int:
@@ -97,7 +106,8 @@ def _checked(plan: Plan, runner: Runner, *, without: frozenset[str]) -> list[str
         while process.poll() is None and not runner.stopped:
             time.sleep(POLL)
         if runner.stopped:
-            raise KeyboardInterrupt
+            groups.end(process.pid, signal.SIGTERM, patience=PATIENCE)
+            raise Stopped(runner.stopped)
     if process.status:
         raise UserError(f"the check after the run ended with: {show.why(read(process.log), process.status)}")
     return show.ran(read(process.log))
@@ -189,10 +199,13 @@ def main(check: Callable[[], None] = _check_params) -> None:
         check()
         with _alone():
             status = repro(given.targets, jobs=given.jobs, screen=screen)
-    except KeyboardInterrupt:
-        sys.exit("ifm repro: stopped; the same command starts again")
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("ifm repro: stopped; the same command starts again", file=sys.stderr)
+        status = 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except UserError as error:
         sys.exit(f"ifm repro: {error}")
+    except OSError as error:
+        sys.exit(f"ifm repro: {error.filename or FOLDER}: {error.strerror or in_a_line(error)}")
     finally:
         screen.close()
     sys.exit(status)

@@ -28,13 +28,13 @@ class Show:
         self._said: set[str] = set()
 
     def line(self, text: str) -> None:
-        if self._terminal:
-            from tqdm import tqdm
-
-            tqdm.write(text, file=sys.stderr)
-            return
         with suppress(OSError):  # a terminal that was closed
-            print(text, flush=True)
+            if self._terminal:
+                from tqdm import tqdm
+
+                tqdm.write(text, file=sys.stderr)
+            else:
+                print(text, flush=True)
 
     def once(self, text: str) -> None:
         """What several stages say is passed on once."""
@@ -49,15 +49,18 @@ class Show:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread: this process forks
-        while len(self._bars) < len(rows):
-            bar = tqdm(bar_format="{desc}", position=len(self._bars), leave=False, dynamic_ncols=True, file=sys.stderr)
-            self._bars.append(bar)
-        for bar, text in zip(self._bars, [*rows, *[""] * len(self._bars)], strict=False):
-            bar.set_description_str(text)
+        with suppress(OSError):
+            while len(self._bars) < len(rows):
+                at = len(self._bars)
+                bar = tqdm(bar_format="{desc}", position=at, leave=False, dynamic_ncols=True, file=sys.stderr)
+                self._bars.append(bar)
+            for bar, text in zip(self._bars, [*rows, *[""] * len(self._bars)], strict=False):
+                bar.set_description_str(text)
 
     def close(self) -> None:
-        for bar in reversed(self._bars):
-            bar.close()
+        with suppress(OSError):
+            for bar in reversed(self._bars):
+                bar.close()
         self._bars.clear()
 
 

@@ -73,7 +73,7 @@ def load(commands: Iterable[str], environment: Mapping[str, str]) -> None:
 
 @dataclass
 class Waiting:
-    """A fork that waits to be told which stage it is."""
+    """A fork that waits to be told which stage it is. Raises BrokenPipeError where it has ended before that."""
 
     pid: int
     _pipe: int
@@ -81,8 +81,12 @@ class Waiting:
     def become(self, words: Sequence[str], environment: Mapping[str, str], folder: str) -> int:
         """Has it run `python -m MODULE WORDS...`, and waits: the exit status, of one ended by signal n, -n."""
         told = json.dumps({"words": list(words), "environment": dict(environment), "folder": folder})
-        with os.fdopen(self._pipe, "w", encoding="utf-8") as pipe:
-            pipe.write(told)
+        try:
+            with os.fdopen(self._pipe, "w", encoding="utf-8") as pipe:
+                pipe.write(told)
+        except BrokenPipeError:
+            os.waitpid(self.pid, 0)
+            raise
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -132,8 +136,13 @@ def lend(waiting: Waiting) -> bool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: Ctrl-C is the stage's
         try:
             status = left.pop().become(words, options["env"], os.fspath(options["cwd"]))
+        except BrokenPipeError:  # the system took it while it waited
+            status = None
         finally:
             signal.signal(signal.SIGINT, before)
+        if status is None:
+            plain(executable, cmd, **options)
+            return
         if status:
             raise StageCmdFailedError(cmd, status)
 

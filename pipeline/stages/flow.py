@@ -13,7 +13,7 @@ from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_states
 from ifm.data.trajectories import TrajectoryMetadata
 from ifm.exact import ExactTeacher
-from ifm.guidance import Guidance, Guided
+from ifm.guidance import Guidance, Guided, GuidedMean
 from ifm.hardware.processes import ProcessExchange, make_accelerator
 from ifm.model import IntegrationFlow, Teacher, build_flow
 from ifm.networks import build_network
@@ -85,30 +85,39 @@ class Ingredients:
         self.used["images"] = self._images.metadata.splits["train"].sha256
         return self._images
 
-    def pairs(self) -> dict[str, Any]:
-        """The arguments of `draw_pairs` that are the same for every objective."""
-        # Without a denoiser to ask, a guided flow learns what it does without a class too.
-        drop = self._drop if self.guidance is not None and self.config.velocity == "pair" else 0.0
-        vary = varying(self.flow.condition_kind, drop=drop)
+    def pairs(self, *, drop: bool = False) -> dict[str, Any]:
+        """The arguments of `draw_pairs` that are the same for every objective. drop: leave classes out."""
+        vary = varying(self.flow.condition_kind, drop=self._drop if drop else 0.0)
         return {**self._batches, "read_condition": self._read_condition, "vary": vary}
 
-    def mean(self) -> Mean | None:
-        """Where velocities come from (flow.velocity): a pair's own (None), the mean over data, a teacher; guided."""
+    def mean(self, *, led: bool = True) -> Mean | None:
+        """Where velocities come from (flow.velocity): a pair's own (None), the mean over data, a teacher.
+
+        led: guided, which asks the teacher in any case.
+        """
         if self.config.velocity == "pair":
             return None
-        if self.config.velocity == "reference":
-            told = {"kind": self.flow.condition_kind, "read_condition": self._read_condition}
-            size = self.config.reference_batch
-            mean = mean_over_reference(
-                self.accelerator, self.flow.dynamics, self.images(), size=size, **self._batches, **told
-            )
-            return mean if self.guidance is None else partial(self._guided, mean)
-        self.used["teacher"] = pretrained.describe(paths.teacher(self._d))["sha256"]
-        teacher = _teacher_of(self._d, self.accelerator.device, self.guidance)
-        return lambda step: teacher
+        guidance = self.guidance if led else None
+        if self.config.velocity == "teacher":
+            teacher = self._teacher(guidance)
+            return lambda step: teacher
+        told = {"kind": self.flow.condition_kind, "read_condition": self._read_condition}
+        mean = mean_over_reference(
+            self.accelerator,
+            self.flow.dynamics,
+            self.images(),
+            size=self.config.reference_batch,
+            **self._batches,
+            **told,
+        )
+        if guidance is None:
+            return mean
+        guide = self._teacher(guidance)
+        return lambda step: GuidedMean(mean(step), guide)
 
-    def _guided(self, mean: Mean, step: int) -> Guided:
-        return self.guidance.around(mean(step), self.flow.condition_kind)
+    def _teacher(self, guidance: Guidance | None) -> Any:
+        self.used["teacher"] = pretrained.describe(paths.teacher(self._d))["sha256"]
+        return _teacher_of(self._d, self.accelerator.device, guidance)
 
     @cached_property
     def _batches(self) -> dict[str, Any]:

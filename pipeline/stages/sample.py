@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from ifm import modalities, pretrained
-from ifm.files import fresh_folder, write_json
+from ifm.files import fresh_folder, new_array, write_json
 from ifm.guidance import Guidance
 from ifm.hardware.memory import peak_memory
 from ifm.hardware.processes import make_accelerator
@@ -204,9 +204,7 @@ def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | 
     for name, sampler, sets, w in progress([*main, *besides], label=f"sample {stage.dynamics}", unit="sampler"):
         file, total = None, sets * config.sample.count
         if out is not None:
-            file = np.lib.format.open_memmap(
-                out / f"{name}.npy", "w+", dtype=np.dtype(plan.modality.dtype), shape=(total, *plan.outside)
-            )
+            file = new_array(out / f"{name}.npy", plan.modality.dtype, (total, *plan.outside))
         if out is not None:  # before its memory is measured: a first call makes what all others use
             stage.run.timings[f"seconds_batch_1.{name}"] = seconds_per_image(sampler, **common, batch_size=1)
         with peak_memory(common["device"]) as peak:

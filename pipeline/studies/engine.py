@@ -198,7 +198,9 @@ def count(text: str) -> int:
 
 def command(work: Callable[[], int], name: str, folder: Path, *, alone: bool) -> NoReturn:
     """Runs a command's work and exits with its status; what a user can mend is one line. alone: one such at a time."""
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup
+            signal.signal(number, terminate)
     try:
         if not alone:
             sys.exit(work())

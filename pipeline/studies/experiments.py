@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from ifm import checkout
 from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.progress import is_line
-from pipeline.runner import paths
+from pipeline.runner import groups, paths
+from pipeline.runner.parent import end_with_parent
 from pipeline.runner.stage import of_dvc, outputs
 from pipeline.studies.workers import Job
 
@@ -43,7 +43,14 @@ class DvcProcess:
         }
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=around, start_new_session=True)
+            process = subprocess.Popen(
+                words,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=around,
+                start_new_session=True,
+                preexec_fn=end_with_parent,  # or it would go on beside the command's next start
+            )
         return cls(process, log)
 
     def ended(self) -> bool:
@@ -61,14 +68,9 @@ class DvcProcess:
 
     def end(self) -> None:
         """Ends DVC and the stage it runs, which keeps its checkpoint; nothing where it has ended."""
-        if self.ended():
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(TERMINATION)
-                return
+        if not self.ended():
+            groups.end(self.process.pid, signal.SIGTERM, patience=TERMINATION)
+            self.process.wait()
 
     def _text(self) -> str:
         return self.log.read_bytes().decode(errors="replace")
@@ -188,8 +190,8 @@ def check_checkout() -> str:
     if missing := checkout.missing_identity(Path.cwd()):
         how = " and ".join(f"git config {key} ..." for key in missing)
         raise UserError(f"Git does not know your {' and '.join(missing)}, and experiments are commits: {how}")
-    changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()]
-    changed = [name for name in changed if name != "dvc.lock" and not name.startswith("reports/")]
+    changed = git("diff", "--name-only", "--relative", "-z", "HEAD", "--", ".", ":!dvc.lock", ":!reports")
+    changed = [name for name in changed.split("\0") if name]
     if changed:
         shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise UserError(f"uncommitted changes in {shown}: an experiment starts from a commit; commit or stash them")

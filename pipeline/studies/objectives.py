@@ -30,10 +30,11 @@ COMPARED = {"points": {"teacher.steps": 4600}}
 
 
 def needs_teacher(config: Config) -> bool:
-    """Whether the flow is trained on a teacher's paths, from its weights, or by its velocities."""
-    flow, guided = config.flow, config.guidance.kind != "none"  # guided, `data` asks too
-    asks = flow.velocity == "teacher" and any(
-        each.takes_velocities or (guided and not each.needs_paths) for each in objectives.of(flow).values()
+    """Whether the flow is trained on a teacher's paths, from its weights, by its velocities, or led by it."""
+    flow, by_teacher, guided = config.flow, config.flow.velocity == "teacher", config.guidance.kind != "none"
+    asks = any(
+        (by_teacher and each.takes_velocities) or (guided and not (each.leads_itself and not by_teacher))
+        for each in objectives.of(flow).values()
     )
     return objectives.needs_paths(flow) or flow.init == "teacher" or asks
 

@@ -64,7 +64,10 @@ def _nearest(lines: Sequence[Headline]) -> list[str]:
         if line.nearest[0] and line.nearest[2]:
             title = TITLES.get(line.dynamics, line.dynamics)
             found.append(f"- {title}: flow {flow}, teacher {teacher}, test images {unseen}")
-    said = "Median distance to the nearest training image; copies would be nearer than test images are:"
+    said = (
+        "Median distance to the nearest training image. If the samples were copies, it would be below that of the test "
+        "images:"
+    )
     return ["", said, "", *found] if found else []
 
 

@@ -10,9 +10,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ifm.errors import UserError, in_a_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -135,20 +138,32 @@ def inside(folder: Path, name: str) -> Path:
 @contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder that replaces `path` as a whole at the end. After an error nothing is left of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in FULL or isinstance(error, StorageError):
+        if error.errno not in FULL | REFUSED or isinstance(error, StorageError):
             raise
         raise unwritable(path, error, size=None) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> "np.memmap":
+    """A .npy file of zeros, mapped for writing. Raises OSError where the disk has no room for it."""
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    # A full disk met while writing through the map would kill the process without a word.
+    if hasattr(os, "posix_fallocate") and array.nbytes:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+    return array
 
 
 def located(path: str, root: Path) -> Path:

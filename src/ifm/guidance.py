@@ -8,7 +8,7 @@ interval of noise levels b / a w is 1 (Kynkäänniemi et al. 2024).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -111,22 +111,55 @@ class Guided(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor:
         """D_w: [B, ...]. t: [B] or [1]. Raises ValueError where w is neither given nor brought."""
         D_c = self.teacher(x_t, t, condition=condition)
+        w = self.scales(x_t, t, condition=condition)
+        return D_c if w is None else combined(self.without(x_t, t, condition=condition), D_c, w)
+
+    def scales(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor | None:
+        """w of each sample, 1 where it does not count: [B]; None where it is 1 for all."""
         if self.w == 1:
-            return D_c
+            return None
         inside = within(self.dynamics, t, self.interval)  # [B] or [1]
         if self.interval is not None and not bool(inside.any()):
-            return D_c
+            return None
+        return only(inside, scale_of(self.w, condition, x_t))
+
+    def without(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor:
+        """D_0: [B, ...]."""
         if self.weaker is not None:
-            D_0 = self.weaker(x_t, t, condition=condition)
-        else:
-            D_0 = self.teacher(x_t, t, condition=self.condition_kind.none(len(x_t)).to(x_t.device))
-        return combined(D_0, D_c, scale_of(self.w, condition, x_t), inside=inside)
+            return self.weaker(x_t, t, condition=condition)
+        return self.teacher(x_t, t, condition=self.condition_kind.none(len(x_t)).to(x_t.device))
 
 
-def combined(D_0: Tensor, D_c: Tensor, w: Tensor, *, inside: Tensor) -> Tensor:
-    """D_0 + w (D_c - D_0), D_c where not `inside`: [B, ...]. w: [B]. At w = 0 and 1 it is D_0 and D_c, to the bit."""
-    w = torch.where(inside, w, torch.ones_like(w))
+class GuidedMean(nn.Module):
+    """D_w of a mean over data, D_c + (w - 1) (D_c' - D_0'): the mean is D_c, and a teacher's D_c' - D_0' leads it.
+
+    The mean over a reference that holds the pair's own x_0 (`ifm.objectives.pairs`) has the right expectation for D_c
+    alone. For D_0 it has not: the own x_0 is always of class c, and at low noise it has all the weight. Such a D_0 is
+    D_c there, and leads nowhere (docs/classes.md).
+    """
+
+    def __init__(self, mean: Callable[..., Tensor], guide: Guided) -> None:
+        """mean: (x_t, t, condition=...) -> D_c."""
+        super().__init__()
+        self.mean, self.guide = mean, guide
+
+    def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor:
+        """D_w: [B, ...]. t: [B] or [1]. The teacher is asked twice where w counts, and not at all elsewhere."""
+        D_c, w = self.mean(x_t, t, condition=condition), self.guide.scales(x_t, t, condition=condition)
+        if w is None:
+            return D_c
+        way = self.guide.teacher(x_t, t, condition=condition) - self.guide.without(x_t, t, condition=condition)
+        return D_c + expand(w - 1, way) * way
+
+
+def combined(D_0: Tensor, D_c: Tensor, w: Tensor) -> Tensor:
+    """D_0 + w (D_c - D_0): [B, ...]. w: [B]. At w = 0 and 1 it is D_0 and D_c, to the bit."""
     return torch.lerp(D_0, D_c, expand(w, D_c).to(D_c.dtype))
+
+
+def only(inside: Tensor, w: Tensor) -> Tensor:
+    """w [B] where `inside`, 1 elsewhere."""
+    return torch.where(inside, w, torch.ones_like(w))
 
 
 def scale_of(w: float | None, condition: Condition, x: Tensor) -> Tensor:

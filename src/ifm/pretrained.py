@@ -209,7 +209,7 @@ def load_flow(folder: Path) -> IntegrationFlow:
             two_times=_true_or_false({"two_times": False} | description, "two_times"),
         ).eval()
         can = {"takes_anchor": flow.takes_anchor, "two_times": isinstance(flow, IntervalFlow)}
-        flow.samplers = recorded.read(description, t_max=flow.dynamics.t_max, **can)
+        flow.samplers = recorded.read(description, t_min=flow.dynamics.t_min, t_max=flow.dynamics.t_max, **can)
         found = Guidance.of(description.get("guidance"))
         flow.guidance = None if found is None else found.describe()
         flow.of_data, flow.decoder = modalities.recorded(description), _decoder(folder, description)

@@ -83,7 +83,8 @@ class Streams:
         """U[0, 1): [B]."""
         import torch
 
-        return torch.tensor([s.random() for s in self._streams], dtype=torch.float32)
+        drawn = torch.tensor([s.random() for s in self._streams], dtype=torch.float32)
+        return drawn.clamp_max_(1 - 2**-24)  # rounding from float64 would make 1 of the largest
 
     def chi_square(self, degrees: float) -> "Tensor":
         """chi-square with `degrees` degrees of freedom: [B]."""

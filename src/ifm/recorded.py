@@ -13,6 +13,7 @@ from typing import Any
 KEY = "samplers"  # of ifm.json
 BY_STEP = "one_step_by_training_step"  # likewise: what stage select measured of the states of before the end
 KINDS = ("one_step", "anchor", "renoise", "chain")
+ROUNDING = 1e-6  # of times: float32 against float64
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Way:
         return self.sampler + (f" at t = {', '.join(f'{t:g}' for t in self.times)}" if self.times else "")
 
 
-def read(description: Mapping[str, Any], *, t_max: float, takes_anchor: bool, two_times: bool) -> dict[int, Way]:
+def read(
+    description: Mapping[str, Any], *, t_min: float, t_max: float, takes_anchor: bool, two_times: bool
+) -> dict[int, Way]:
     """The samplers of an ifm.json by number of evaluations; {} where it records none.
 
     Raises ValueError that names the entry: what another flow or a person wrote need not fit this one.
@@ -40,7 +43,7 @@ def read(description: Mapping[str, Any], *, t_max: float, takes_anchor: bool, tw
     found = description.get(KEY, {})
     if not isinstance(found, Mapping):
         raise ValueError(f"{KEY} must be an object, got {type(found).__name__}")
-    return {_steps(name): _way(name, entry, t_max, takes_anchor, two_times) for name, entry in found.items()}
+    return {_steps(name): _way(name, entry, t_min, t_max, takes_anchor, two_times) for name, entry in found.items()}
 
 
 def _steps(name: str) -> int:
@@ -49,7 +52,7 @@ def _steps(name: str) -> int:
     return int(name)
 
 
-def _way(name: str, entry: Any, t_max: float, takes_anchor: bool, two_times: bool) -> Way:
+def _way(name: str, entry: Any, t_min: float, t_max: float, takes_anchor: bool, two_times: bool) -> Way:
     kind, times = (entry.get("sampler"), entry.get("times")) if isinstance(entry, Mapping) else (None, None)
     can = {"one_step": name == "1", "anchor": takes_anchor, "renoise": True, "chain": two_times}
     if not isinstance(kind, str) or not can.get(kind, False):
@@ -60,14 +63,16 @@ def _way(name: str, entry: Any, t_max: float, takes_anchor: bool, two_times: boo
     if kind != "renoise" or not isinstance(times, list) or not all(map(_number, times)) or len(times) != int(name):
         raise ValueError(f"{KEY}.{name}.times must be {name} numbers, of renoise")
     times = tuple(map(float, times))
-    check_times(times, t_max)
+    check_times(times, t_min=t_min, t_max=t_max)
     return Way(kind, times)
 
 
-def check_times(times: tuple[float, ...], t_max: float) -> None:
-    """Raises ValueError for times at which `renoise` cannot map: the first is t_max, where x_T is, none is above it."""
-    if not times or times[0] != t_max or not all(0 <= t <= t_max for t in times):
-        raise ValueError(f"times of renoise must start with t_max = {t_max:g} and stay within it, got {list(times)}")
+def check_times(times: tuple[float, ...], *, t_min: float, t_max: float) -> None:
+    """Raises ValueError for times at which `renoise` cannot map: the first is t_max (of x_T), none below t_min."""
+    if not times or times[0] != t_max or not all(t_min * (1 - ROUNDING) <= t <= t_max for t in times):
+        raise ValueError(
+            f"times of renoise must start with t_max = {t_max:g} and be at least t_min = {t_min:g}, got {list(times)}"
+        )
 
 
 def _number(value: Any) -> bool:

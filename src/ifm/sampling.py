@@ -137,7 +137,7 @@ def flow_sampler(flow: IntegrationFlow, *, kind: str, steps: int, times: Sequenc
     if kind not in (*KINDS, SELECTED):
         raise ValueError(f"unknown sampler {kind!r}; known: {', '.join((*KINDS, SELECTED))}")
     if times is not None:
-        check_times(tuple(times), flow.dynamics.t_max)
+        check_times(tuple(times), t_min=flow.dynamics.t_min, t_max=flow.dynamics.t_max)
         if kind != "renoise" or len(times) != steps:
             raise ValueError(f"{len(times)} times are for {len(times)} steps of sampler renoise, not {steps} of {kind}")
     way = way_of(flow, steps) if kind == SELECTED else Way(kind, None if times is None else tuple(times))

@@ -184,6 +184,8 @@ def test_what_is_read(tmp_path):
     [
         (b"\xff" * 99, {}, r"t.txt: is not UTF-8 \(byte 0\); save it so, or set data.text.unit: bytes"),
         (b"short", {}, "the train split has 5 characters, data.text.length = 8 needs as many"),
+        (b"a" * 99, {}, "the training text is one symbol, again and again"),
+        (b"ab\x00" * 40, {}, "has NUL characters, so it is hardly text; remove them, or set data.text.unit: bytes"),
         ("".join(map(chr, range(300, 1500))).encode(), {"representation": "one_hot"}, "has 1,20. different characters"),
     ],
 )

@@ -14,12 +14,14 @@ import pytest
 
 from ifm.cli.main import main as ifm
 from ifm.config import parse
+from ifm.data.arrays import DataError
 from ifm.data.fetching import fetch
 from ifm.data.inputs import look
 from ifm.data.preprocessing import preprocess
 from ifm.data.sources import SOURCES, FetchError
 from ifm.data.splits import open_split
 from ifm.modalities.units import Units
+from ifm.random import stream
 from tests.support.pages import draw_nothing
 from tests.support.stages import points, run_graph
 
@@ -59,6 +61,24 @@ def test_there_and_back_to_float_tolerance():
     np.testing.assert_allclose(units.original(x), values, rtol=0, atol=1e-6 * STD.max() + 1e-12 * MEAN.max())
     back = Units.read({"points": json.loads(json.dumps(units.described()))})
     np.testing.assert_array_equal(back.original(x), units.original(x))
+
+
+@pytest.mark.parametrize("value", [1e200, 1e-170])
+def test_a_deviation_beyond_float64_is_told(value):
+    values = np.column_stack([np.arange(8.0), [0.0, value] * 4])
+    with pytest.raises(ValueError, match=r"column far has values from 0 to .* scale it"):
+        Units.of(values, ["near", "far"])
+
+
+def test_test_values_beyond_float32_are_told(tmp_path):
+    values = table()
+    values[:, 1] *= 1e-20
+    values[stream(0, "split").permutation(len(values))[0], 1] = 1e30  # a row of the test split
+    save(tmp_path / "x.parquet", values)
+    found = config(tmp_path / "x.parquet")
+    fetch(found, tmp_path / "raw")
+    with pytest.raises(DataError, match=f"column {COLUMNS[1]} has test values so far from the train split's"):
+        preprocess(found, tmp_path / "raw", tmp_path / "processed")
 
 
 def test_the_processed_form_is_standardised_by_the_train_split(tmp_path):
@@ -117,6 +137,7 @@ def bad(column: int, value: float) -> np.ndarray:
         (lambda f: save(f, bad(2, np.inf)), {}, "column when holds NaN, null or infinity"),
         (lambda f: save(f, table(8), one=[3.0] * 8), {}, r"column one is constant \(3\)"),
         (lambda f: save(f, table(8), city=list("abcdefgh")), {}, "column city holds string, not numbers"),
+        (lambda f: save(f, table(8)), {"labels": ""}, "data.array.labels: .*no column ''"),
         (lambda f: save(f, table(8), n=[1, None] * 4), {}, "column n holds NaN, null or infinity in 4 of 8"),
         (lambda f: save(f, table(8)), {"columns": ["age"]}, "data.array.columns: .*no column 'age'; it has height, "),
         (lambda f: save(f, table(8)), {"labels": "kind"}, "data.array.labels: .*no column 'kind'"),

@@ -1,5 +1,6 @@
 """Latents: encoded as diffusers encodes, drawn by the posterior, decoded back; mistakes are one line."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 
 from ifm import latents, modalities
 from ifm.data.arrays import ImageSet
@@ -191,6 +193,9 @@ def test_mistakes_are_one_line(folders, tmp_path):
     told = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(told | {"_class_name": "VQModel"}))
     refused(other, "the autoencoder is of class VQModel; known: AutoencoderKL")
+    (other / "config.json").write_text(json.dumps({k: v for k, v in told.items() if k != "scaling_factor"}))
+    old = latents.look_up(str(other), revision=None, root=tmp_path)  # as before diffusers wrote it
+    assert old.scaling[0] == inspect.signature(AutoencoderKL.__init__).parameters["scaling_factor"].default
     (other / "config.json").write_text(json.dumps(told | {"latents_mean": [0.0, 0.0]}))
     refused(other, "has latents_mean")
     (other / "config.json").write_text(json.dumps(told | {"block_out_channels": [8, 16]}))

@@ -1,5 +1,6 @@
 """Guidance: closed forms, exact ends, keyed draws, and what a flow with guidance inside learns."""
 
+import itertools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,12 +12,12 @@ from accelerate import Accelerator
 
 from ifm import dynamics, pretrained
 from ifm.conditions.base import varying
-from ifm.conditions.classes import Classes, ClassLabels
+from ifm.conditions.classes import Classes, ClassLabels, scales_between
 from ifm.config import ConfigError, parse, read_params
 from ifm.data.splits import open_split
 from ifm.errors import UserError
 from ifm.exact import ExactTeacher
-from ifm.guidance import Guidance, Guided, combined, solver_evaluations, within
+from ifm.guidance import Guidance, Guided, GuidedMean, combined, only, solver_evaluations, within
 from ifm.hardware.devices import RowReader
 from ifm.model import IntervalFlow, Teacher, build_flow
 from ifm.networks import build_network, load_network
@@ -49,10 +50,9 @@ def network(kind=THREE, shape=(2,), **options):
     return build_network(kind=name, shape=shape, condition=kind, **{"takes_anchor": False} | options, **NETWORK).eval()
 
 
-def direct(d, x, t, rows):
-    """E[x_0 | x_t] over some of DATA, summed point by point in float64 from the density of z = (x - a x_i) / b."""
+def shares(d, x, t, rows):
+    """The probability of each of some of DATA that it made x_t, in float64 from the density of z = (x - a x_i) / b."""
     a, b = (float(c[0]) for c in (d.coefficients(t[None]).a, d.coefficients(t[None]).b))
-    total, weighted = 0.0, torch.zeros(2, dtype=torch.float64)
     z = torch.stack([(x - a * DATA[i]) / b for i in rows])
     squared = z.square().sum(dim=1)
     if d.gaussian:
@@ -60,9 +60,13 @@ def direct(d, x, t, rows):
     else:
         D = d.options["augmented_dimensions"]
         log_w = -(2 + D) / 2 * torch.log1p(squared / D)
-    for i, w in zip(rows, (log_w - log_w.max()).exp(), strict=True):
-        total, weighted = total + w, weighted + w * DATA[i]
-    return weighted / total
+    w = (log_w - log_w.max()).exp()
+    return w / w.sum()
+
+
+def direct(d, x, t, rows):
+    """E[x_0 | x_t] over some of DATA, summed point by point."""
+    return sum(w * DATA[i] for i, w in zip(rows, shares(d, x, t, rows), strict=True))
 
 
 @pytest.mark.parametrize("name", FIVE)
@@ -145,9 +149,55 @@ def test_combined_is_exact_at_both_ends_in_any_dtype():
     for dtype in (torch.float32, torch.float64):
         D_0, D_c = torch.randn(2, 50, dtype=dtype).unbind()
         D_0, D_c, inside = D_0[:, None], D_c[:, None], torch.ones(50, dtype=torch.bool)
-        assert torch.equal(combined(D_0, D_c, torch.zeros(50, dtype=dtype), inside=inside), D_0)
-        assert torch.equal(combined(D_0, D_c, torch.ones(50, dtype=dtype), inside=inside), D_c)
-        assert torch.equal(combined(D_0, D_c, torch.full((50,), 3.0, dtype=dtype), inside=~inside), D_c)
+        assert torch.equal(combined(D_0, D_c, torch.zeros(50, dtype=dtype)), D_0)
+        assert torch.equal(combined(D_0, D_c, torch.ones(50, dtype=dtype)), D_c)
+        assert torch.equal(combined(D_0, D_c, only(~inside, torch.full((50,), 3.0, dtype=dtype))), D_c)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_mean_over_data_is_led_without_bias(name):
+    """Over all references that hold the pair's own x_0, each by its probability given x_t and the class, it is D_w."""
+    d, w, size = dynamics.build(name), 3.0, 3
+    whole = ExactTeacher(DATA, d, kind=THREE, have=ClassLabels(OWN))
+    exact = Guided(whole, THREE, w=w)
+    references, bias = list(itertools.combinations(range(len(DATA)), size)), []
+    for x, share, label in (([0.1, 0.2], 0.3, 0), ([0.5, -0.1], 0.12, 2), ([-0.3, 0.1], 0.4, 2)):
+        x = torch.tensor(x, dtype=torch.float64)
+        t = d.time_at(share * d.angle(torch.tensor([d.t_max]).double()))
+        asked = {"condition": ClassLabels(torch.tensor([label]))}
+        own = [i for i in range(len(DATA)) if OWN[i] == label]
+        led, by_itself = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for i, chance in zip(own, shares(d, x, t[0], own), strict=True):
+            holding = [list(rows) for rows in references if i in rows]
+            for rows in holding:
+                mean = ExactTeacher(DATA[rows], d, kind=THREE, have=ClassLabels(OWN[rows]))
+                led += chance / len(holding) * GuidedMean(mean, exact)(x[None], t, **asked)[0]
+                by_itself += chance / len(holding) * Guided(mean, THREE, w=w)(x[None], t, **asked)[0]
+        D_w = exact(x[None], t, **asked)[0]
+        torch.testing.assert_close(led, D_w, rtol=0, atol=1e-12)
+        bias.append(float((by_itself - D_w).norm()))
+    assert max(bias) > 0.05  # the mean's own D_0 is drawn to D_c
+
+
+def test_a_led_mean_is_the_mean_where_w_is_1_or_does_not_count():
+    d = dynamics.build("ve")
+    mean = ExactTeacher(DATA[:4], d, kind=THREE, have=ClassLabels(OWN[:4]))
+    x, t, asked = (
+        torch.randn(3, 2).double(),
+        torch.tensor([0.3, 0.4, 2.0]).double(),
+        ClassLabels(torch.tensor([0, 2, 0])),
+    )
+    D_c = mean(x, t, condition=asked)
+
+    def found(**how):
+        whole = ExactTeacher(DATA, d, kind=THREE, have=ClassLabels(OWN))
+        return GuidedMean(mean, Guided(whole, THREE, **how))(x, t, condition=asked)
+
+    assert torch.equal(found(w=1.0), D_c)
+    assert torch.equal(found(w=2.0, interval=(5.0, 9.0)), D_c)
+    partly = found(w=2.0, interval=(0.35, 0.5))
+    assert torch.equal(partly[[0, 2]], D_c[[0, 2]])
+    assert not torch.equal(partly[1], D_c[1])
 
 
 def test_labels_are_left_out_by_seed_step_and_sample_alone():
@@ -159,7 +209,7 @@ def test_labels_are_left_out_by_seed_step_and_sample_alone():
     assert torch.equal(first.labels[~out], given.labels[~out])
     assert bool((first.labels[out] == 3).all())
     assert 0.5 <= float(first.w.min()) < 0.52
-    assert 3.98 < float(first.w.max()) <= 4.0
+    assert 3.96 < float(first.w.max()) <= 4.0
     few = np.array([17, 3999, 4])
     alone = vary(given.rows(few), Streams(3, "drop", few, step=7))
     assert torch.equal(alone.labels, first.labels[few])
@@ -169,6 +219,20 @@ def test_labels_are_left_out_by_seed_step_and_sample_alone():
     assert varying(THREE, drop=0.0) is None is varying(None, drop=0.5)
     with pytest.raises(ValueError, match="does not know no class"):
         varying(THREE.told_to(drops=False, scale=None), drop=0.5)(given, Streams(0, "drop", range(4000)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.8), (0.0, 3.0), (0.5, 4.0), (1.0, 4.0), (2.0, 7.5)])
+def test_scales_are_drawn_by_their_law(low, high):
+    u = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    drawn = scales_between(low, high, u)
+    assert (float(drawn[0]), float(drawn[-1])) == (low, pytest.approx(high, rel=1e-12))
+    assert bool((drawn.diff() > 0).all())
+    w = torch.linspace(low, high, 400_001, dtype=torch.float64)  # the law by quadrature
+    below = torch.cumulative_trapezoid((1 / w).clamp_max(1), w)
+    for each in (0.1, 0.5, 0.9):
+        by_quadrature = w[int(torch.searchsorted(below / below[-1], each)) + 1]
+        assert float(drawn[round(each * 20_000)]) == pytest.approx(float(by_quadrature), abs=1e-4)
+    assert scales_between(low, high, u.float()).dtype == torch.float32
 
 
 def test_leaving_labels_out_changes_no_other_draw():
@@ -301,6 +365,7 @@ def test_the_earlier_teacher_is_the_average_of_its_step(tmp_path):
 
 VALUES = read_params(ROOT / "params.yaml")
 LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 2.0}
+BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch"}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +375,15 @@ LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 2.0}
         ({"condition.drop_probability": 0.0}, "set condition.drop_probability above 0"),
         ({"flow.velocity": "pair"}, "flow.velocity: pair has none; set it to reference or teacher"),
         ({"guidance.kind": "autoguidance"}, "guidance.weaker to a share of its training"),
-        ({"guidance.kind": "autoguidance", "guidance.weaker": 0.3}, "set flow.velocity to teacher"),
+        (
+            {"guidance.kind": "autoguidance", "guidance.weaker": 0.3} | BY_ITSELF,
+            "flow.objective: interval leads by the teacher; set flow.velocity to teacher",
+        ),
+        (
+            {"teacher.kind": "none", "flow.init": "scratch", "flow.objective": "consistency"},
+            "guidance.kind: cfg with flow.objective: consistency is led by a teacher, and teacher.kind is none; set it "
+            "to network or exact, or flow.objective to interval",
+        ),
         ({"guidance.scale": [2.0, 1.0]}, "guidance.scale"),
         ({"guidance.scale": -1.0}, "guidance.scale"),
         ({"guidance.scale": [1.0, 2.0, 3.0]}, "must be a range"),
@@ -319,7 +392,8 @@ LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 2.0}
     ],
 )
 def test_guidance_that_cannot_be_is_told_in_one_line(changes, named):
-    parse(changed(VALUES, LED))
+    for fine in ({}, BY_ITSELF | {"teacher.kind": "none"}, {"guidance.kind": "autoguidance", "guidance.weaker": 0.3}):
+        parse(changed(VALUES, LED | fine))
     with pytest.raises(ConfigError) as told:
         parse(changed(VALUES, LED | changes))
     assert named in str(told.value)

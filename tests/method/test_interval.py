@@ -297,7 +297,8 @@ def test_intervals_double_from_first_to_last():
     assert counts == sorted(counts)
     assert sorted(set(counts)) == [10, 20, 40, 80, 160]
     assert [counts.count(n) for n in sorted(set(counts))] == [20] * 5
-    assert consistency_intervals(99, steps=100, first=10, last=100) == 80  # never beyond the last
+    assert consistency_intervals(99, steps=100, first=10, last=100) == 100  # the last, where it is no power of two
+    assert sorted({consistency_intervals(k, steps=99, first=10, last=35) for k in range(99)}) == [10, 20, 35]
     assert {consistency_intervals(k, steps=7, first=16, last=16) for k in range(7)} == {16}
 
 

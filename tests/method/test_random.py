@@ -1,5 +1,7 @@
 """Draws belong to (seed, purpose, step, index), whoever makes them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,13 @@ def test_laws():
     assert stats.kstest(s.chi_square(3.5).numpy(), stats.chi2(3.5).cdf).pvalue > 1e-3
     pixels = Streams(0, "noise", range(100)).normal((200,)).numpy()
     assert abs(np.corrcoef(pixels)[np.triu_indices(100, 1)]).max() < 0.35
+
+
+def test_a_uniform_number_is_below_1_in_float32_too():
+    """Rounding would make 1 of what is nearer to it than 2^-25: an index one too large, once in 10^7 draws."""
+    s = Streams(0, "noise", range(3))
+    s._streams = [SimpleNamespace(random=lambda x=x: x) for x in (1 - 2**-53, 1 - 2**-25, 0.5)]
+    assert s.uniform().tolist() == [1 - 2**-24, 1 - 2**-24, 0.5]
 
 
 def test_seed_out_of_range():

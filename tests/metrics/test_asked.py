@@ -51,6 +51,8 @@ def test_the_mean_is_over_all_classes_or_none():
     assert fid_figures([1.0, 3.0]) == {"fids_by_class": [1.0, 3.0], "fid_within_classes": 2.0}
     assert fid_figures([1.0, None]) == {"fids_by_class": [1.0, None], "fid_within_classes": None}
     assert fid_figures([None, None]) == {}
+    # A class without real images is never asked for.
+    assert fid_figures([1.0, None, 2.0], absent={1}) == {"fids_by_class": [1.0, None, 2.0], "fid_within_classes": 1.5}
 
 
 def folder(tmp_path, samples, asked, *, classes=NAMES, shape=(2,)):

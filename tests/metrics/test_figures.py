@@ -276,6 +276,8 @@ def test_a_class_that_the_real_data_lack_is_left_out_of_the_test():
     found = class_figures([10, 30, 5], [0.25, 0.75, 0.0])
     assert (found["class_chi2"], found["class_p"]) == (pytest.approx(0), pytest.approx(1))
     assert "class_p" not in class_figures([1, 2], None)
+    absent = class_figures([10, 30, 0], [0.25, 0.75, 0.0])
+    assert (absent["missing_classes"], absent["min_class_share"]) == (0, 0.25)
     assert "class_p" not in class_figures([5, 5], [1.0, 0.0])
 
 

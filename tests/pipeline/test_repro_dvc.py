@@ -61,13 +61,19 @@ stages:
 """
 # A stage of this graph: notes that it ran and with how many threads, waits as it is told to, and writes what it read.
 WORK = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from pipeline.runner import parent
 
 parent.end_with_dvc()
 kind, d = (*sys.argv[1:], "")[:2]
 name = f"{kind}@{d}" if d else kind
+def told(number, frame):  # as a stage writes its checkpoint and closes its run
+    time.sleep(1)
+    Path(f"ended-{name}").write_text(str(number))
+    sys.exit(128 + number)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, told)
 with open("ran", "a") as file:
     file.write(f"{name} {os.environ.get('OMP_NUM_THREADS', '-')}\\n")
 Path(f"at-{name}").touch()
@@ -251,10 +257,11 @@ def test_local_data_are_looked_at_every_time(made):
     assert (made.folder / "dvc.lock").read_bytes() == lock
 
 
-QUICK = ((signal.SIGINT, "bash"), (signal.SIGKILL, "sh"))  # bash becomes the stage; dash stays between it and DVC
+# bash becomes the stage; dash stays between it and DVC
+QUICK = ((signal.SIGINT, "bash"), (signal.SIGTERM, "bash"), (signal.SIGKILL, "sh"))
 ENDS = [
     pytest.param(number, shell, marks=() if (number, shell) in QUICK else pytest.mark.slow)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
     for shell in ("bash", "sh")
 ]
 
@@ -273,10 +280,24 @@ def test_no_stage_outlives_the_runner(made, number, shell):
     _, alive = psutil.wait_procs(below, 60)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
     assert status == (-number if number == signal.SIGKILL else 128 + number)
+    # Stages had the time that they need, and a closed terminal is Ctrl-C to them.
+    told = {signal.SIGHUP: signal.SIGINT, signal.SIGKILL: signal.SIGTERM}.get(number, number)
+    assert {(made.folder / f"ended-train@{d}").read_text() for d in ("ve", "rf")} == {str(int(told))}
     (made.folder / "go").touch()
     ran(made)
     repro(made)
     assert ran(made) == sorted(set(ALL) - {"fetch"})
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(made):
+    waits(made, "train@ve", "go")
+    running = start(made, "train@ve", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    until(made, "at-train@ve")
+    for one in [running, *psutil.Process(running.pid).children(recursive=True)]:
+        one.send_signal(signal.SIGHUP)
+    (made.folder / "go").touch()
+    assert running.wait(120) == 0
+    assert ran(made) == ["fetch", "train@ve"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
@@ -328,10 +349,10 @@ def test_a_dozen_kills_end_with_the_same_lock(tmp_path, start_of_all):
     assert "up to date" in killed.run("dvc", "repro")
 
 
-def start(made: Project, *words: str) -> subprocess.Popen:
+def start(made: Project, *words: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *words], cwd=made.folder, env=made.env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options,
     )  # fmt: skip
 
 

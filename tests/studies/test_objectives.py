@@ -84,19 +84,21 @@ GUIDED = {"condition__kind": "class", "guidance__kind": "cfg", "guidance__scale"
 
 
 @pytest.mark.parametrize(
-    ("objective", "velocity", "per_step"),
+    ("objective", "velocity", "per_step", "by_teacher"),
     [
-        ("data", "reference", 1),
-        ("data", "teacher", 1 + 2),  # D_c and D_0
-        ("consistency", "teacher", 2 + 2 * 2 + 0.25),
-        ("interval", "teacher", 1 + 2 * 0.5 + 2),
-        ("interval", "pair", 1 + 2 * 0.5 + 1),  # the flow's own velocity without a class
+        ("data", "reference", 1 + 2, True),  # the teacher's D_c and D_0
+        ("data", "teacher", 1 + 2, True),
+        ("consistency", "reference", 2 + 2 * 2 + 0.25, True),
+        ("consistency", "teacher", 2 + 2 * 2 + 0.25, True),
+        ("interval", "teacher", 1 + 2 * 0.5 + 2, True),
+        ("interval", "reference", 1 + 2 * 0.5 + 1, False),  # the flow's own velocity without a class
+        ("interval", "pair", 1 + 2 * 0.5 + 1, False),
     ],
 )
-def test_guidance_is_counted(objective, velocity, per_step):
+def test_guidance_is_counted(objective, velocity, per_step, by_teacher):
     config = config_of("digits", objective, flow__velocity=velocity, **GUIDED)
     assert objectives.flow_evaluations(config) == config.flow.steps * config.flow.batch_size * per_step
-    assert objectives.needs_teacher(config) == (velocity == "teacher")
+    assert objectives.needs_teacher(config) == by_teacher
 
 
 def test_a_guided_path_costs_twice():

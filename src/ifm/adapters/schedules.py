@@ -47,9 +47,10 @@ class Steps(Schedule):
             raise ValueError(f"timestep_type {config['timestep_type']} is not read; discrete is")
         log_signal = torch.log1p(-scheduler.betas.double().clamp(max=1)).cumsum(0)  # ln abar
         log_sigma = (torch.log(-torch.expm1(log_signal)) - log_signal) / 2
-        log_sigma = log_sigma[log_sigma.isfinite()]
-        if len(log_sigma) < 2 or not bool((log_sigma.diff() > 0).all()):
-            raise ValueError("needs betas above 0 for two steps or more")
+        if log_sigma[-1].isinf():  # else each other step would be asked under the number of the one before
+            log_sigma = log_sigma[:-1]
+        if not bool(log_sigma.isfinite().all()) or len(log_sigma) < 2 or not bool((log_sigma.diff() > 0).all()):
+            raise ValueError("needs betas above 0 for two steps or more, and signal at all steps but the last")
         self.register_buffer("log_sigma", log_sigma, persistent=False)  # [K]
         self.low, self.high = math.atan(log_sigma[0].exp()), math.atan(log_sigma[-1].exp())
 

@@ -117,7 +117,7 @@ class ConditionKind(ABC):
 
     @abstractmethod
     def draw(self, *, generator: NoiseSource) -> Condition:
-        """Conditions by the data's own law, one for each stream of the generator, on the host. w is even in `scale`."""
+        """Conditions by the data's own law, one for each stream of the generator, on the host."""
 
     @property
     def usual_scale(self) -> float | None:
@@ -135,7 +135,7 @@ class ConditionKind(ABC):
         raise ValueError(f"condition {self.name} cannot be left out")
 
     def vary(self, condition: Condition, *, drop: float, generator: NoiseSource) -> Condition:
-        """Conditions of training data as a step shows them: left out with probability `drop`, w even in `scale`.
+        """Conditions of training data as a step shows them: left out with probability `drop`, w drawn anew.
 
         One stream of the generator for each, on the host.
         """

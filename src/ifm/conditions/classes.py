@@ -92,12 +92,19 @@ class Classes(ConditionKind):
     def _drawn_scale(self, generator: NoiseSource) -> Tensor | None:
         if self.scale is None:
             return None
-        low, high = self.scale
-        return low + (high - low) * generator.uniform()
+        return scales_between(*self.scale, generator.uniform())
 
     def index(self, asked: int | str | Iterable[int | str]) -> list[int]:
-        """Class numbers of numbers, names, "all", "0-9", "3,5". Raises UserError (`ifm.conditions.asking`)."""
-        return numbers_of(asked, self.classes)
+        """Class numbers of numbers, names, "all", "0-9", "3,5". Raises UserError (`ifm.conditions.asking`).
+
+        A class without training data is no answer to "all", and is refused where it is named.
+        """
+        found = numbers_of(asked, self.classes)
+        learnt = [i for i in found if self.shares[i] > 0]
+        if len(learnt) < len(found) and not (isinstance(asked, str) and asked == "all"):
+            missing = next(i for i in found if self.shares[i] == 0)
+            raise UserError(f"class {self.classes[missing]}: the training data have none of it, so no model learnt it")
+        return learnt
 
     def embedding(self, width: int) -> nn.Module:
         return ClassEmbedding(len(self.classes) + self.drops, width, scale=self.scale)
@@ -120,6 +127,21 @@ class Classes(ConditionKind):
         """No class asks for nothing: every sample is what it asks for."""
         anything = asked.labels[:, None] == len(self.classes)
         return anything | (asked.labels[:, None] == have.labels[None, :])
+
+
+def scales_between(low: float, high: float, u: Tensor) -> Tensor:
+    """Guidance scales w in [low, high] of uniform numbers u in [0, 1]: p(w) ~ min(1, 1 / w), float32 as u.
+
+    Above 1 this is the power law of improved MeanFlow (Geng et al. 2025, arXiv 2512.02012, appendix A; beta = 1 there):
+    most models are best at a small w, and w = 1 is an end of most ranges, next to which even draws would rarely come.
+    """
+
+    def share(w: float) -> float:
+        """The integral of min(1, 1 / w) from 0 to w."""
+        return w if w < 1 else 1 + math.log(w)
+
+    drawn = share(low) + (share(high) - share(low)) * u
+    return torch.where(drawn < 1, drawn, (drawn - 1).exp()).clamp(low, high)
 
 
 class ClassEmbedding(nn.Module):

@@ -255,20 +255,20 @@ def check_guidance(config: Config) -> None:
             f"guidance.kind: {kind} needs condition.kind: class, got {config.condition.kind}; set it to class, or "
             "guidance.kind to none"
         )
-    asked = objectives.of(config.flow)
-    by_pairs = [name for name, objective in asked.items() if not objective.needs_paths and velocity == "pair"]
-    for name in by_pairs:
-        if name != "interval":
+    on_data = {name: objective for name, objective in objectives.of(config.flow).items() if not objective.needs_paths}
+    own = [name for name, objective in on_data.items() if objective.leads_itself and velocity != "teacher"]
+    for name in (name for name in on_data if name not in own):
+        if velocity == "pair":
             raise ValueError(
                 f"guidance.kind: {kind} with flow.objective: {name} needs a denoiser to lead, and flow.velocity: pair "
                 "has none; set it to reference or teacher"
             )
-    if velocity == "teacher" and teacher == "none" and "data" in asked:
-        raise ValueError(
-            "flow.velocity: teacher needs a teacher to ask for guidance, and teacher.kind is none; set it to network "
-            "or exact, or flow.velocity to reference"
-        )
-    if kind == "cfg" and not config.condition.drop_probability and (teacher in ("network", "pretrained") or by_pairs):
+        if teacher == "none":
+            raise ValueError(
+                f"guidance.kind: {kind} with flow.objective: {name} is led by a teacher, and teacher.kind is none; set "
+                "it to network or exact, or flow.objective to interval"
+            )
+    if kind == "cfg" and not config.condition.drop_probability and (teacher in ("network", "pretrained") or own):
         raise ValueError(
             "guidance.kind: cfg needs a network that knows no class too; set condition.drop_probability above 0"
         )
@@ -278,12 +278,11 @@ def check_guidance(config: Config) -> None:
                 "guidance.kind: autoguidance needs an earlier state of a trained teacher; set teacher.kind to network "
                 "and guidance.weaker to a share of its training, e.g. 0.25"
             )
-        for name, objective in asked.items():
-            if not objective.needs_paths and velocity != "teacher":
-                raise ValueError(
-                    f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity "
-                    "to teacher"
-                )
+        for name in own:
+            raise ValueError(
+                f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity to "
+                "teacher"
+            )
 
 
 def check_scales(config: Config) -> None:

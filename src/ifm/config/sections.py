@@ -51,9 +51,10 @@ def _one_or_rising(values: list) -> list:
 
 
 NotNegative = Annotated[float, Field(ge=0)]
+GuidanceScale = Annotated[float, Field(ge=0, le=1000)]
 # A number, or a range [low, high]. Checked as a list, so that a fault is told in one line.
 Scale = Annotated[
-    list[NotNegative],
+    list[GuidanceScale],
     Field(min_length=1),
     BeforeValidator(_in_a_list),
     AfterValidator(_one_or_rising),
@@ -151,8 +152,8 @@ class DataConfig(Section):
     path: LocalPath | None
     image_column: str
     label_column: str | None
-    train_split: str
-    test_split: str | None
+    train_split: Annotated[str, Field(min_length=1)]
+    test_split: Annotated[str, Field(min_length=1)] | None
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Annotated[int, Field(ge=0, lt=2**63)]
     max_images: Annotated[int, Field(ge=2)] | None

@@ -92,6 +92,7 @@ def split_folders(root: Path, *, train_split: str, test_split: str | None) -> di
 
     Case does not count where just one folder has the name and, without a test_split, all look like splits.
     """
+    train_split, test_split = (name and str(PurePath(name)) for name in (train_split, test_split))  # "./" is "."
     if test_split is not None:
         return {"train": _called(root, train_split), "test": _called(root, test_split)}
     if (root / train_split).is_dir():

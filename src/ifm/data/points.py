@@ -110,7 +110,14 @@ def preprocess_points(
     units = None
     if columns is not None:
         units = _units(points[rows["train"]], columns, raw)
-        points = units.standardised(points)
+        with np.errstate(over="ignore"):
+            points = units.standardised(points)
+        if not np.isfinite(points).all():
+            name = columns[int(np.flatnonzero(~np.isfinite(points).all(axis=0))[0])]
+            raise DataError(
+                f"{raw}: column {name} has test values so far from the train split's that float32 cannot hold them in "
+                "its deviations; leave out those rows, or the column"
+            )
     digests = {name: row_digests(points[here]) for name, here in rows.items()}
     with fresh_folder(out) as folder:
         splits = {

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from ifm.data.placing import counts_of, place
 from ifm.data.points import preprocess_points
 from ifm.data.sound import preprocess_sound
 from ifm.data.text import preprocess_text
-from ifm.files import fresh_folder
+from ifm.files import fresh_folder, new_array
 from ifm.progress import progress
 
 SHARD_BYTES = 2**30
@@ -189,7 +188,7 @@ class _SplitWriter:
         starts = range(0, count, self._per_shard)
         self._names = [f"{split}-{i:05d}.npy" for i in range(len(starts))]
         self._shards = [
-            _new_shard(folder / name, (min(self._per_shard, count - start), *row_shape))
+            new_array(folder / name, np.uint8, (min(self._per_shard, count - start), *row_shape))
             for name, start in zip(self._names, starts, strict=True)
         ]
         self._labels = np.empty(count, np.int64) if labelled else None
@@ -230,16 +229,6 @@ class _SplitWriter:
             sha256=found.sha256,
             duplicates=count_duplicates(found.digests),
         )
-
-
-def _new_shard(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A .npy file of zeros, uint8, mapped for writing. Raises OSError where the disk has no room for it."""
-    shard = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    # A full disk met while writing through the map would kill the process without a word.
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, shard.offset + shard.nbytes)
-    return shard
 
 
 def _moments(histogram: np.ndarray) -> tuple[list[float], list[float]]:

@@ -25,7 +25,7 @@ from ifm.data.arrays import (
 )
 from ifm.data.found import Texts
 from ifm.data.needs import Counts
-from ifm.files import fresh_folder, write_json
+from ifm.files import fresh_folder, new_array, write_json
 from ifm.modalities.alphabet import CHARACTERS, ONE_HOT, Alphabet, code_points
 from ifm.random import stream
 
@@ -103,6 +103,8 @@ def preprocess_text(
     ids = {name: alphabet.numbers(content) for name, content in contents.items()}
     stride = text.stride or text.length
     windows = {name: _windows(ids[name], stride if name == "train" else text.length, config, raw, name) for name in ids}
+    if windows["train"].min() == windows["train"].max():
+        raise DataError(f"{raw}: the training text is one symbol, again and again; there is nothing to learn of it")
     if check is not None:
         check(Counts({name: len(rows) for name, rows in windows.items()}, None, None))
     digests = {name: row_digests(rows) for name, rows in windows.items()}
@@ -150,6 +152,8 @@ def _alphabet(contents: dict[str, str | bytes], config: DataConfig, raw: Path) -
             f"{raw}: has {len(points):,} different characters, data.text.representation: {representation} is for at "
             f"most {most:,}; set it to {mend}"
         )
+    if points[0] == 0:
+        raise DataError(f"{raw}: has NUL characters, so it is hardly text; remove them, or set data.text.unit: bytes")
     return Alphabet(unit, representation, "".join(map(chr, points)))
 
 
@@ -177,7 +181,7 @@ def _write_split(
     for start in range(0, len(windows), per_shard):
         here = windows[start : start + per_shard]
         shards.append(f"{name}-{len(shards):05d}.npy")
-        shard = np.lib.format.open_memmap(folder / shards[-1], "w+", np.uint8, (len(here), *shape))
+        shard = new_array(folder / shards[-1], np.uint8, (len(here), *shape))
         for i in range(0, len(here), BLOCK_ROWS):
             block = alphabet.encoded(here[i : i + BLOCK_ROWS])
             shard[i : i + BLOCK_ROWS] = block

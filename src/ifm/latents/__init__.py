@@ -31,10 +31,11 @@ class Kind:
     model: str
     levels: str
     posterior: bool = False  # whether it gives a law of each image's latents, or one point
+    scaling: float = 1.0  # scaling_factor where config.json has none: the class's own default
 
 
 ENCODERS: dict[str, Kind] = {
-    "AutoencoderKL": Kind("diffusers:AutoencoderKL", "block_out_channels", posterior=True),
+    "AutoencoderKL": Kind("diffusers:AutoencoderKL", "block_out_channels", posterior=True, scaling=0.18215),
     "AutoencoderTiny": Kind("diffusers:AutoencoderTiny", "encoder_block_out_channels"),
     "AutoencoderDC": Kind("diffusers:AutoencoderDC", "encoder_block_out_channels"),
 }
@@ -66,7 +67,8 @@ class Found:
     @property
     def scaling(self) -> tuple[float, float]:
         """(scaling_factor, shift_factor): a model's latents are (the encoder's - shift) * scaling."""
-        return float(self.config.get("scaling_factor") or 1.0), float(self.config.get("shift_factor") or 0.0)
+        scaling, shift = self.config.get("scaling_factor"), self.config.get("shift_factor")
+        return float(self.kind.scaling if scaling is None else scaling), float(shift or 0.0)
 
     def shape(self, images: tuple[int, ...]) -> tuple[int, int, int]:
         """(c, h, w) of the latents of images (C, H, W). Raises UserError where it is not for such images."""

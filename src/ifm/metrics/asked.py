@@ -1,5 +1,6 @@
 """Whether samples are what was asked for: shares by class asked for, and FID within each class."""
 
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -62,12 +63,13 @@ def fids_by_class(
     return found
 
 
-def fid_figures(by_class: list[float | None]) -> dict[str, Any]:
+def fid_figures(by_class: list[float | None], *, absent: Collection[int] = ()) -> dict[str, Any]:
     """fids_by_class, and fid_within_classes: their mean, None where a class has none; nothing where none has one.
 
-    The mean over classes is the intra-FID of Miyato & Koyama (2018).
+    The mean over classes is the intra-FID of Miyato & Koyama (2018). absent: classes without real images, which are
+    never asked for and count in no mean.
     """
+    there = [value for k, value in enumerate(by_class) if k not in absent]
     if not any(value is not None for value in by_class):
         return {}
-    whole = None not in by_class
-    return {"fids_by_class": by_class, "fid_within_classes": mean(by_class) if whole else None}
+    return {"fids_by_class": by_class, "fid_within_classes": None if None in there else mean(there)}

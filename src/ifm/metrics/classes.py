@@ -36,21 +36,21 @@ def class_figures(counts: Sequence[int] | np.ndarray, real_shares: Sequence[floa
     """class_shares, min_class_share, missing_classes, and the chi-square test of the counts against `real_shares`.
 
     class_chi2 is over its degrees of freedom: about 1 for samples with exactly the real shares; class_p is the test's
-    p-value. Classes that the real data lack are left out of the test.
+    p-value. Classes that the real data lack are left out of all but the shares.
     """
     from scipy.stats import chisquare
 
     counts = np.asarray(counts, np.int64)
     shares = counts / counts.sum()
+    expected = None if real_shares is None else np.asarray(real_shares, np.float64)
+    present = np.ones(len(counts), bool) if expected is None else expected > 0
     found: dict[str, object] = {
         "class_shares": shares.tolist(),
-        "min_class_share": float(shares.min()),
-        "missing_classes": int((counts == 0).sum()),
+        "min_class_share": float(shares[present].min()),
+        "missing_classes": int((counts[present] == 0).sum()),
     }
-    expected = None if real_shares is None else np.asarray(real_shares, np.float64)
-    if expected is None or (expected > 0).sum() < 2 or not counts[expected > 0].sum():
+    if expected is None or present.sum() < 2 or not counts[present].sum():
         return found
-    present = expected > 0
     scaled = expected[present] / expected[present].sum() * counts[present].sum()
     test = chisquare(counts[present], scaled)
     return found | {"class_chi2": float(test.statistic) / (int(present.sum()) - 1), "class_p": float(test.pvalue)}

@@ -182,7 +182,7 @@ class Judging:
         if asked is not None and self.labels is not None and self.kind not in PLAIN:
             count = len(self.reference.metadata["classes"])
             by_class = fids_by_class(found.features, asked, self.real.features, self.labels, classes=count)
-            figures |= fid_figures(by_class)
+            figures |= fid_figures(by_class, absent=set(range(count)) - set(self.labels.tolist()))
         return figures
 
 

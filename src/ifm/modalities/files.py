@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ifm import modalities
-from ifm.files import atomic_path, fresh_folder
+from ifm.files import atomic_path, fresh_folder, new_array
 from ifm.modalities import wav
 from ifm.modalities.base import Modality
 
@@ -31,8 +31,7 @@ def write_array(out: Path, drawn: Batches, n: int, shape: tuple[int, ...]) -> No
         array = None
         for members, samples in drawn:
             if array is None:
-                how = {"dtype": samples.dtype, "shape": (n, *samples.shape[1:])}
-                array = np.lib.format.open_memmap(temporary, "w+", **how)
+                array = new_array(temporary, samples.dtype, (n, *samples.shape[1:]))
             array[members.start : members.stop] = samples
         array.flush()
 

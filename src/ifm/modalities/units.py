@@ -19,12 +19,18 @@ class Units:
 
     @classmethod
     def of(cls, values: np.ndarray, columns: list[str]) -> Self:
-        """Those of values [n, d]. Raises ValueError that names a column without spread."""
+        """Those of values [n, d]. Raises ValueError that names a column without spread, or with one beyond float64."""
         values = values.astype(np.float64, copy=False)
-        for name, low, high in zip(columns, values.min(axis=0), values.max(axis=0), strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = values.mean(axis=0), values.std(axis=0)
+        for name, low, high, spread in zip(columns, values.min(axis=0), values.max(axis=0), std, strict=True):
             if low == high:
                 raise ValueError(f"column {name} is constant ({low:g}): there is nothing to learn of it; leave it out")
-        return cls(list(columns), values.mean(axis=0).tolist(), values.std(axis=0).tolist())
+            if not 0 < spread < np.inf:
+                raise ValueError(
+                    f"column {name} has values from {low:g} to {high:g}, whose deviation float64 cannot hold; scale it"
+                )
+        return cls(list(columns), mean.tolist(), std.tolist())
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> Self | None:

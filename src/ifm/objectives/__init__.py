@@ -58,6 +58,7 @@ class Objective:
     two_times: bool = False  # its network takes an interval's end
     gives_estimates: bool = True  # it estimates x_0, which policy bank keeps
     takes_velocities: bool = False  # flow.velocity says where from
+    leads_itself: bool = False  # guided without a teacher: by its own velocity without a class
     # Of the section `flow`: the key that asks for a forward-mode derivative, which knows no gradient checkpointing.
     forward_mode: Callable[[Any], str | None] = lambda flow: None
     schemes: tuple[str, ...] = ("edm", "paper")  # of c_skip and c_out
@@ -69,19 +70,24 @@ def _asked(flow: Any) -> int:
     return 1 if flow.velocity == "teacher" else 0
 
 
+def _led(flow: Any) -> int:
+    """Further ones for a guided velocity: D_0, and of a mean over data D_c too (`ifm.guidance.GuidedMean`)."""
+    return 2 - _asked(flow)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "trajectory": Objective("ifm.objectives.trajectory:phase", "Trajectory", cost=lambda flow: 1, needs_paths=True),
     "data": Objective(
         "ifm.objectives.data:phase",
         "Data (the paper's)",
         cost=lambda flow: 1,
-        guided_cost=lambda flow: 2 * _asked(flow),
+        guided_cost=lambda flow: 2,
     ),
     "consistency": Objective(
         "ifm.objectives.consistency:phase",
         "Consistency",
         cost=lambda flow: 2 * (1 + _asked(flow)),  # both at both times
-        guided_cost=lambda flow: 2 * _asked(flow),
+        guided_cost=lambda flow: 2 * _led(flow),
         takes_velocities=True,
         options=ConsistencyOptions,
     ),
@@ -89,10 +95,11 @@ OBJECTIVES: dict[str, Objective] = {
         "ifm.objectives.interval:phase",
         "Interval",
         cost=lambda flow: 1 + 2 * (1 - flow.interval.same_share) + _asked(flow),  # the derivative: value and tangent
-        guided_cost=lambda flow: 1 if flow.velocity == "pair" else _asked(flow),
+        guided_cost=lambda flow: 1,  # a teacher's D_0, or its own
         two_times=True,
         gives_estimates=False,
         takes_velocities=True,
+        leads_itself=True,
         forward_mode=lambda flow: "flow.interval.derivative" if flow.interval.derivative == "forward" else None,
         schemes=("edm",),
         options=IntervalOptions,

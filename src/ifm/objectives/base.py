@@ -133,11 +133,14 @@ class Ingredients(Protocol):
     def images(self) -> Rows:
         """The training data: uint8 [n, C, H, W] or float32 [n, d]."""
 
-    def pairs(self) -> dict[str, Any]:
-        """The arguments of `ifm.objectives.pairs.draw_pairs` that the data and params.yaml fix."""
+    def pairs(self, *, drop: bool = False) -> dict[str, Any]:
+        """The arguments of `ifm.objectives.pairs.draw_pairs` that the data and params.yaml fix.
 
-    def mean(self) -> "Mean | None":
-        """What velocities are averaged over (flow.velocity), guided: see `ifm.objectives.pairs.averaged`."""
+        drop: leave conditions out as the teacher's training does, for a flow that is led by its own estimate.
+        """
+
+    def mean(self, *, led: bool = True) -> "Mean | None":
+        """What velocities are averaged over (flow.velocity): see `ifm.objectives.pairs.averaged`. led: guided."""
 
 
 def comparing(config: Any) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def loss(
 ) -> Tensor:
     """d(g(x_anchor, x_t, t), g(x_anchor, x_r, r)) / (theta_t - theta_r), averaged over the batch: a scalar.
 
-    target: g at x_r, the same pair's point at the earlier r, without gradient; x_0 itself where r = 0. Both in units of
-    the error to be expected at t, `dynamics.error_scale(t)`: in x_0's, times near the data would hardly count.
+    target: g at x_r, the same pair's point at the earlier r, without gradient. Both in units of the error to be
+    expected at t, `dynamics.error_scale(t)`: in x_0's, times near the data would hardly count.
     interval: theta_t - theta_r [B] in units of its longest, so that short last steps near the data count as much.
     The weight 1 / (t - r) and the pseudo-Huber distance are iCT's (Song & Dhariwal 2023, sec. 3.3 and 3.4).
     """
@@ -41,7 +41,7 @@ def loss(
 
 def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> int:
     """N(k): `first`, doubled at equal distances in training until `last` (Song & Dhariwal 2023, sec. 3.4)."""
-    stages = math.floor(math.log2(last / first)) + 1
+    stages = math.ceil(math.log2(last / first)) + 1
     return min(first * 2 ** min(stages - 1, step * stages // steps), last)
 
 
@@ -60,7 +60,7 @@ def consistency_phase(
     """Consistency training (Song & Dhariwal 2023): g(., x_t, t) is held to g(., x_r, r) at the same pair's earlier r.
 
     The path's angle is cut into as many equal intervals as `consistency_intervals` says for a step, from
-    `intervals[0]` to `intervals[1]`; r lies one of them before t. At r = 0 the target is x_0 itself. `target` says who
+    `intervals[0]` to `intervals[1]`; r lies one of them before t, and not before the dynamics' t_min. `target` says who
     gives it, with the same anchor and without gradient: the flow as it is trained ("online"), or its average over
     steps ("average", Song et al. 2023). Errors are in units of what is to be expected at t.
     With `mean` x_r is the marginal ODE's, by a step of second order, and few intervals are enough.

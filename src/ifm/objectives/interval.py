@@ -16,7 +16,7 @@ from ifm import losses
 from ifm.anchors import evenly_chosen
 from ifm.conditions.base import Condition, rows_of, told
 from ifm.dynamics.base import expand
-from ifm.guidance import Guidance, combined, scale_of, within
+from ifm.guidance import Guidance, combined, only, scale_of, within
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import LaunchError, local_positions
 from ifm.hardware.sharded import method_of, shards
@@ -94,7 +94,7 @@ def interval_phase(
     A share `same_share` of a batch has s = t, where the target is the pair's own velocity. Of the others a share
     `whole_share` has s = t_min, and the rest two draws of the time law in order; their target takes a derivative
     of the flow: "forward" or "difference". mean: see `averaged`. guidance: of the pairs' velocities, see
-    `guided_velocity`; a `mean` is guided itself. images, pairs: as in `data_phase`.
+    `guided_velocity`; without it, `mean` is led itself where anything is. images, pairs: as in `data_phase`.
     Raises LaunchError under FSDP for "forward", which asks the bare network, between the gathers of a split one.
     """
     splits = shards(accelerator)
@@ -172,8 +172,8 @@ def guided_velocity(
     y, theta = at.x_t / expand(dynamics.scale(at.t), at.x_t), dynamics.angle(at.t)
     v_0 = (ask or flow.mean_velocity)(y, theta, theta_s=theta, x_anchor=x_anchor, condition=none)
     inside = within(dynamics, at.t, guidance.interval) & ~kind.left_out(at.condition)
-    w = None if guidance.range else guidance.scale
-    return combined(v_0, velocity, scale_of(w, at.condition, velocity), inside=inside)
+    w = scale_of(None if guidance.range else guidance.scale, at.condition, velocity)
+    return combined(v_0, velocity, only(inside, w))
 
 
 def _with_scale(none: Condition, asked: Condition) -> Condition:
@@ -237,6 +237,7 @@ WAYS: dict[str, tuple[Callable[..., Tensor], Callable[[nn.Module], AbstractConte
 
 def phase(given: Ingredients) -> Phase:
     """The phase that params.yaml asks for."""
-    options = given.config.interval.model_dump() | {"mean": given.mean()}
-    options |= {"guidance": given.guidance if options["mean"] is None else None}
-    return interval_phase(given.accelerator, given.flow, given.images(), **options, **given.pairs())
+    # Without a teacher to ask, it is led by its own velocity without a class.
+    own = given.guidance if given.config.velocity != "teacher" else None
+    options = given.config.interval.model_dump() | {"mean": given.mean(led=own is None), "guidance": own}
+    return interval_phase(given.accelerator, given.flow, given.images(), **options, **given.pairs(drop=own is not None))

@@ -121,8 +121,8 @@ def fit(
     keep_after: a number of steps, after which the average is kept besides, as an earlier state (`FitResult.kept`).
     seed: for dropout, together with the step and the process.
     Resumes from the newest checkpoint, with exactly the steps of an undisturbed run.
-    A step whose gradient is not finite changes only the count in the curve. The tenth in a row raises Diverged, and the
-    last checkpoint is kept.
+    A step whose gradient is not finite leaves the weights as they are and is counted in the curve. The tenth in a row
+    raises Diverged, and the last checkpoint is kept.
     Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt. With several processes it cannot write one,
     because the others may be a step ahead; all of them continue from the last checkpoint.
     """

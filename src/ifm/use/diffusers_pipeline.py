@@ -188,6 +188,8 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         c = self.config
         if times is not None and (sampler != "renoise" or len(times) != steps or times[0] != c.t_max):
             raise ValueError(f"times are for sampler renoise: one for each of {steps} steps, the first {c.t_max:g}")
+        if times is not None and not all(c.t_min <= t <= c.t_max for t in times):
+            raise ValueError(f"times of renoise must be from {c.t_min:g} to {c.t_max:g}, got {times}")
         if sampler is None:
             return self._best(steps)
         if sampler not in SAMPLERS:

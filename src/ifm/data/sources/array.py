@@ -147,7 +147,7 @@ def _parquet(file: Path, config: DataSection) -> tuple["np.ndarray", list[str], 
         raise FetchError(f"{_shown(file)}: cannot be read as parquet ({in_a_line(error)})") from error
     given, labels = config.array.columns, config.array.labels
     wanted = given if given is not None else [name for name in table.column_names if name != labels]
-    for key, name in [*(("columns", name) for name in wanted), *([("labels", labels)] if labels else [])]:
+    for key, name in [*(("columns", name) for name in wanted), *([("labels", labels)] if labels is not None else [])]:
         if name not in table.column_names:
             known = few(table.column_names, 8)
             raise FetchError(f"data.array.{key}: {_shown(file)} has no column {name!r}; it has {known}")

@@ -53,7 +53,7 @@ def _other_files(passed_over: Counter[str]) -> str:
 
 def _unused(root: Path, used: set[str], suffixes: tuple[str, ...]) -> list[str]:
     """Folders beside those of the splits that hold such files too."""
-    inside = {PurePath(name).parts[0] for name in used}
+    inside = {PurePath(name).parts[0] for name in used if PurePath(name).parts}
     return [
         name
         for name in subfolders(root)
