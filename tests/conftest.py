@@ -21,7 +21,8 @@ LONGEST = (
     "test_pipeline", "test_report", "test_combinations", "test_tracking_server", "test_judging", "test_sharing",
     "test_training", "test_use", "test_trained", "test_hub", "test_sharded", "test_inputs", "test_points",
     "test_hostile", "test_together", "test_repro_dvc", "test_doctor", "test_places", "test_serving",
-    "test_cli_evaluate", "test_reproducibility", "test_extending",
+    "test_cli_evaluate", "test_reproducibility", "test_extending", "test_graph", "test_docs_site", "test_conditions",
+    "test_guidance", "test_demo", "test_examples", "test_space",
 )  # fmt: skip
 
 

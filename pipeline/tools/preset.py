@@ -97,21 +97,22 @@ def _with_public_models(asked: Any) -> Any:
 
 def objective_values(objective: str, name: str) -> dict[str, Any]:
     """What an objective sets under a preset, by dotted name."""
-    (for_all, _), (for_one, _) = _objective(objective, name)
-    return flatten(for_all) | flatten(for_one)
+    found: dict[str, Any] = {}
+    for values, _ in _objective(objective, name):
+        found |= flatten(values)
+    return found
 
 
 Overlay = tuple[dict[str, Any], dict[params_file.Path, str]]  # values, and how they are written
 
 
-def _objective(objective: str, name: str) -> tuple[Overlay, Overlay]:
-    """What an objective sets for all presets, and for one."""
+def _objective(objective: str, name: str) -> list[Overlay]:
+    """What an objective sets for all presets, for the one whose budget this one has, and for this one."""
     values, words = _read(OBJECTIVES / f"{objective}.yaml")
-    for_all, for_one = (
+    return [
         (values.get(part, {}), {path[1:]: word for path, word in words.items() if path[0] == part})
-        for part in ("all", BUDGETS.get(name, name))
-    )
-    return for_all, for_one
+        for part in dict.fromkeys(("all", BUDGETS.get(name, name), name))
+    ]
 
 
 @functools.cache

@@ -141,7 +141,8 @@ def made(tmp_path_factory):
     return of
 
 
-NAMES = sorted(set(preset.names()) - PUBLIC)
+SAME = {"digits-long": "digits", "imagefolder": "cifar10-jpeg"}  # in all that is run here
+NAMES = sorted(set(preset.names()) - PUBLIC - set(SAME))
 
 
 def combinations() -> list:
@@ -153,6 +154,14 @@ def combinations() -> list:
                 marks = () if k == (i + j) % len(PRECISIONS) else pytest.mark.slow
                 found.append(pytest.param(name, objective, precision, marks=marks))
     return found
+
+
+@pytest.mark.parametrize("objective", preset.objectives())
+def test_presets_that_are_left_out_are_others_at_these_sizes(objective):
+    for name, other in SAME.items():
+        one, two = (tiny(each, objective, "no") for each in (name, other))
+        unread = ("data", "evaluate") if name == "imagefolder" else ()
+        assert {k: v for k, v in one.items() if k not in unread} == {k: v for k, v in two.items() if k not in unread}
 
 
 def test_the_quick_combinations_are_pairwise():

@@ -96,6 +96,7 @@ def share_bytecode(env: Path) -> None:
                 shutil.copytree(compiled, there, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("uv") is None, reason="needs uv, which installs from its cache")
 def test_the_core_alone_trains_loads_samples_and_exports(tmp_path):
     python = tmp_path / "env/bin/python"

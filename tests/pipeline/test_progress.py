@@ -1,6 +1,7 @@
 """Signs of life outside a terminal: how often, what they say, and that they change nothing."""
 
 import io
+import re
 import sys
 import time
 from pathlib import Path
@@ -121,9 +122,9 @@ def test_work_without_any_progress_says_that_it_runs_and_how_long_it_took():
     said: list[str] = []
     with at_work("diagnose-ve", every=0.05, say=said.append):
         time.sleep(0.4)
-    assert 2 <= len(said) <= 9
-    assert all(line.startswith("diagnose-ve: at work for 0.") and is_line(line) for line in said[:-1])
-    assert said[-1].startswith("diagnose-ve: done in 0.")
+    assert len(said) >= 2
+    assert all(re.match(r"diagnose-ve: at work for \d", line) and is_line(line) for line in said[:-1])
+    assert re.match(r"diagnose-ve: done in \d", said[-1])
     with pytest.raises(ValueError, match="broken"), at_work("x", say=said.append):
         raise ValueError("broken")
     assert not said[-1].startswith("x: done")

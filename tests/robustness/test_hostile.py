@@ -43,13 +43,13 @@ ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params.yaml"
 VALUES = read_params(PARAMS)
 MANY = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-FEW = settings(MANY, max_examples=60)
+FEW = settings(MANY, max_examples=30)
 NASTY = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, float("nan"), float("inf"), "", "x", "../x", "/etc/passwd"]
 PRINTABLE = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=5)
 JSONISH = st.sampled_from([*NASTY, [], {}, [[]], {"a": 1}, "a\nb", "\0", "<script>", ["../x"], [1, 2]]) | st.recursive(

@@ -225,11 +225,12 @@ def test_several_processes_say_one_line_and_are_gone(folder):
         "from pipeline.runner import unfinished\n"
         "def ended(*_):\n    open(f'ended-{os.environ[\"RANK\"]}', 'w').close(); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, ended)\n"
+        "open(f'up-{os.environ[\"RANK\"]}', 'w').close()\n"
         "if os.environ['RANK'] == '0':\n"
         "    root = project_root() / '.ifm' / 'checkpoints'\n"
         "    work = unfinished.WorkFolder.open(root, 'fetch', {'params': {}, 'code': {}, 'inputs': {}})\n"
         "    (work.path / 'step-000000500.safetensors').touch()\n"
-        "    time.sleep(1)\n"
+        "    while not os.path.exists('up-1'):\n        time.sleep(0.05)\n"
         "    print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )

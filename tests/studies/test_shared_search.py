@@ -12,7 +12,10 @@ from tests.support import mlflow_server
 
 optuna = pytest.importorskip("optuna", reason="needs the extra .[optuna]")
 NO_POSTGRES = mlflow_server.postgres_command("initdb") is None or mlflow_server.postgres_command("postgres") is None
-POSTGRES = pytest.param("postgresql", marks=pytest.mark.skipif(NO_POSTGRES, reason="PostgreSQL is not installed"))
+POSTGRES = pytest.param(
+    "postgresql",
+    marks=[pytest.mark.slow, pytest.mark.skipif(NO_POSTGRES, reason="PostgreSQL is not installed")],
+)
 
 
 @pytest.fixture(scope="module", params=["sqlite", POSTGRES])

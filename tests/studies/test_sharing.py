@@ -210,7 +210,7 @@ def connect(project: Project, options: dict[str, str]) -> None:
             project.run("dvc", "remote", "modify", "-q", "--local", "shared", name, value)
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("ssh", marks=pytest.mark.slow), "s3"])
+@pytest.mark.parametrize("kind", ["folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ssh", "s3"))])
 def test_a_colleague_gets_the_results_and_retrains_nothing(committed, kind, request, tmp_path):
     options = request.getfixturevalue(kind)
     connect(committed, options)

@@ -179,6 +179,7 @@ def test_only_a_flow_is_packaged(flow_folder: Path, tmp_path: Path):
         package(flow_folder, tmp_path)
 
 
+@pytest.mark.slow  # the model itself is asked above, HTTP is MLflow's
 def test_over_http_by_the_commands_in_the_docs(flow_folder: Path, tmp_path: Path):
     """ifm mlflow-model, then mlflow models serve, without the project on the path: the model brings its own code."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}

@@ -331,7 +331,7 @@ class Cut(BaseException):
     """Stands for the death of the delivering process."""
 
 
-@pytest.mark.parametrize("after", range(9))
+@pytest.mark.parametrize("after", [0, 1, 3, 5, 8])
 def test_a_sync_that_is_cut_short_anywhere_is_repeated(
     project: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, after: int
 ):

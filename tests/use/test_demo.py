@@ -271,7 +271,7 @@ def test_sounds_are_played_and_texts_are_read(page, browser, tmp_path):
         wav = opened.until("""document.querySelector("#flow-sound a[download]")?.href""")
         data = urllib.request.urlopen(wav, timeout=20).read()
         assert data[:4] == b"RIFF"
-        assert opened.run(PIXELS.format(name="flow"))
+        opened.until(PIXELS.format(name="flow"))
         choose("text")
         read = opened.until("""document.querySelector("#flow-texts textarea")?.value""")
         opened.run("HTMLAnchorElement.prototype.click = function () { window.downloaded = this.href; }")
