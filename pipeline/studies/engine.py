@@ -214,3 +214,5 @@ def command(work: Callable[[], int], name: str, folder: Path, *, alone: bool) ->
         sys.exit(128 + signal.SIGINT)
     except (UserError, ConfigError) as error:
         sys.exit(str(error))
+    except PermissionError as error:
+        sys.exit(f"{error.filename}: {error.strerror}; make it writable, or work in a copy of your own")

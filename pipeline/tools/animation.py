@@ -29,6 +29,7 @@ from ifm.use import loading, shipped
 from ifm.use.asked import condition_of
 from ifm.use.drawing import choose, data_shape
 from ifm.use.models import usable
+from pipeline.tools.marks import between
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/one-step.gif"), "<!-- animation -->"
 TEXT = "![Noise becomes digits in one evaluation of the flow, beside the teacher's path](docs/images/one-step.gif)"
@@ -110,8 +111,7 @@ def gif(shots: list[tuple[Image.Image, int]]) -> bytes:
 
 def into_readme(text: str) -> str:
     """The README's text with the picture between its marks."""
-    before, _, after = text.split(MARK)
-    return f"{before}{MARK}\n{TEXT}\n{MARK}{after}"
+    return between(text, MARK, TEXT, name=str(README))
 
 
 def main() -> None:

@@ -6,12 +6,14 @@ The columns of docs/tables.md are written too, from the catalogue of metrics.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ifm.files import read_json, write_text
+from ifm.errors import UserError, in_a_line
+from ifm.files import atomic_path, read_json
 from ifm.metrics import catalogue, cautions
 from ifm.modalities.pictures import side_by_side, side_by_side_choice
 from ifm.report import names
@@ -20,6 +22,7 @@ from ifm.report.names import DYNAMICS as TITLES
 from ifm.report.rounding import MISSING
 from ifm.report.summary import read_summary
 from pipeline.runner import paths
+from pipeline.tools.marks import write_between
 
 README, PICTURE, MARK = Path("README.md"), Path("docs/images/digits.png"), "<!-- results -->"
 TABLES, COLUMNS = Path("docs/tables.md"), "<!-- columns -->"
@@ -94,12 +97,6 @@ def columns() -> str:
     return "\n".join(lines)
 
 
-def _write_between(file: Path, mark: str, text: str) -> None:
-    """The text between the file's two marks."""
-    before, _, after = file.read_text(encoding="utf-8").split(mark, 2)
-    write_text(file, f"{before}{mark}\n{text}\n{mark}{after}")
-
-
 def picture(summary: pd.DataFrame) -> Image.Image:
     """A row of panels for each dynamics: flow in one step, teacher at its best evaluations, teacher in one."""
     rows = []
@@ -110,8 +107,9 @@ def picture(summary: pd.DataFrame) -> Image.Image:
         for s in side_by_side_choice(samplers, best=best[d]):
             images = np.load(paths.samples(d) / f"{s['name']}.npy", mmap_mode="r", allow_pickle=False)[:SHOWN]
             panels.append((f"{TITLES[d]}: {s['model']}, {s['nfe']} NFE", np.asarray(images)))
-        side_by_side(panels, PICTURE, columns=8, scale=4)
-        rows.append(Image.open(PICTURE).copy())
+        with TemporaryDirectory() as folder:
+            side_by_side(panels, Path(folder, PICTURE.name), columns=8, scale=4)
+            rows.append(Image.open(Path(folder, PICTURE.name)).copy())
     canvas = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
     top = 0
     for row in rows:
@@ -122,12 +120,17 @@ def picture(summary: pd.DataFrame) -> Image.Image:
 
 def main() -> None:
     """Rewrites docs/images/digits.png and the lines between the marks of docs/tables.md and the README."""
-    _write_between(TABLES, COLUMNS, columns())
-    summary = read_summary(paths.REPORTS / "summary.csv")
-    if set(summary.data) != {"digits"}:
-        sys.exit("reports/summary.csv is not of the digits: make preset NAME=digits, dvc repro, then again")
-    picture(summary).save(PICTURE, optimize=True)
-    _write_between(README, MARK, table(summary))
+    try:
+        write_between(TABLES, COLUMNS, columns())
+        summary = read_summary(paths.REPORTS / "summary.csv")
+        if set(summary.data) != {"digits"}:
+            raise UserError("reports/summary.csv is not of the digits: make preset NAME=digits, dvc repro, then again")
+        drawn = picture(summary)
+        with atomic_path(PICTURE) as temporary:
+            drawn.save(temporary, "PNG", optimize=True)
+        write_between(README, MARK, table(summary))
+    except (UserError, OSError) as error:
+        sys.exit(f"make readme: {in_a_line(error)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from ifm.errors import UserError
+from ifm.errors import UserError, in_a_line
 from ifm.files import write_text
 from ifm.metrics import catalogue, teachers
 from ifm.report import names
@@ -23,6 +23,7 @@ from ifm.report.headlines import estimate, written
 from pipeline.runner import paths
 from pipeline.tools.compare import read_side
 from pipeline.tools.comparison import Side
+from pipeline.tools.marks import write_between
 
 COLUMNS = ("data", "dynamics", "objective", "model", "nfe", "seed", "metric", "value")
 WITHOUT = "-unconditional"  # ends the model's name in runs without classes
@@ -206,23 +207,33 @@ def main() -> None:
     results = TABLES[given.table]
     try:
         if given.docs:
-            write_docs(pd.read_csv(results.csv), results)
+            write_docs(_read(results.csv), results)
             return
         if not given.states:
             raise UserError("which runs? name their commits, DVC experiments or workspace")
         found = table(row for state in given.states for row in rows_of(read_side(state), results))
         if given.add and results.csv.exists():
-            found = added(pd.read_csv(results.csv), found, results)
+            found = added(_read(results.csv), found, results)
         write_text(results.csv, found.to_csv(index=False, lineterminator="\n"))
         print(f"{results.csv}: {len(found)} rows, with those of {len(given.states)} runs")
     except (UserError, OSError) as error:
         sys.exit(str(error))
 
 
+def _read(file: Path) -> pd.DataFrame:
+    """A table of results. Raises UserError where the file is none."""
+    try:
+        found = pd.read_csv(file)
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read ({in_a_line(error)}); take it from Git again") from error
+    if missing := [name for name in COLUMNS if name not in found]:
+        raise UserError(f"{file}: has no column {missing[0]}; take it from Git again")
+    return found
+
+
 def write_docs(found: pd.DataFrame, results: Results) -> None:
     """The text between the page's two marks."""
-    before, _, after = results.page.read_text(encoding="utf-8").split(results.mark, 2)
-    write_text(results.page, f"{before}{results.mark}\n{markdown(found, results)}\n{results.mark}{after}")
+    write_between(results.page, results.mark, markdown(found, results))
 
 
 if __name__ == "__main__":
