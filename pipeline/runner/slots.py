@@ -1,5 +1,6 @@
 """Work side by side: each part's share of the cores, or a GPU of its own."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -22,9 +23,14 @@ def slots(jobs: int | None) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(max(1, cores() // count))}] * count
 
 
+def has_launcher() -> bool:
+    """Whether the user's own launcher starts the stages (IFM_LAUNCH)."""
+    return os.environ.get("IFM_LAUNCH", "").strip() not in ("", "none")
+
+
 def default_jobs(branches: int) -> int:
     """How many at a time: a branch for each core, or GPU; one where the user's own launcher uses them all."""
-    if branches < 2 or os.environ.get("IFM_LAUNCH", "").strip() not in ("", "none"):
+    if branches < 2 or has_launcher():
         return 1
     return max(1, min(branches, len(visible_gpus()) or cores()))
 
@@ -34,11 +40,17 @@ def cores() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name of this machine's GPUs. Another process asks torch: it takes seconds."""
+    """What CUDA_VISIBLE_DEVICES may name of this machine's GPUs."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked is not None:
         return [name.strip() for name in asked.split(",") if name.strip() not in ("", "-1")]
     if not any(Path(driver).exists() for driver in DRIVERS):
         return []
+    return [str(i) for i in range(_counted())]
+
+
+@functools.cache
+def _counted() -> int:
+    """The machine's GPUs, by another process: it imports torch, which takes seconds."""
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=False)
-    return [str(i) for i in range(int(done.stdout or 0))] if done.returncode == 0 else []
+    return int(done.stdout or 0) if done.returncode == 0 else 0

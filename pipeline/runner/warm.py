@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.runner.parent import end_with_parent
-from pipeline.runner.slots import DRIVERS
+from pipeline.runner.slots import DRIVERS, has_launcher
 
 SWITCH = "IFM_WARM"  # on, off
 IMPORTED = ("torch", "diffusers.models.unets.unet_2d", "accelerate", "safetensors.torch", "scipy.stats", "pandas")
@@ -45,7 +45,7 @@ def wanted() -> bool:
         os.environ.get(SWITCH, "on").strip().lower() != "off"
         and hasattr(os, "fork")
         and not any(Path(driver).exists() for driver in DRIVERS)
-        and os.environ.get("IFM_LAUNCH", "").strip() in ("", "none")
+        and not has_launcher()
         and _available() >= LEAST_MEMORY
     )
 
