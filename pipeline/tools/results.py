@@ -35,9 +35,9 @@ Record = dict[str, Any]  # a line of a run's summary
 class Results:
     """One file of results. metrics: its own, in the order of the docs. keeps: (record, its teacher's best) -> whether
     the record has rows. by: columns whose values have a line each in the docs. renamed: metrics that have another name
-    in the file. ending: (params.yaml) -> what the model's name ends in. run: columns that name one training.
-    autoencoder: whether the figure of encoder and decoder alone has a row. shown_on: the docs page, where it has
-    another name.
+    in the file. ending: (params.yaml) -> what the model's name ends in. run: columns that name one training; kind:
+    (model's name) -> what of it does too. autoencoder: whether the figure of encoder and decoder alone has a row.
+    shown_on: the docs page, where it has another name.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Results:
     renamed: Mapping[str, str] = field(default_factory=dict)
     ending: Callable[[Mapping[str, Any]], str] = lambda params: ""
     run: tuple[str, ...] = ("data", "dynamics", "seed")
+    kind: Callable[[str], str] = lambda model: ""
     autoencoder: bool = False
     shown_on: str = ""
 
@@ -103,6 +104,7 @@ CLASSES = Results(
     _at_its_best,
     by=COLUMNS[:4],  # a teacher is at its best at another NFE with each seed
     ending=_of_classes,
+    kind=lambda model: WITHOUT if model.endswith(WITHOUT) else "",
 )
 MODALITIES = Results(
     "modalities",
@@ -167,10 +169,12 @@ def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def added(old: pd.DataFrame, new: pd.DataFrame, results: Results) -> pd.DataFrame:
     """Both, without the old rows of a training (`results.run`) that the new ones have."""
-    run = list(results.run)
     old = old.fillna(NAMELESS)
-    stays = ~old.set_index(run).index.isin(new.set_index(run).index)
-    return table([*old[stays].to_dict("records"), *new.to_dict("records")])
+
+    def runs(rows: pd.DataFrame) -> pd.Index:
+        return rows.assign(kind=rows["model"].map(results.kind)).set_index([*results.run, "kind"]).index
+
+    return table([*old[~runs(old).isin(runs(new))].to_dict("records"), *new.to_dict("records")])
 
 
 def markdown(found: pd.DataFrame, results: Results) -> str:

@@ -107,6 +107,17 @@ def test_runs_are_added_to_the_file_and_a_newer_one_takes_the_place_of_the_old()
     pd.testing.assert_frame_equal(results.added(read, second, MODALITIES), both)
 
 
+def test_a_run_by_class_leaves_the_one_without_classes():
+    without, by_class = (
+        results.table(results.rows_of(replace(side(), params={"condition": {"kind": kind}}), CLASSES))
+        for kind in ("none", "class")
+    )
+    both = results.added(without, by_class, CLASSES)
+    assert len(both) == len(without) + len(by_class)
+    pd.testing.assert_frame_equal(results.added(both, by_class, CLASSES), both)
+    pd.testing.assert_frame_equal(results.added(both, without, CLASSES), both)
+
+
 def test_runs_of_other_networks_latents_and_teachers_stand_side_by_side():
     """With the autoencoder's floor; a run again takes the place of its own rows alone."""
     changes = {
