@@ -291,7 +291,7 @@ def test_no_stage_outlives_the_runner(made, number, shell):
 
 def test_under_nohup_a_closed_terminal_changes_nothing(made):
     waits(made, "train@ve", "go")
-    running = start(made, "train@ve", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    running = start(made, "train@ve", hangup=signal.SIG_IGN)
     until(made, "at-train@ve")
     for one in [running, *psutil.Process(running.pid).children(recursive=True)]:
         one.send_signal(signal.SIGHUP)
@@ -349,10 +349,12 @@ def test_a_dozen_kills_end_with_the_same_lock(tmp_path, start_of_all):
     assert "up to date" in killed.run("dvc", "repro")
 
 
-def start(made: Project, *words: str, **options) -> subprocess.Popen:
+def start(made: Project, *words: str, hangup: int = signal.SIG_DFL) -> subprocess.Popen:
+    """hangup: what the process is started to do at SIGHUP, whatever the tests themselves were."""
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *words], cwd=made.folder, env=made.env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
     )  # fmt: skip
 
 
