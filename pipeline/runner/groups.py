@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 
 POLL = 0.05  # seconds
 
@@ -27,12 +26,12 @@ def lives(group: int) -> bool:
     return False
 
 
-def end(group: int, number: int, *, patience: float, hurried: Callable[[], bool] = lambda: False) -> None:
-    """Sends signal `number` to a group, and SIGKILL to what lives of it after `patience` seconds, or when `hurried`."""
+def end(group: int, number: int, *, patience: float) -> None:
+    """Sends signal `number` to a group, and SIGKILL to what lives of it after `patience` seconds."""
     if not tell(group, number):
         return
     deadline = time.monotonic() + patience
-    while lives(group) and time.monotonic() < deadline and not hurried():
+    while lives(group) and time.monotonic() < deadline:
         time.sleep(POLL)
     tell(group, signal.SIGKILL)
 
