@@ -100,8 +100,8 @@ def planned(stage: Stage, accelerator: Accelerator) -> Plan:
     for scale in sorted(config.evaluate.guidance_scales) if guidance is not None else ():
         if kind.scale is not None and kind.scale[0] <= scale <= kind.scale[1]:
             at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale, config.sample.seeds))
-        if teacher is not None:
-            at_scales += [AtScale(teacher_sampler(teacher.at(scale), nfe=nfe), scale, 1) for nfe in nfes]
+        if teacher is not None:  # at its most evaluations: with fewer the guided ODE is not solved, and w seems smaller
+            at_scales.append(AtScale(teacher_sampler(teacher.at(scale), nfe=nfes[-1]), scale, 1))
     made = pretrained.describe(paths.flow(d))
     common = {"dynamics": flow.dynamics, "shape": pretrained.state_shape(made), "device": accelerator.device}
     described = {"image_shape": made["image_shape"], **flow.of_data}

@@ -100,7 +100,16 @@ def _of_networks(params: Mapping[str, Any]) -> str:
 
 CLASSES = Results(
     "classes",
-    ("asked_class_share", "fid", "sliced_wasserstein", "recall", "fid_within_classes", "ratio", "seconds_per_image"),
+    (
+        "asked_class_share",
+        "fid",
+        "sliced_wasserstein",
+        "recall",
+        "fid_within_classes",
+        "ratio",
+        "endpoint_rms",
+        "seconds_per_image",
+    ),
     _at_its_best,
     by=COLUMNS[:4],  # a teacher is at its best at another NFE with each seed
     ending=_of_classes,

@@ -248,6 +248,7 @@ def check_scales(d, *, count):
     """What is drawn and found at other guidance scales: of the flow where it takes them, of the teacher at all."""
     folder = paths.samples(d)
     told = json.loads((folder / "metadata.json").read_text())
+    finest = max(s["nfe"] for s in told["samplers"] if s["model"] == "teacher")
     assert told["guidance"] == 1.0
     assert not (folder / "w.npy").exists()
     drawn = {(s["model"], s["guidance"]) for s in told["guided"]}
@@ -258,6 +259,13 @@ def check_scales(d, *, count):
     models = [s["model"] for s in row["guided"]]
     assert models == ["flow-w1", "flow-w2", "teacher-w1", "teacher-w2", "teacher-w4"]
     assert row["guided"][0]["asked_class_share"] == row["asked_class_share"]
+    assert [s["nfe"] for s in row["guided"]] == [1, 1, *[finest] * 3]
+    led, own = (
+        np.load(folder / f"{name}-w2.npy") for name in (f"teacher-heun-nfe{finest:03d}", "flow-one_step-nfe001")
+    )
+    difference = (own[:count].astype(float) - led) / (127.5 if own.dtype == np.uint8 else 1)
+    rms = np.sqrt(np.square(difference).reshape(count, -1).mean(axis=1)).mean()
+    assert row["guided"][1]["endpoint_rms"] == pytest.approx(rms)
     summary = pd.read_csv(paths.REPORTS / "summary.csv")
     assert set(summary.model) == {"teacher", "flow", *models}
     assert summary[summary.model.isin(models)].seconds_per_image.notna().all()

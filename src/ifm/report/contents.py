@@ -34,8 +34,8 @@ class AskedClasses:
     grid: bytes = b""  # PNG: a row of samples for each class, behind its name; empty: there is none
     shares: Sequence[float | None] | None = None  # by class asked for, of its samples in it
     fids: Sequence[float | None] | None = None  # by class asked for
-    # At several guidance scales, the flow in one step and the teacher at its best: model ("flow-w2"), guidance, nfe,
-    # and the catalogue's figures.
+    # At several guidance scales, the flow in one step and the teacher with its most evaluations: model ("flow-w2"),
+    # guidance, nfe, and the catalogue's figures.
     guided: Sequence[Mapping[str, Any]] = ()
 
 
