@@ -45,7 +45,6 @@ class AtScale:
 
     sampler: Sampler
     w: float
-    sets: int  # of samples
 
     @property
     def name(self) -> str:
@@ -53,12 +52,12 @@ class AtScale:
 
     def describe(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return self.sampler.describe() | {"name": self.name, "guidance": self.w, "seeds": self.sets}
+        return self.sampler.describe() | {"name": self.name, "guidance": self.w}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn: of every sampler all sets, and besides some at other guidance scales."""
+    """What is drawn: of every sampler all sets, and besides of some the first set at other guidance scales."""
 
     samplers: list[Sampler]  # the teacher's by NFE, then the flow's by steps
     at_scales: list[AtScale]
@@ -98,10 +97,10 @@ def planned(stage: Stage, accelerator: Accelerator) -> Plan:
         samplers += [flow_sampler(flow, kind=kind, steps=steps) for kind in kinds]
     at_scales = []
     for scale in sorted(config.evaluate.guidance_scales) if guidance is not None else ():
-        if kind.scale is not None and kind.scale[0] <= scale <= kind.scale[1]:
-            at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale, config.sample.seeds))
+        if scale != w and kind.scale is not None and kind.scale[0] <= scale <= kind.scale[1]:
+            at_scales.append(AtScale(flow_sampler(flow, kind="one_step", steps=1), scale))
         if teacher is not None:  # at its most evaluations: with fewer the guided ODE is not solved, and w seems smaller
-            at_scales.append(AtScale(teacher_sampler(teacher.at(scale), nfe=nfes[-1]), scale, 1))
+            at_scales.append(AtScale(teacher_sampler(teacher.at(scale), nfe=nfes[-1]), scale))
     made = pretrained.describe(paths.flow(d))
     common = {"dynamics": flow.dynamics, "shape": pretrained.state_shape(made), "device": accelerator.device}
     described = {"image_shape": made["image_shape"], **flow.of_data}
@@ -200,7 +199,7 @@ def draw_all(stage: Stage, accelerator: Accelerator, plan: Plan, *, out: Path | 
     """
     config, common = stage.config, plan.common
     main = [(s.name, s, config.sample.seeds, plan.w) for s in plan.samplers]
-    besides = [(s.name, s.sampler, s.sets, s.w) for s in plan.at_scales]
+    besides = [(s.name, s.sampler, 1, s.w) for s in plan.at_scales]
     for name, sampler, sets, w in progress([*main, *besides], label=f"sample {stage.dynamics}", unit="sampler"):
         file, total = None, sets * config.sample.count
         if out is not None:

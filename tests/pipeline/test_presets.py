@@ -113,9 +113,11 @@ def test_classes_are_asked_for_by_their_presets_and_by_condition():
     digits, classes = of("digits-long"), of("digits-classes")
     assert (digits.condition.kind, digits.guidance.kind) == ("none", "none")
     assert (classes.condition.kind, classes.guidance.kind, classes.guidance.scale) == ("class", "cfg", [1.0, 4.0])
-    same = {"condition", "guidance", "evaluate"}
+    same = {"condition": True, "guidance": True, "evaluate": True, "flow": {"steps"}}
     assert classes.model_dump(exclude=same) == digits.model_dump(exclude=same)
-    assert applied("digits-classes", condition="none") == applied("digits-long")
+    assert (digits.flow.steps, classes.flow.steps) == (2200, 3000)  # it learns a range of w besides
+    unasked = parse(preset.parse_yaml(applied("digits-classes", condition="none")))
+    assert unasked.model_dump(exclude={"flow": {"steps"}}) == digits.model_dump(exclude={"flow": {"steps"}})
     assert of("cifar10", condition="class").condition.kind == "class"
     assert of("cifar10", condition="class").model_dump(exclude={"condition"}) == of("cifar10").model_dump(
         exclude={"condition"}

@@ -115,30 +115,36 @@ def evaluate_samples(
             figures[name][teachers.AGAINST] = best["nfe"]
     for row in figures.values():
         if metadata.get("guided") and row["sampler"] == "one_step":
-            row["guided"] = [_at_scale(row, metadata["guidance"]), *_guided(folder, metadata, judging, expected)]
+            row["guided"] = _guided(folder, metadata, judging, expected)
     return Evaluation(figures, closest)
 
 
 def _guided(
     folder: Path, metadata: Mapping[str, Any], judging: "Judging", shape: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Figures at the other guidance scales: of the flow in one step, and of the teacher, which is not at its best NFE.
+    """Figures by guidance scale: of the flow in one step, then of the teacher, which is not at its best NFE.
 
-    Above w = 1 the least FID is that of the solver that leads least. The teacher has its most evaluations at each w.
+    All are of the first set alone, so that they differ by w and model and by no prior draw. Above w = 1 the least FID is
+    that of the solver that leads least: the teacher has its most evaluations at each w.
     """
-    dtype, asked = modalities.of(judging.reference.metadata).dtype, metadata["guided"]
-    images = {s["name"]: _load(folder, s["name"], shape, dtype) for s in asked}
-    led = {s["guidance"]: images[s["name"]] for s in asked if s["model"] == "teacher"}  # one set, flow's first
-    rows: dict[str, list[dict[str, Any]]] = {"flow": [], "teacher": []}
-    for sampler in asked:
-        model, w, drawn = sampler["model"], sampler["guidance"], images[sampler["name"]]
-        if model == "flow" and w == metadata["guidance"]:
-            continue
-        row = _at_scale(judging.judge(sampler, drawn, seeds=sampler["seeds"])[0], w)
-        if model == "flow" and w in led:
-            row["endpoint_rms"] = endpoint_rms(drawn[: len(led[w])], led[w])
-        rows[model].append(row)
-    return rows["flow"] + rows["teacher"]
+    dtype, own = modalities.of(judging.reference.metadata).dtype, metadata["guidance"]
+    at_own = next(s for s in metadata["samplers"] if s["sampler"] == "one_step")
+    asked = sorted(
+        [
+            at_own | {"guidance": own},
+            *(s for s in metadata["guided"] if s["model"] == "teacher" or s["guidance"] != own),
+        ],
+        key=lambda s: (s["model"], s["guidance"]),
+    )
+    images = [_load(folder, s["name"], shape, dtype)[: metadata["count"]] for s in asked]
+    led = {s["guidance"]: x for s, x in zip(asked, images, strict=True) if s["model"] == "teacher"}
+    rows = []
+    for sampler, drawn in zip(asked, images, strict=True):
+        row = _at_scale(judging.judge(sampler, drawn, seeds=1)[0], w := sampler["guidance"])
+        if sampler["model"] == "flow" and w in led:
+            row["endpoint_rms"] = endpoint_rms(drawn, led[w])
+        rows.append(row)
+    return rows
 
 
 def _at_scale(row: Mapping[str, Any], w: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def against_guidance(
         ax.set_xlabel("Guidance scale w")
         ax.set_ylabel(title)
         shown = list(dict.fromkeys(d for d, _ in lines))
-        models = {"flow": ("Flow, one step", "-"), "teacher": ("Teacher, its best NFE", "--")}
+        models = {"flow": ("Flow, one step", "-"), "teacher": ("Teacher, its most NFE", "--")}
         drawn = [models[model] for model in models if any(of == model for _, of in lines)]
         handles = [swatch(d, shown) for d in shown] + [
             Line2D([], [], color="#808080", linewidth=DASHED, linestyle=style) for _, style in drawn
