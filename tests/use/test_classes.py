@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ifm import dynamics
@@ -17,6 +18,7 @@ from ifm.sampling import Draws, draw_samples, flow_sampler
 from ifm.solver import solve_ode
 from ifm.use import pictured, usage
 from ifm.use.card import model_card
+from ifm.use.diffusers_folder import quiet_diffusers
 from ifm.use.models import IntegrationFlow, Teacher
 from ifm.use.pictured import spread
 from tests.support.judged import one_thread  # noqa: F401
@@ -159,6 +161,29 @@ def test_the_cards_code_for_diffusers_is_code_and_says_the_classes():
     assert "class" not in usage.code("diffusers", small_flow(), where="a/b")
 
 
+def test_a_class_without_data_is_neither_shown_nor_named_nor_taken(tmp_path):
+    gaps = Classes(classes=["a", "b", "b", "c"], shares=[0.0, 0.5, 0.25, 0.25])
+    flow = small_flow(condition=gaps)
+    save_model(flow, tmp_path / "m", record={"image_shape": [1, 8, 8]})
+    main(["export", "--model", f"{tmp_path}/m", "--out", f"{tmp_path}/out"])
+    text = (tmp_path / "out/README.md").read_text()
+    assert "8 of each class" not in text
+    assert "8 of 3 of 4 classes" in text
+    assert "class_labels=[1]" in text
+    assert ".sample(16, classes=1)" in text
+    assert "np.full((16,), 1)  # int64: one class" in usage.code("onnx", flow, where="a/b")
+    with quiet_diffusers():
+        where = str(tmp_path / "out")
+        pipe = DiffusionPipeline.from_pretrained(where, custom_pipeline=where, trust_remote_code=True)
+    assert pipe._class_numbers([1, "c"]) == [1, 3]
+    for wrong, said in (
+        (0, "the training data have nothing of class 'a'"),
+        ("b", r"'b' is the name of the classes \[1, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pipe(class_labels=wrong)
+
+
 # --- guidance -------------------------------------------------------------------------------------------------------
 
 SCALED = Classes(classes=["cat", "dog", "owl"], shares=[0.2, 0.3, 0.5], drops=True, scale=[0.5, 4.0])
@@ -180,6 +205,7 @@ def test_a_flow_takes_the_scales_of_its_range(tmp_path, capsys):
     assert np.array_equal(flow.sample(3, classes="owl", guidance=4), samples_of(flow, [2, 2, 2], w=4.0))
     assert np.array_equal(flow.sample(3, classes="owl"), samples_of(flow, [2, 2, 2], w=1.0))
     assert not np.array_equal(flow.sample(3, classes="owl"), flow.sample(3, classes="owl", guidance=4))
+    assert np.array_equal(flow.sample(3, guidance=np.float32(2)), flow.sample(3, guidance=np.int64(2)))
     main(["sample", "--model", f"{tmp_path}/m", "--class", "0-2", "--guidance", "2", "--n", "3", "--device", "cpu",
           "--out", f"{tmp_path}/a.npy"])  # fmt: skip
     assert np.array_equal(np.load(tmp_path / "a.npy"), samples_of(flow, [0, 1, 2], w=2.0))

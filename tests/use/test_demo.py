@@ -77,11 +77,20 @@ def test_a_checkouts_models_and_who_stands_beside_whom(folder):
 def test_a_class_is_that_of_every_sample(folder, label):
     models = Models([str(folder / "models/flow/trig")])
     pair = models[models.names[0]]
-    assert pair.classes == ["a", "b", "c"]
+    assert pair.classes == {"a": 0, "b": 1, "c": 2}
     have = pair.flow.condition_kind.of_tensors({"labels": torch.full((4,), label)})
     expected = IntegrationFlow.from_pretrained(folder / "models/flow/trig").sample(4, condition=have)
     np.testing.assert_array_equal(drawing.flow(pair, Asked(count=4, label=label)).samples, expected)
     assert drawing.teacher(pair, Asked(count=4)) is None
+
+
+def test_classes_without_data_are_not_offered_and_names_are_told_apart(tmp_path):
+    gaps = Classes(classes=["a", "b", "b", "c"], shares=[0.0, 0.5, 0.25, 0.25])
+    save_model(small_flow(condition=gaps), tmp_path / "flow", record={"image_shape": [1, 8, 8]})
+    pair = Models([str(tmp_path / "flow")])[str(tmp_path / "flow")]
+    assert pair.classes == {"b (1)": 1, "b (2)": 2, "c": 3}
+    way = drawing.between(pair, Asked(seed=5), 9, frames=3).samples
+    assert np.abs(way[0].astype(int) - drawing.flow(pair, Asked(seed=5, count=1, label=1)).samples[0]).max() <= 1
 
 
 def test_guidance_is_the_flows_where_it_takes_a_range(tmp_path, ve):

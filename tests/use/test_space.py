@@ -30,7 +30,9 @@ def made(tmp_path_factory):
     """models/ and the Space made of them, with the teacher."""
     folder = tmp_path_factory.mktemp("space")
     save_model(small_flow(), folder / "flow", record={"image_shape": [1, 8, 8]})
-    save_model(small_teacher(), folder / "teacher", record={"image_shape": [1, 8, 8]})
+    teacher = small_teacher()
+    record = {"image_shape": [1, 8, 8]}
+    save_model(teacher, folder / "teacher", record=record, weaker=teacher.state_dict())
     words = ["--model", f"{folder}/flow", "--teacher", f"{folder}/teacher", "--title", "Ve: *one* step"]
     main(["export", *words, "--license", "apache-2.0", "--space", f"{folder}/space"])
     return folder / "space"
@@ -52,6 +54,7 @@ def test_the_hub_can_read_what_it_is(made):
     assert held == {"README.md", "app.py", "requirements.txt", "model", "ifm"}
     assert not list(made.rglob("*.pyc"))
     assert (made / "model/teacher/ifm.json").is_file()
+    assert (made / "model/teacher/weaker/ifm.json").is_file()
 
 
 def test_the_app_runs_by_itself_on_this_machine_alone(made, tmp_path):

@@ -110,7 +110,8 @@ def between(pair: Pair, asked: Asked, last: int, *, frames: int = 8) -> Answer:
     model = pair.flow
     sampler = drawing.choose(model, steps=asked.steps)
     device = next(iter(model.state_dict().values())).device
-    told = condition(model, replace(asked, count=frames, label=0 if asked.label is None else asked.label))
+    label = next(iter(pair.classes.values()), None) if asked.label is None else asked.label
+    told = condition(model, replace(asked, count=frames, label=label))
     a, b = (
         Draws.of(model.dynamics, pair.shape, range(1), seed=seed, device=device, condition=told)
         for seed in (asked.seed, last)

@@ -9,7 +9,7 @@ from ifm import checkout, pretrained
 from ifm.errors import UserError
 from ifm.guidance import Guidance, Guided
 from ifm.model import IntegrationFlow
-from ifm.use import drawing, loading, shipped
+from ifm.use import drawing, loading, pictured, shipped
 from ifm.use.drawing import data_shape
 
 FLOWS = "models/flow"  # in a checkout
@@ -30,9 +30,13 @@ class Pair:
         return data_shape(self.flow)
 
     @property
-    def classes(self) -> list[str]:
-        """The classes that the flow can be asked for; none where it takes none."""
-        return list(getattr(self.flow.condition_kind, "classes", ()))
+    def classes(self) -> dict[str, int]:
+        """The numbers of the classes that the flow can be asked for, by name; none where it takes none.
+
+        Classes of one name are told apart by their numbers.
+        """
+        names, numbers = pictured.classes_of(self.flow) or (), pictured.learnt_of(self.flow) or ()
+        return {names[i] if names.count(names[i]) == 1 else f"{names[i]} ({i})": i for i in numbers}
 
 
 class Models:

@@ -148,7 +148,7 @@ def asked_for(
         count=int(count),
         steps=int(steps),
         nfe=int(nfe),
-        label=pair.classes.index(label) if label in pair.classes else None,
+        label=pair.classes.get(label),
         guidance=float(guidance) if drawing.scale_of(pair) else None,
     )
 

@@ -124,8 +124,8 @@ def _guided(
 ) -> list[dict[str, Any]]:
     """Figures by guidance scale: of the flow in one step, then of the teacher, which is not at its best NFE.
 
-    All are of the first set alone, so that they differ by w and model and by no prior draw. Above w = 1 the least FID is
-    that of the solver that leads least: the teacher has its most evaluations at each w.
+    All are of the first set alone, so that they differ by w and model and by no prior draw. Above w = 1 the least FID
+    is that of the solver that leads least: the teacher has its most evaluations at each w.
     """
     dtype, own = modalities.of(judging.reference.metadata).dtype, metadata["guidance"]
     at_own = next(s for s in metadata["samplers"] if s["sampler"] == "one_step")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +44,7 @@ def check_guidance(model: "Model", guidance: float | None) -> None:
     kind = model.condition_kind
     if not isinstance(kind, Classes):
         raise UserError("the model takes no guidance: it was trained with condition.kind none")
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
+    if isinstance(guidance, bool) or not isinstance(guidance, Real) or not 0 <= guidance < math.inf:
         raise UserError(f"a guidance scale is a number from 0 on, got {guidance!r}")
     if not isinstance(model, IntegrationFlow):
         if not kind.drops and guidance != 1:
@@ -69,7 +70,7 @@ def condition_of(
     check_guidance(model, guidance)
     if numbers is None and guidance is None:
         return None
-    drawn = asked_of(kind, range(n), seed=seed, w=guidance)
+    drawn = asked_of(kind, range(n), seed=seed, w=None if guidance is None else float(guidance))
     return drawn if numbers is None else replace(drawn, labels=torch.tensor(numbers)[torch.arange(n) % len(numbers)])
 
 

@@ -152,10 +152,16 @@ class IntegrationFlowPipeline(DiffusionPipeline):
             raise ValueError("this flow takes no class_labels")
         asked = given.tolist() if isinstance(given, torch.Tensor) else given
         asked = asked if isinstance(asked, list | tuple) else [asked]
+        for c in asked:
+            if isinstance(c, str) and classes.count(c) > 1:
+                which = [i for i, name in enumerate(classes) if name == c]
+                raise ValueError(f"{c!r} is the name of the classes {which}; ask by number")
         numbers = [classes.index(c) if isinstance(c, str) and c in classes else c for c in asked]
         wrong = [c for c in numbers if not isinstance(c, int) or not 0 <= c < len(classes)]
         if wrong or not numbers:
             raise ValueError(f"class_labels must be from 0 to {len(classes) - 1}, or names, got {wrong or given}")
+        if absent := [classes[c] for c in numbers if not self.config.shares[c]]:
+            raise ValueError(f"the training data have nothing of class {absent[0]!r}, so the flow did not learn it")
         return numbers
 
     def _guidance(self, given: float | None) -> float | None:

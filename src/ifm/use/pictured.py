@@ -16,8 +16,8 @@ def save_picture(flow: IntegrationFlow, folder: Path) -> tuple[str | None, str]:
     made_of = modality(flow)
     if made_of.preview != "grids":
         return None, ""
-    classes = classes_of(flow)
-    numbers = None if classes is None else spread(len(classes), ROWS)
+    classes, learnt = classes_of(flow), learnt_of(flow)
+    numbers = None if learnt is None else [learnt[i] for i in spread(len(learnt), ROWS)]
     n = SHOWN if numbers is None else COLUMNS * len(numbers)
     try:
         images = made_of.pictures(flow.sample(n, classes=numbers))
@@ -36,6 +36,11 @@ def save_picture(flow: IntegrationFlow, folder: Path) -> tuple[str | None, str]:
 def classes_of(flow: IntegrationFlow) -> list[str] | None:
     """Their names, of a flow that takes them."""
     return getattr(flow.condition_kind, "classes", None)
+
+
+def learnt_of(flow: IntegrationFlow) -> list[int] | None:
+    """Their numbers, without those that the training data had none of."""
+    return None if classes_of(flow) is None else flow.condition_kind.index("all")
 
 
 def spread(count: int, shown: int) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ifm.errors import UserError
 from ifm.files import write_text
-from ifm.pretrained import DESCRIPTION, copy_decoder, decoder_of
+from ifm.pretrained import DESCRIPTION, WEAKER, copy_decoder, decoder_of
 from ifm.use.card import escape
 from ifm.use.shipped import copy_code
 
@@ -44,9 +44,11 @@ def write_folder(model: Path, folder: Path, *, title: str, license_id: str | Non
     """
     for name, source in (("flow", model), ("teacher", teacher)):
         if source is not None:
-            (folder / MODEL / name).mkdir(parents=True)
-            for file in sorted(file for pattern in COPIED for file in source.glob(pattern)):
-                shutil.copyfile(file, folder / MODEL / name / file.name)
+            parts = [source, *([source / WEAKER] if (source / WEAKER).is_dir() else [])]  # which autoguidance asks
+            for part in parts:
+                (there := folder / MODEL / name / part.relative_to(source)).mkdir(parents=True)
+                for file in sorted(file for pattern in COPIED for file in part.glob(pattern)):
+                    shutil.copyfile(file, there / file.name)
             copy_decoder(decoder_of(source), folder / MODEL / name)
     copy_code(folder)
     write_text(folder / "app.py", APP)

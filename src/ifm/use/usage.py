@@ -24,8 +24,8 @@ from ifm import IntegrationFlow
 
 images = IntegrationFlow.from_pretrained("{id}").sample({asked})  # uint8 [{n}, C, H, W]
 ```"""
-PIPE_CLASSES = "images = pipe(batch_size={n}, class_labels=[0]).images  # numbers or names in turn, else by shares\n"
-PIPE_SCALE = "images = pipe(batch_size={n}, class_labels=[0], guidance_scale={w:g}).images\n"
+PIPE_CLASSES = "images = pipe(batch_size={n}, class_labels=[{c}]).images  # numbers or names in turn, else by shares\n"
+PIPE_SCALE = "images = pipe(batch_size={n}, class_labels=[{c}], guidance_scale={w:g}).images\n"
 ONNX = """```python
 import numpy as np, onnxruntime
 
@@ -47,9 +47,10 @@ def code(form: str, flow: IntegrationFlow, *, where: str) -> str:
     if form == "diffusers":
         has_classes = isinstance(flow.condition_kind, Classes)
         scale = flow.condition_kind.scale if has_classes else None
-        lines = PIPE_CLASSES.format(n=N) if has_classes else ""
-        lines += "" if scale is None else PIPE_SCALE.format(n=N, w=scale[1])
-        return DIFFUSERS.format(id=where, n=N, classes=lines, asked=f"{N}, classes=0" if has_classes else N)
+        first = flow.condition_kind.index("all")[0] if has_classes else None
+        lines = PIPE_CLASSES.format(n=N, c=first) if has_classes else ""
+        lines += "" if scale is None else PIPE_SCALE.format(n=N, c=first, w=scale[1])
+        return DIFFUSERS.format(id=where, n=N, classes=lines, asked=f"{N}, classes={first}" if has_classes else N)
     if form == "flowmap":
         return flowmap.code(flow, where=where, shape=data_shape(flow))
     names, made_of = list(named_example(flow, 1)), modality(flow)
@@ -75,7 +76,9 @@ def _inputs(flow: IntegrationFlow, library: str) -> dict[str, str]:
     }
     if isinstance(flow.condition_kind, Classes):
         short = "np" if library == "numpy" else "torch"
-        found["class_labels"] = f"{short}.arange({N}) % {len(flow.condition_kind.classes)}  # int64: classes in turn"
+        learnt, known = flow.condition_kind.index("all"), len(flow.condition_kind.classes)
+        turns = f"{short}.arange({N}) % {known}" if len(learnt) == known else f"{short}.full(({N},), {learnt[0]})"
+        found["class_labels"] = f"{turns}  # int64: {'classes in turn' if len(learnt) == known else 'one class'}"
         low, high = flow.condition_kind.scale or (1, 1)
         w = flow.condition_kind.usual_scale
         full = "np.full({}, {}, np.float32)" if library == "numpy" else "torch.full(({},), {})"
