@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ifm.config import ConfigError, params_text, parse, read_mapping, read_yaml
-from ifm.data.local import SUFFIXES, parquet_files, walk
+from ifm.data.local import SOUNDS, SUFFIXES, parquet_files, walk
 from ifm.data.sources import SOURCES
 from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError
@@ -82,10 +82,20 @@ def apply(
         spelt |= words
     if local:
         values["data"]["path"] = data
+        if _recordings(chosen[0], data):  # files, not the table that the preset is about
+            values["data"] |= {"source": "audiofolder", "test_split": None}
+            values["data"]["audio"]["column"] = None
     if chosen[0].get("teacher", {}).get("kind") == "pretrained":
         values["dynamics"] = _with_public_models(values["dynamics"])
     parse(values, source=f"preset {name}")
     return params_file.rewritten(text, values, spelt=spelt)
+
+
+def _recordings(chosen: Mapping[str, Any], data: str) -> bool:
+    """Whether a preset that reads a table of recordings is given a folder of recordings."""
+    place = Path(os.path.expanduser(data))
+    wanted = "audio" in chosen["data"] and chosen["data"]["source"] == "parquet" and not parquet_files(place, "")
+    return wanted and place.is_dir() and any(path.suffix.lower() in SOUNDS for path in walk(place))
 
 
 def _with_public_models(asked: Any) -> Any:
@@ -139,12 +149,14 @@ def _merge(values: dict[str, Any], overlay: Mapping[str, Any], *, at: str) -> No
 
 def check_data(name: str, data: str) -> None:
     """Raises UserError unless the folder (parquet: or file) is there and holds what the preset reads."""
-    source = parse_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["data"]["source"]
+    chosen = parse_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    source = chosen["data"]["source"]
     place, shown = Path(os.path.expanduser(data)), f"DATA={readable(data)}"
     if readable(data) != data:
         raise UserError(f"{shown}: a name that params.yaml cannot hold; rename the folder, or link to it by another")
-    if source == "parquet" and not parquet_files(place, ""):
-        raise UserError(f"{shown}: no .parquet file, and no folder that holds some; say where they are")
+    if source == "parquet" and not parquet_files(place, "") and not _recordings(chosen, data):
+        sounds = f", nor {', '.join(SOUNDS)} files" if "audio" in chosen["data"] else ""
+        raise UserError(f"{shown}: no .parquet file, and no folder that holds some{sounds}; say where they are")
     if source == "text" and not place.exists():
         raise UserError(f"{shown}: no such file or folder; say where the text is")
     if source == "imagefolder":

@@ -1,5 +1,7 @@
 """Errors that a user can mend. The message names the file, key or value and how to mend it, and needs no traceback."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Shown without a traceback (set IFM_DEBUG=1 to see it)."""
@@ -15,3 +17,9 @@ def in_a_line(error: object) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-(LONGEST // 2) :]}"
+
+
+def either(names: Sequence[str]) -> str:
+    """The names as a choice: "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

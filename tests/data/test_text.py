@@ -179,6 +179,27 @@ def test_what_is_read(tmp_path):
     assert (tmp_path / "raw" / "train.txt").read_bytes() == b"one\r\ntwo\nthree\nfour\n"
 
 
+def test_marks_and_line_ends_of_other_systems_are_no_symbols(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert SOURCES["text"].read(parse(values(tmp_path)).data).splits == {"train": [b"one\ntwo\nthree\n"]}
+
+
+@pytest.mark.parametrize("column", [[], [None, None], [""]])
+def test_a_table_without_text_is_told(tmp_path, column):
+    pq.write_table(pa.table({"text": pa.array(column, pa.string())}), tmp_path / "t.parquet")
+    with pytest.raises(FetchError, match="the train split has no text; give some"):
+        fetch(parse(values(tmp_path)).data, tmp_path / "raw")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_a_cell_that_is_no_utf_8_is_told(tmp_path, kind):
+    cells = pa.array([b"good", b"\xff\xfe"], pa.large_binary() if kind == pa.large_string() else pa.binary())
+    cells = cells if kind == pa.binary() else pa.Array.from_buffers(kind, 2, cells.buffers())
+    pq.write_table(pa.table({"text": cells}), tmp_path / "t.parquet")
+    with pytest.raises(FetchError, match=r"row 1: is not UTF-8 \(byte 0\)"):
+        SOURCES["text"].read(parse(values(tmp_path)).data)
+
+
 @pytest.mark.parametrize(
     ("content", "text", "said"),
     [

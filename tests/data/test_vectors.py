@@ -142,6 +142,11 @@ def bad(column: int, value: float) -> np.ndarray:
         (lambda f: save(f, table(8)), {"columns": ["age"]}, "data.array.columns: .*no column 'age'; it has height, "),
         (lambda f: save(f, table(8)), {"labels": "kind"}, "data.array.labels: .*no column 'kind'"),
         (lambda f: save(f, table(8), kind=[0.5] * 8), {"labels": "kind"}, "must be whole numbers or strings.* float"),
+        (
+            lambda f: save(f, table(8), kind=["a", None, "b", ""] * 2),
+            {"labels": "kind"},
+            "4 of 8 rows have no label, the first is row 1",
+        ),
         (lambda f: f.write_bytes(b"no"), {}, "x.parquet: cannot be read as parquet"),
         (
             lambda f: save(f, table(8), a=[[1.0, 2.0 + i] for i in range(8)], a_1=list(range(8))),
@@ -174,6 +179,15 @@ def test_a_fault_of_an_archive_names_the_key(tmp_path, arrays, array, said):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(FetchError, match=said):
         read(tmp_path / "x.npz", **array)
+
+
+def test_of_an_archive_the_arrays_asked_for_alone_are_read(tmp_path):
+    names = np.array(["a", "b"] * 4, dtype=object)
+    np.savez(tmp_path / "x.npz", x=table(8), names=names, y=names.astype(str))
+    np.testing.assert_array_equal(read(tmp_path / "x.npz", key="x").points, table(8))
+    assert read(tmp_path / "x.npz", key="x", labels="y").classes == ["a", "b"]
+    with pytest.raises(FetchError, match=re.escape("save text as np.array(names, dtype=str)")):
+        read(tmp_path / "x.npz", key="x", labels="names")
 
 
 def test_an_archive_by_another_name_is_told(tmp_path):

@@ -100,6 +100,20 @@ def test_a_table_without_names_reads_too(tmp_path):
         np.testing.assert_array_equal(files.read(tmp_path / f"{name}.csv", POINTS), expected)
 
 
+def test_the_columns_of_a_table_are_told_by_their_names(tmp_path):
+    """Names that look like numbers, as pandas writes those of embeddings, and another order."""
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    said = {"points": Units.of(10 + 3 * x, ["0", "1"]).described()}
+    own = POINTS.own(x, said)
+    files.writers("points", said)[".csv"](tmp_path / "a.csv", [(range(5), own)], 5, (2,))
+    np.savetxt(tmp_path / "b.csv", own[:, ::-1], delimiter=",", header="1,0", comments="", fmt="%.17g")
+    np.savetxt(tmp_path / "c.csv", own, delimiter=",", header="height,0", comments="")
+    for name in ("a.csv", "b.csv"):
+        np.testing.assert_allclose(files.read(tmp_path / name, POINTS, said), x, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="it has the columns height, 0, the data 0, 1"):
+        files.read(tmp_path / "c.csv", POINTS, said)
+
+
 def test_samples_in_the_datas_own_form_are_brought_to_rest(tmp_path):
     """What `ifm sample` writes of columns in their units, and of texts, is read as the stage's arrays are."""
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).numpy()

@@ -179,8 +179,8 @@ def test_one_class_is_refused_before_the_classifier_is_trained(tmp_path, classes
     with pytest.raises(UserError) as caught:
         built(tmp_path, train, train)
     assert str(caught.value) == (
-        "evaluate.extractor: classifier needs training images of at least two classes, and data/processed has one "
-        "('only'); use evaluate.extractor: pixels, inception or dinov2"
+        "evaluate.extractor: classifier needs training data of at least two classes, and data/processed has one "
+        "('only'); use evaluate.extractor: inception, dinov2 or pixels"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -405,13 +405,13 @@ CASES = {
     ),
     "one class": (
         {}, needs.Counts({"train": 9, "test": 9}, ["a", "b"], [0, 9]),
-        "evaluate.extractor: classifier needs training images of at least two classes, and data/raw has one ('b'); use "
-        "evaluate.extractor: pixels, inception or dinov2",
+        "evaluate.extractor: classifier needs training data of at least two classes, and data/raw has one ('b'); use "
+        "evaluate.extractor: inception, dinov2 or pixels",
     ),
     "no labels": (
         {}, needs.Counts({"train": 9, "test": 9}, None, None),
-        "evaluate.extractor: classifier needs labels, and data/raw has none; use evaluate.extractor: pixels, inception "
-        "or dinov2",
+        "evaluate.extractor: classifier needs labels, and data/raw has none; use evaluate.extractor: inception, dinov2 "
+        "or pixels",
     ),
 }  # fmt: skip
 
@@ -724,7 +724,7 @@ def test_every_stage_on_data_that_hardly_judge(case, tmp_path, monkeypatch, caps
         (
             ["only"],
             {},
-            "needs training images of at least two classes, and data/raw has one ('only'); use evaluate.ext",
+            "needs training data of at least two classes, and data/raw has one ('only'); use evaluate.ext",
         ),
         (["a", "b"], {"evaluate__reference_split": "test"}, "evaluate.neighbours = 5 needs 6 to compare with"),
     ],

@@ -194,7 +194,21 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
                 "data.label_column": None,
                 "evaluate.extractor": "pixels",
             },
-            "condition.kind: class needs labels; set data.label_column, or condition.kind to none",
+            "condition.kind: class needs labels; set data.label_column, or set condition.kind to none",
+        ),
+        (
+            {"data.source": "points", "data.points.law": "spiral", "network.kind": "mlp", "condition.kind": "class"}
+            | {"network.mlp": {"width": 8, "layers": 1}, "evaluate.extractor": "coordinates"},
+            "condition.kind: class needs labels; data.points.law = 'spiral' has no classes, so choose other data, or "
+            "set condition.kind to none",
+        ),
+        (
+            {"guidance.scale": 2.0},
+            "guidance.scale = 2.0 needs guidance, and guidance.kind is none; set it to cfg",
+        ),
+        (
+            {"guidance.interval": [0.1, 5.0]},
+            "guidance.interval = [0.1, 5.0] needs guidance, and guidance.kind is none; set it to cfg",
         ),
         (
             {"flow.objective": "interval", "flow.init": "scratch", "flow.scheme": "paper"},

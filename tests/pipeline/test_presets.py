@@ -137,6 +137,21 @@ def test_objectives_name_presets_that_exist():
         assert set(yaml.safe_load(file.read_text())) <= {"all", *preset.names()}
 
 
+def test_a_preset_of_a_table_of_recordings_takes_a_folder_of_recordings(tmp_path):
+    (tmp_path / "yes").mkdir()
+    with pytest.raises(UserError, match=r"no \.parquet file, and no folder that holds some, nor \.wav, "):
+        preset.check_data("spoken-digits", str(tmp_path))
+    (tmp_path / "yes" / "1.WAV").write_bytes(b"")
+    preset.check_data("spoken-digits", str(tmp_path))
+    text = preset.apply("spoken-digits", TEXT, data=str(tmp_path))
+    found = parse(preset.parse_yaml(text))
+    assert (found.data.source, found.data.test_split, found.data.audio.column) == ("audiofolder", None, None)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    found = parse(preset.parse_yaml(preset.apply("spoken-digits", text, data=str(tmp_path))))
+    assert (found.data.source, found.data.test_split, found.data.audio.column) == ("parquet", "test", "audio")
+    assert applied("digits", text) == TEXT
+
+
 def test_messages():
     with pytest.raises(UserError, match="no objective 'gan'; there are consistency, data, interval, trajectory"):
         preset.apply("digits", TEXT, objective="gan")

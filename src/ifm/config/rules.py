@@ -22,6 +22,7 @@ from ifm.config.sections import (
     TrajectoriesConfig,
 )
 from ifm.dynamics import DYNAMICS
+from ifm.errors import either
 from ifm.networks import NETWORKS
 from ifm.objectives import OBJECTIVES
 from ifm.schema import Distinct, NameOf, Section
@@ -71,9 +72,7 @@ class Config(Section):
             ("evaluate.extractor", self.evaluate.extractor, fit.extractors),
         ):
             if value not in allowed:
-                *first, last = allowed
-                use = f"{', '.join(first)} or {last}" if first else last
-                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {use}")
+                raise ValueError(f"{key}: {value} does not fit data.source: {self.data.source}; use {either(allowed)}")
         takes = NETWORKS[self.network.kind].anchor_inputs
         if self.anchor.input not in takes:
             able = " or ".join(name for name, entry in NETWORKS.items() if self.anchor.input in entry.anchor_inputs)
@@ -115,8 +114,9 @@ class Config(Section):
                 f"flow.schedule: mixed needs anchor.policy: bank, got {self.anchor.policy}; only the bank keeps anchors"
             )
         if self.evaluate.extractor == "classifier" and not _has_labels(self.data):
+            others = either([name for name in fit.extractors if name != "classifier"])
             raise ValueError(
-                "evaluate.extractor: classifier needs labels; set data.label_column, or use inception, dinov2 or pixels"
+                f"evaluate.extractor: classifier needs labels; {_how_to_label(self.data)}, or use {others}"
             )
         if self.evaluate.extractor == "clap" and None in (self.evaluate.clap_path, self.evaluate.weights_sha256):
             raise ValueError(
@@ -131,7 +131,7 @@ class Config(Section):
                 "classifier, or lower data.image_size"
                 if not sound
                 else f"evaluate.extractor: pixels has {pixels:,} features of a spectrogram, {MOST_FEATURES:,} are the "
-                "most; use classifier, or lower data.audio.seconds or mels"
+                "most; use clap, or classifier where there are labels, or lower data.audio.seconds or mels"
             )
         if self.teacher.kind == "pretrained":
             _takes_a_public_model(self)
@@ -196,7 +196,9 @@ class Config(Section):
                 f"sample.flow_samplers: chain goes through sub-intervals, which flow.objective: {able} alone learns"
             )
         if self.condition.kind == "class" and not _has_labels(self.data):
-            raise ValueError("condition.kind: class needs labels; set data.label_column, or condition.kind to none")
+            raise ValueError(
+                f"condition.kind: class needs labels; {_how_to_label(self.data)}, or set condition.kind to none"
+            )
         if self.guidance.kind != "none":
             check_guidance(self)
         check_scales(self)
@@ -289,7 +291,14 @@ def check_scales(config: Config) -> None:
     """Raises ValueError where samples are asked for at a guidance scale that there is none of."""
     scale, asked, scales = config.guidance.scale, config.sample.guidance, config.evaluate.guidance_scales
     if config.guidance.kind == "none":
-        for key, value in (("sample.guidance", asked), ("evaluate.guidance_scales", scales or None)):
+        own = config.guidance
+        for key, value in (
+            ("sample.guidance", asked),
+            ("evaluate.guidance_scales", scales or None),
+            ("guidance.scale", None if scale == 1.0 else scale),
+            ("guidance.interval", own.interval),
+            ("guidance.weaker", own.weaker),
+        ):
             if value is not None:
                 raise ValueError(f"{key} = {value} needs guidance, and guidance.kind is none; set it to cfg")
     elif asked is not None:
@@ -297,6 +306,12 @@ def check_scales(config: Config) -> None:
         if not low <= asked <= high:
             takes = f"a range: {scale}" if isinstance(scale, list) else f"{scale} alone"
             raise ValueError(f"sample.guidance = {asked}: the flow takes {takes} (guidance.scale); set it to null")
+
+
+def _how_to_label(data: DataConfig) -> str:
+    """What to do about a data set that no labels are read of."""
+    key = data.origin.labels_key
+    return f"set data.{key}" if key else f"{data.origin.origin(data)} has no classes, so choose other data"
 
 
 def _has_labels(data: DataConfig) -> bool:

@@ -248,7 +248,10 @@ def fetch_text(config: DataConfig, out: Path) -> text.FetchedTexts:
     """Brings text to the raw form in `out`."""
     source = SOURCES[config.source]
     name = source.label(config) or _display_name(config.name if source.key == "name" else config.path)
-    return text.write_raw(out, source.read(config), source=source.name, name=name, origin=source.origin(config))
+    found = source.read(config)
+    if empty := [split for split, documents in found.splits.items() if not any(documents)]:
+        raise FetchError(f"{source.origin(config)}: the {empty[0]} split has no text; give some")
+    return text.write_raw(out, found, source=source.name, name=name, origin=source.origin(config))
 
 
 FETCHERS: dict[str, Callable] = {  # by modality

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ifm.config import Config
 from ifm.config.rules import check_size
-from ifm.errors import UserError
+from ifm.errors import UserError, either
 
 LEAST = 2  # a covariance and the distance to a nearest other one
 
@@ -45,7 +45,7 @@ def check(config: Config, counts: Counts, *, where: Path, latents: tuple[int, ..
     if config.evaluate.extractor == "symbols":
         return
     if config.evaluate.extractor == "classifier":
-        check_classes(counts.classes, counts.of_classes, where=where)
+        check_classes(counts.classes, counts.of_classes, where=where, fit=config.data.modality.extractors)
     split, k = config.evaluate.reference_split, config.evaluate.neighbours
     have = counts.splits[split]
     if have > k:
@@ -73,21 +73,25 @@ def _check_teacher(config: Config, classes: Sequence[str] | None, shape: tuple[i
     places.check(config.teacher.path, shape=shape, classes=asked, drops=drops, **given)
 
 
-def check_classes(classes: Sequence[str] | None, of_classes: Sequence[int] | None, *, where: Path | str) -> None:
-    """Raises UserError where fewer than two classes have training images for the extractor `classifier`.
+def check_classes(
+    classes: Sequence[str] | None, of_classes: Sequence[int] | None, *, where: Path | str, fit: Sequence[str]
+) -> None:
+    """Raises UserError where fewer than two classes have training data for the extractor `classifier`.
 
-    It learns to tell classes apart: with one, its loss is 0 and its features are random.
+    It learns to tell classes apart: with one, its loss is 0 and its features are random. fit: the extractors that fit
+    the data.
     """
+    others = f"use evaluate.extractor: {either([name for name in fit if name != 'classifier'])}"
     if classes is None:
-        raise UserError(f"evaluate.extractor: classifier needs labels, and {where} has none; {_OTHERS}")
+        raise UserError(f"evaluate.extractor: classifier needs labels, and {where} has none; {others}")
     if of_classes is None:
         return
     present = [name for name, count in zip(classes, of_classes, strict=True) if count]
     if len(present) < 2:
         found = f"one ({present[0]!r})" if present else "none"
         raise UserError(
-            f"evaluate.extractor: classifier needs training images of at least two classes, and {where} has {found}; "
-            f"{_OTHERS}"
+            f"evaluate.extractor: classifier needs training data of at least two classes, and {where} has {found}; "
+            f"{others}"
         )
 
 
@@ -105,6 +109,3 @@ def _check_modes(config: Config, counts: Counts, *, where: Path) -> None:
             f"{where}: {empty} of the {len(counts.of_classes)} modes of {source.origin(data)} have no training point; "
             f"{mend}"
         )
-
-
-_OTHERS = "use evaluate.extractor: pixels, inception or dinov2"

@@ -4,7 +4,9 @@ Decoding is soundfile's (libsndfile: WAV, FLAC, OGG, MP3), which is one small pa
 of torch or on FFmpeg.
 """
 
+import functools
 import io
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -19,6 +21,9 @@ LONGEST = 3600  # seconds of one recording
 PEAK, LOUDNESS = 0.95, 0.1  # what levels are brought to: -0.4 dB, -20 dB of full scale
 FRAME = 0.01  # seconds over which silence is measured
 FILTER = ("kaiser", 9.0)  # about 90 dB of attenuation outside of the band
+TAPS = 64  # of the filter to each side, at the lower of both rates; and where it halves the amplitude, in units of
+EDGE = 0.955  # that rate's Nyquist frequency: the band is kept up to 0.91 of it, and nothing is left from it on
+UNKNOWN = (0, 0xFFFFFFFF)  # sizes that encoders write who do not know how long a sound will be
 
 
 def soundfile() -> Any:
@@ -44,6 +49,10 @@ def decode(data: bytes) -> tuple[np.ndarray, int]:
                 raise ValueError(f"has a sample rate of {rate} Hz")
             if file.frames > LONGEST * rate:
                 raise ValueError(f"is longer than {LONGEST} s; cut it into parts")
+            if cut := re.search(r"^data *: *(\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
+                said, there = map(int, cut.groups())
+                if said not in UNKNOWN and there < said:
+                    raise ValueError(f"is cut off: {there} of {said} bytes of sound are there")
             values = file.read(dtype="float64", always_2d=True)  # [n, channels]
     except library.LibsndfileError as error:
         raise ValueError(f"no known audio format, or damaged ({in_a_line(error)})") from error
@@ -63,7 +72,7 @@ def heard(data: bytes, audio: Any) -> tuple[np.ndarray, int]:
     """
     sound, rate = decode(data)
     if not sound.any():
-        raise ValueError("is silent: all of its samples are 0")
+        raise ValueError("is silent: all of its samples are 0, its channels mixed")
     if audio.trim_db is not None:
         sound = trimmed(sound, rate, decibels=audio.trim_db)
     seconds = len(sound) / rate
@@ -111,7 +120,15 @@ def resampled(sound: np.ndarray, rate: int, to: int) -> np.ndarray:
     from scipy.signal import resample_poly
 
     ratio = Fraction(to, rate)
-    return resample_poly(sound, ratio.numerator, ratio.denominator, window=FILTER)
+    return resample_poly(sound, ratio.numerator, ratio.denominator, window=_low_pass(max(ratio.as_integer_ratio())))
+
+
+@functools.cache
+def _low_pass(most: int) -> np.ndarray:
+    """The filter [2 TAPS most + 1] at `most` times the lower of both rates."""
+    from scipy.signal import firwin
+
+    return firwin(2 * TAPS * most + 1, EDGE / most, window=FILTER)
 
 
 def levelled(sound: np.ndarray, how: str) -> np.ndarray:

@@ -144,6 +144,8 @@ def _alphabet(contents: dict[str, str | bytes], config: DataConfig, raw: Path) -
     unit, representation = config.text.unit, config.text.representation
     if unit != CHARACTERS:
         return Alphabet(unit, representation)
+    if empty := [split for split, content in contents.items() if not content]:
+        raise DataError(f"{raw}: the {empty[0]} split has no text; give some, and run `dvc repro fetch` again")
     points = np.unique(np.concatenate([np.unique(code_points(content)) for content in contents.values()]))
     most = MOST_SYMBOLS[representation]
     if len(points) > most:

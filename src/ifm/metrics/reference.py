@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ifm import modalities
 from ifm.config import EvaluateConfig
 from ifm.data.needs import check_classes
 from ifm.errors import UserError, in_a_line
@@ -287,7 +288,8 @@ def _classifier(
         return None
     labelled = train.labels is not None and train.classes is not None
     counts = np.bincount(train.labels, minlength=len(train.classes)).tolist() if labelled else None
-    check_classes(train.classes if labelled else None, counts, where="data/processed")
+    fit = modalities.of({"image_shape": list(train.shape), **_recorded(train)}).extractors
+    check_classes(train.classes if labelled else None, counts, where="data/processed", fit=fit)
     settings = ClassifierSettings(**config.classifier.model_dump())
     images = train[np.arange(len(train))]
     return train_classifier(

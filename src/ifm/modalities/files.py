@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ifm import modalities
+from ifm.errors import either
 from ifm.files import atomic_path, fresh_folder, new_array
 from ifm.modalities import wav
 from ifm.modalities.base import Modality
@@ -137,11 +138,20 @@ def writers(modality: str, of_data: Mapping[str, Any] | None = None) -> dict[str
     return found
 
 
-def read_table(path: Path) -> np.ndarray:
-    """The inverse of `write_table`, whose line of names may be missing: float64 [n, d]. Raises ValueError."""
-    with path.open(encoding="utf-8") as file:
-        first = file.readline().strip().split(",")
-    return np.loadtxt(path, delimiter=",", skiprows=int(not all(map(_is_number, first))), ndmin=2)
+def read_table(path: Path, columns: Sequence[str] | None = None) -> np.ndarray:
+    """The inverse of `write_table`, whose line of names may be missing: float64 [n, d]. Raises ValueError.
+
+    columns: the data's, where they are recorded: a line of them is one of names even where they look like numbers, and
+    their order in the file may be another. Other names are refused.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        first = next(csv.reader(file), [])
+    ordered = columns is not None and sorted(first) == sorted(columns)
+    named = ordered or not all(map(_is_number, first))
+    if named and not ordered and columns is not None and len(first) == len(columns):
+        raise ValueError(f"it has the columns {', '.join(first)}, the data {', '.join(columns)}")
+    found = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
+    return found[:, [first.index(name) for name in columns]] if ordered else found
 
 
 def _is_number(text: str) -> bool:
@@ -176,6 +186,8 @@ def read(path: Path, modality: Modality, of_data: Mapping[str, Any] | None = Non
     reader, dtype = READERS.get(modality.name, {}).get(path.suffix.lower()), np.dtype(modality.dtype)
     if reader is None and path.suffix.lower() != ".npy":
         raise ValueError(f"it must be {in_words(['.npy', *READERS.get(modality.name, {})])}")
+    if reader is read_table:
+        reader = partial(read_table, columns=((of_data or {}).get("points") or {}).get("columns"))
     found = np.load(path, allow_pickle=False) if reader is None else reader(path)
     if modality.from_own is not None and (reader is not None or found.dtype != dtype):
         found = modality.from_own(found, of_data or {})
@@ -201,5 +213,4 @@ def holds_points(path: Path) -> bool:
 def in_words(suffixes: Iterable[str]) -> str:
     """e.g. "a NAME.npy, a NAME.png or a folder"."""
     ordered = sorted(suffixes, key=lambda suffix: (suffix == "/", suffix))
-    *first, last = ["a folder" if suffix == "/" else f"a NAME{suffix}" for suffix in ordered]
-    return f"{', '.join(first)} or {last}" if first else last
+    return either(["a folder" if suffix == "/" else f"a NAME{suffix}" for suffix in ordered])

@@ -91,7 +91,8 @@ def _npy(file: Path, config: DataSection) -> tuple["np.ndarray", list[str], "np.
 
 def _npz(file: Path, config: DataSection) -> tuple["np.ndarray", list[str], "np.ndarray | None"]:
     """The array that data.array.key names, or the only one; labels by their key."""
-    arrays, wanted, labels = _loaded(file), config.array.key, config.array.labels
+    wanted, labels = config.array.key, config.array.labels
+    arrays = _loaded(file, asked={wanted, labels} - {None} if wanted is not None else None)
     if labels is not None and labels not in arrays:
         raise FetchError(f"{_labels_key(config)}: {_shown(file)} has no such array; it has {few(list(arrays), 8)}")
     names = [name for name in arrays if name != labels]
@@ -109,19 +110,22 @@ def _chosen(columns: list[str], file: Path, config: DataSection) -> list[str]:
     return columns
 
 
-def _loaded(file: Path) -> Any:
-    """The array of a .npy file, or {name: array} of a .npz file."""
+def _loaded(file: Path, *, asked: set[str] | None = None) -> Any:
+    """The array of a .npy file, or {name: array} of a .npz file; asked: these alone are read, the others are None."""
     import numpy as np
 
     try:
         found = np.load(file, allow_pickle=False)
         if hasattr(found, "files") != (file.suffix == ".npz"):
             raise ValueError(f"its content is not that of a {file.suffix} file")
-        return {name: found[name] for name in found.files} if hasattr(found, "files") else found
+        if not hasattr(found, "files"):
+            return found
+        return {name: found[name] if asked is None or name in asked else None for name in found.files}
     except FileNotFoundError as error:
         raise FetchError(f"{_shown(file)}: no such file") from error
     except Exception as error:  # NumPy answers damaged headers with nearly any kind
-        raise FetchError(f"{_shown(file)}: cannot be read as an array ({in_a_line(error)}); save it again") from error
+        mend = "save text as np.array(names, dtype=str)" if "Object arrays" in str(error) else "save it again"
+        raise FetchError(f"{_shown(file)}: cannot be read as an array ({in_a_line(error)}); {mend}") from error
 
 
 def _matrix(array: "np.ndarray", named: str) -> tuple["np.ndarray", list[str]]:
@@ -207,6 +211,11 @@ def _classes(labels: "np.ndarray", config: DataSection) -> tuple[list[str], "np.
     import numpy as np
 
     given = labels.tolist()
+    if bad := [i for i, label in enumerate(given) if label is None or label == ""]:
+        raise FetchError(
+            f"{_labels_key(config)}: {len(bad)} of {len(given)} rows have no label, the first is row {bad[0]}; "
+            "complete them, or set data.array.labels: null"
+        )
     kinds = {type(label).__name__ for label in given}
     if labels.ndim != 1 or kinds not in ({"int"}, {"str"}, {"bool"}):
         raise FetchError(
@@ -233,6 +242,7 @@ SOURCE = Source(
     beside=beside,
     columns=False,
     labelled=lambda data: data.array.labels is not None,
+    labels_key="array.labels",
     test_split=False,
     section="array",
     shape=lambda data: (len(data.array.columns or [None] * UNKNOWN),),

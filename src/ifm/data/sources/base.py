@@ -65,6 +65,7 @@ class Source:
     recordings: bool = False  # data.audio.column may name a column of them
     # Whether there are classes, where `data` tells otherwise than by label_column.
     labelled: "bool | Callable[[DataSection], bool] | None" = None
+    labels_key: str | None = "label_column"  # of `data`, what says where labels are; None: nothing does
     test_split: bool = True  # data.test_split may name one
     revisions: bool = False  # data.revision picks a state of it
     count: "Callable[[DataSection], int] | None" = None  # how many samples, where that is known without a look

@@ -21,5 +21,7 @@ SOURCE = Source(
     columns=False,
     test_split=False,
     count=lambda data: data.points.count,
+    labelled=lambda data: data.points.law == "eight_gaussians",  # the law of modes
+    labels_key=None,
     size_key="points.count",
 )

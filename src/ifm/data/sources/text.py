@@ -65,15 +65,16 @@ def _documents(files: Iterable[Path], config: DataSection) -> list[bytes]:
 
 
 def _checked(document: bytes, config: DataSection, *, named: str) -> bytes:
-    """The bytes, which must be UTF-8 where characters are counted."""
-    if config.text.unit == "characters":
-        try:
-            document.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FetchError(
-                f"{named}: is not UTF-8 (byte {error.start}); save it so, or set data.text.unit: bytes"
-            ) from error
-    return document
+    """The bytes. Where characters are counted: UTF-8 without a mark at the start, and lines that end in LF."""
+    if config.text.unit != "characters":
+        return document
+    try:
+        text = document.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FetchError(
+            f"{named}: is not UTF-8 (byte {error.start}); save it so, or set data.text.unit: bytes"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").encode()
 
 
 def _rows(file: Path, config: DataSection) -> list[bytes]:
@@ -89,8 +90,12 @@ def _rows(file: Path, config: DataSection) -> list[bytes]:
     except Exception as error:  # damaged files: ArrowException, OSError and more
         raise FetchError(f"{named}: cannot be read as parquet ({in_a_line(error)})") from error
     _check_column(schema, column, named)
+    if pa.types.is_large_string(cells.type):
+        cells = cells.cast(pa.large_binary())
+    elif pa.types.is_string(cells.type):  # which nobody has checked to be UTF-8
+        cells = cells.cast(pa.binary())
     return [
-        _checked(cell, config, named=f"{named}, row {i}") if pa.types.is_binary(cells.type) else cell.encode()
+        _checked(cell if isinstance(cell, bytes) else cell.encode(), config, named=f"{named}, row {i}")
         for i, cell in enumerate(cells.to_pylist())
         if cell is not None
     ]
@@ -128,7 +133,25 @@ def files(place: Path, data: Mapping[str, Any]) -> Iterator[tuple[bytes, Path]]:
     return relative(place, [file.relative_to(place) for file in _found(place)])
 
 
-SOURCE = Source("text", read, modality="text", key="path", files=files, columns=False, labelled=False, section="text")
+SOURCE = Source(
+    "text",
+    read,
+    modality="text",
+    key="path",
+    files=files,
+    columns=False,
+    labelled=False,
+    labels_key=None,
+    section="text",
+)
 HUB = Source(
-    "text_hub", read_hub, modality="text", key="name", columns=False, labelled=False, revisions=True, section="text"
+    "text_hub",
+    read_hub,
+    modality="text",
+    key="name",
+    columns=False,
+    labelled=False,
+    labels_key=None,
+    revisions=True,
+    section="text",
 )
