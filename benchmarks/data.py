@@ -85,7 +85,7 @@ def _waiting(subject: Subject, options: Options, files: list[Path]) -> Iterator[
     for name, most in (("mapped", limit), ("resident", paths.nbytes)):
         with mock.patch(RESIDENT, most):
             flow, train = flow_training(subject, options, states=paths)
-        contestants[name] = clocked(flow.network, train, steps=subject.steps, device=options.device)
+        contestants[name] = clocked(flow, train, steps=subject.steps, device=options.device)
     with mock.patch(RESIDENT, limit):
         read = devices.RowReader(paths, options.device)
     rng = np.random.default_rng(0)

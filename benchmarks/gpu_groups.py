@@ -12,22 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
-from unittest import mock
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.subjects import ROOT, Options, Subject
-from benchmarks.timing import wait
+from benchmarks.timing import LoopClock, wait
 from benchmarks.training import flow_training, teacher_training
 from ifm import random
 from ifm.config import parse
 from ifm.hardware.devices import to_device
 from ifm.networks.asking import prepare
 from ifm.solver import at_time, solve_ode
-from ifm.training.averages import ema_decay
 from pipeline.tools.preset import apply, parse_yaml
 
 SWITCHES = ("IFM_GRAPHS", "IFM_KERNELS", "IFM_COMPILE")
@@ -133,43 +131,13 @@ def training(bench: Bench, name: str, kind: str, batch: int, how: tuple[str, ...
         make = {"teacher": teacher_training, "flow": flow_training}[kind]
         _, train = make(subject, Options(bench.device, rounds=1, quick=bench.tiny))
         first, warm = time.perf_counter(), 2 if bench.tiny else 8
-        with switches(how), _Steps(warm, subject.steps, bench.device) as clock:
+        with switches(how), LoopClock(warm, subject.steps, bench.device) as clock:
             train(warm + subject.steps + 1)
         seconds = clock.seconds
         rest = {"images_s": subject.batch_size / seconds, "ms": 1e3 * seconds, "host_ms": 1e3 * clock.host}
         return rest | {"first_s": clock.began - first, "batch": subject.batch_size, **bench.memory()}
 
     bench.attempt(f"train {kind} {name}: {NAMES[how]}", work)
-
-
-class _Steps:
-    """Seconds of a step, over `steps` of them after `warm` others; host: until all of them are handed out.
-
-    It counts where the loop asks for the average's decay, once in a step: a replayed step calls no hook of a module.
-    """
-
-    def __init__(self, warm: int, steps: int, device: torch.device) -> None:
-        self._warm, self._steps, self._device, self._count = warm, steps, device, 0
-        self.began = self.seconds = self.host = 0.0
-
-    def __enter__(self) -> Self:
-        self._patch = mock.patch("ifm.training.averages.ema_decay", self._tick)
-        self._patch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._patch.stop()
-
-    def _tick(self, step: int, decay: float) -> float:
-        last = self._count == self._warm + self._steps
-        if last:
-            self.host = (time.perf_counter() - self.began) / self._steps
-        if last or self._count == self._warm:
-            wait(self._device)
-            now = time.perf_counter()
-            self.began, self.seconds = (self.began, (now - self.began) / self._steps) if last else (now, 0.0)
-        self._count += 1
-        return ema_decay(step, decay)
 
 
 def kernels(bench: Bench, name: str, batch: int, how: tuple[str, ...]) -> None:

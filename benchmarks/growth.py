@@ -110,7 +110,7 @@ def at_side(side: int, options: Options) -> Subject:
 
 def _step(subject: Subject, options: Options) -> Contestant:
     flow, train = flow_training(subject, options)
-    return clocked(flow.network, train, steps=2, device=options.device)
+    return clocked(flow, train, steps=2, device=options.device)
 
 
 def step_by_side(side: int, options: Options, folder: Path) -> Contestant:

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import peers
 from benchmarks.results import Result, Skipped, Target
-from benchmarks.subjects import Options, digits, subjects
+from benchmarks.subjects import Options, digits, placed, subjects
 from benchmarks.timing import Contestant, interleave, timed
 from ifm.conditions.classes import Classes
 from ifm.sampling import Draws, Sampler, flow_sampler, teacher_sampler
@@ -34,7 +34,8 @@ def _contestant(
 def one_step(options: Options) -> Iterator[Result]:
     """The flow in one evaluation against the teacher in 35, and the flow in batches of several sizes."""
     for subject in subjects(options):
-        teacher, flow = (m.to(options.device).eval() for m in (subject.teacher(), subject.flow()))
+        precision = subject.config.sample.precision
+        teacher, flow = (placed(m, options, precision, recorded=True) for m in (subject.teacher(), subject.flow()))
         quick, heun = flow_sampler(flow, kind="one_step", steps=1), teacher_sampler(teacher, nfe=HEUN_NFE)
         common = (flow.dynamics, subject.shape)
         size = subject.config.sample.batch_size if options.device.type == "cpu" else 512

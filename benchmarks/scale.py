@@ -99,17 +99,19 @@ class Stage:
 
 
 def stages(work: Work, found: Rates) -> list[Stage]:
-    """Everything from fetch to evaluate."""
+    """The stages that cost: those beside them, reference, select and evaluate, read samples once or a few times."""
     from benchmarks.subjects import preset
 
     config = preset(work.preset)
     forward, values = forward_flops(work.preset, shape=work.shape), math.prod(work.shape)
     decoding = work.images * found.decode_microseconds / 3.6e9
     teacher, flow, paths = config.teacher, config.flow, config.trajectories
-    nfe = 2 * paths.solver_steps - 1
+    # D_c and D_0 of a guided teacher, with guidance at all noise levels: at most this.
+    led = 2 if config.guidance.kind != "none" and config.guidance.scale != 1.0 else 1
+    nfe = led * (2 * paths.solver_steps - 1)
     anchored = config.anchor.self_probability if config.anchor.policy == "self" else 0.0
     drawn = config.sample.seeds * config.sample.count
-    evaluations = sum(config.evaluate.teacher_nfe) + sum(config.sample.flow_steps)
+    evaluations = led * sum(config.evaluate.teacher_nfe) + sum(config.sample.flow_steps)
     samplers = len(config.evaluate.teacher_nfe) + len(config.sample.flow_steps)
     encode, decode = autoencoder_flops() if work.latents else (0.0, 0.0)
     return [

@@ -14,6 +14,7 @@ from ifm.dynamics.base import Dynamics
 from ifm.hardware.processes import make_accelerator
 from ifm.model import IntegrationFlow, Teacher
 from ifm.networks import build_network
+from ifm.networks.asking import prepare
 from pipeline.tools.preset import apply, parse_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,12 @@ class Subject:
 
     def _dynamics(self) -> Dynamics:
         return dynamics.of_params("ve", self.config.ode)
+
+
+def placed(model: torch.nn.Module, options: Options, precision: str, *, recorded: bool = False) -> torch.nn.Module:
+    """The model on the device as the stages have it there: layout, precision, kernels; recorded: recordings too."""
+    model = model.to(options.device, memory_format=torch.channels_last).eval()
+    return prepare(model, precision, recorded=recorded)
 
 
 def preset(name: str) -> Config:

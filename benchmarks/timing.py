@@ -8,10 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
+
+from ifm.training.averages import ema_decay
 
 Contestant = Callable[[], float]  # does its work once and gives the seconds that count
 Clock = Callable[[], float]
@@ -114,15 +117,16 @@ def speed_ratio(ours: list[float], peers: list[float]) -> Spread:
 
 
 class StepClock:
-    """Seconds of the first `steps` whole training steps, from forward pass to forward pass with gradient.
+    """Seconds of `steps` whole training steps after `warm` others, from forward pass to forward pass with gradient.
 
     Whatever loop it is, set-up and end are outside. Passes without gradient (an anchor's) count as part of a step.
     """
 
     def __init__(
-        self, network: nn.Module, *, steps: int, device: torch.device, clock: Clock = time.perf_counter
+        self, network: nn.Module, *, steps: int, device: torch.device, warm: int = 0, clock: Clock = time.perf_counter
     ) -> None:
         self._network, self._steps, self._device, self._clock = network, steps, device, clock
+        self._warm = warm
         self._passes, self._began, self._ended = 0, 0.0, None
 
     def __enter__(self) -> Self:
@@ -137,9 +141,9 @@ class StepClock:
     def _tick(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not torch.is_grad_enabled():
             return
-        if self._passes in (0, self._steps):
+        if self._passes in (self._warm, self._warm + self._steps):
             wait(self._device)
-            if self._passes:
+            if self._passes > self._warm:
                 self._ended = self._clock()
             else:
                 self._began = self._clock()
@@ -149,8 +153,40 @@ class StepClock:
     def seconds(self) -> float:
         """Of one step. Raises ValueError where there were too few: `steps` of them need one more to end."""
         if self._ended is None:
-            raise ValueError(f"{self._steps} steps need {self._steps + 1} passes to be timed, got {self._passes}")
+            need = self._warm + self._steps + 1
+            raise ValueError(f"{self._steps} steps need {need} passes to be timed, got {self._passes}")
         return (self._ended - self._began) / self._steps
+
+
+class LoopClock:
+    """Seconds of a step of the project's own loop, over `steps` of them after `warm` others; one more ends them.
+
+    It counts where the loop asks for the average's decay, once in a step: on a GPU steps are recorded after some plain
+    ones, and a replayed step calls no hook of a module. host: seconds of a step until it was handed to the device.
+    """
+
+    def __init__(self, warm: int, steps: int, device: torch.device) -> None:
+        self._warm, self._steps, self._device, self._count = warm, steps, device, 0
+        self.began = self.seconds = self.host = 0.0
+
+    def __enter__(self) -> Self:
+        self._patch = mock.patch("ifm.training.averages.ema_decay", self._tick)
+        self._patch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.stop()
+
+    def _tick(self, step: int, decay: float) -> float:
+        last = self._count == self._warm + self._steps
+        if last:
+            self.host = (time.perf_counter() - self.began) / self._steps
+        if last or self._count == self._warm:
+            wait(self._device)
+            now = time.perf_counter()
+            self.began, self.seconds = (self.began, (now - self.began) / self._steps) if last else (now, 0.0)
+        self._count += 1
+        return ema_decay(step, decay)
 
 
 def wait(device: torch.device) -> None:

@@ -14,7 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import peers
 from benchmarks.results import Result, Skipped, Target, short
 from benchmarks.subjects import Options, Subject, preset, subjects
-from benchmarks.timing import Apart, Contestant, Spread, StepClock, fresh_process, interleave, speed_ratio, timed
+from benchmarks.timing import (
+    Apart,
+    Contestant,
+    LoopClock,
+    Spread,
+    StepClock,
+    fresh_process,
+    interleave,
+    speed_ratio,
+    timed,
+)
 from ifm import anchors
 from ifm.hardware.devices import Rows, memory_format
 from ifm.hardware.memory import peak_memory
@@ -82,14 +92,21 @@ def flow_training(subject: Subject, options: Options, *, states: Rows | None = N
 
 
 TRAINED = {"teacher": teacher_training, "flow": flow_training}
+WARM = 8  # steps on a GPU until all that is recorded is
 
 
-def clocked(network: nn.Module, train: Train, *, steps: int, device: torch.device) -> Contestant:
-    """Seconds of a whole step, over `steps` of them."""
+def clocked(network: nn.Module, train: Train, *, steps: int, device: torch.device, recorded: bool = True) -> Contestant:
+    """Seconds of a whole step, over `steps` of them. recorded: by the project's loop, which records steps on a GPU.
+
+    On a GPU the first steps are left out: what they prepare is paid once in a training.
+    """
+    on_gpu = device.type == "cuda"
+    warm = WARM if on_gpu else 0
 
     def once() -> float:
-        with StepClock(network, steps=steps, device=device) as clock:
-            train(steps + 1)
+        step = StepClock(network, steps=steps, device=device, warm=warm)
+        with LoopClock(warm, steps, device) if recorded and on_gpu else step as clock:
+            train(warm + steps + 1)
         return clock.seconds
 
     return once
@@ -162,17 +179,20 @@ def _rate_and_share(kind: str, subject: Subject, options: Options) -> Iterator[R
 def _memory(kind: str, subject: Subject, options: Options) -> Result:
     name = f"peak memory: {kind}, {subject.name}"
     # In a process of its own: in this one freed memory would be used again, and not be counted.
+    steps = 2 if options.device.type == "cpu" else WARM
     with fresh_process() as pool:
-        megabytes = pool.submit(_peak_of_training, kind, subject, options).result()
+        megabytes = pool.submit(_peak_of_training, kind, subject, options, steps).result()
     if megabytes is None:
         return Result.skipped(name, "this system does not tell it")
-    return Result.of(name, megabytes, "MB", note="of two steps in a fresh process, over what the model's making took")
+    return Result.of(
+        name, megabytes, "MB", note=f"of {steps} steps in a fresh process, over what the model's making took"
+    )
 
 
-def _peak_of_training(kind: str, subject: Subject, options: Options) -> float | None:
+def _peak_of_training(kind: str, subject: Subject, options: Options, steps: int) -> float | None:
     _, train = TRAINED[kind](subject, options)
     with peak_memory(options.device) as peak:
-        train(2)
+        train(steps)
     return peak.megabytes
 
 
@@ -196,7 +216,7 @@ def overhead(options: Options) -> Iterator[Result]:
 
         contestants = {
             "fit": clocked(teacher, train, **kwargs),
-            "bare": clocked(other, bare, **kwargs),
+            "bare": clocked(other, bare, **kwargs, recorded=False),
         }
         seconds = interleave(contestants, rounds=CLOSE * options.rounds)
         yield Result.rate(
@@ -252,7 +272,7 @@ def _peer(make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Cont
     def train(steps: int) -> None:
         peers.plain_loop(network, loss, settings=settings_for(subject, steps), device=options.device)
 
-    return clocked(network, train, steps=subject.steps, device=options.device)
+    return clocked(network, train, steps=subject.steps, device=options.device, recorded=False)
 
 
 def keyed_draws(options: Options) -> Iterator[Result]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.results import Result, short
-from benchmarks.subjects import Options, subjects
+from benchmarks.subjects import Options, placed, subjects
 from benchmarks.timing import Spread, interleave, speed_ratio, timed
 from ifm.solver import solver_nfe
 from ifm.trajectories import generate
@@ -17,7 +17,7 @@ def trajectories(options: Options) -> Iterator[Result]:
     """Trajectories/s, and network evaluations/s as share of what bare forward passes reach."""
     for subject in subjects(options):
         values, accelerator = subject.config.trajectories, options.accelerator()
-        teacher = subject.teacher().to(options.device).eval()
+        teacher = placed(subject.teacher(), options, values.precision)
         size = values.batch_size
         count, nfe = size if options.quick or size >= 1000 else 2 * size, solver_nfe(values.solver_steps)
         x, t = torch.randn(size, *subject.shape, device=options.device), torch.ones(size, device=options.device)
@@ -41,7 +41,7 @@ def trajectories(options: Options) -> Iterator[Result]:
 
         @torch.no_grad()
         def forward(teacher=teacher, x=x, t=t) -> None:
-            teacher.network(x, t)
+            teacher(x, t)
 
         passes = count // size * nfe
         contestants = {

@@ -80,6 +80,15 @@ def test_a_step_lasts_from_pass_to_pass_with_gradient():
                 network(torch.ones(1))
             network(torch.ones(1))
     assert clock.seconds == 4.0
+    times = iter([100.0, 112.0])
+    with StepClock(network, steps=3, device=CPU, warm=2, clock=lambda: next(times)) as late:
+        for _ in range(2):
+            network(torch.ones(1))
+        assert next(times) == 100.0  # nobody has looked yet
+        times = iter([100.0, 112.0])
+        for _ in range(4):
+            network(torch.ones(1))
+    assert late.seconds == 4.0
     network(torch.ones(1))  # the hook is gone
     with StepClock(network, steps=3, device=CPU) as short:
         network(torch.ones(1))

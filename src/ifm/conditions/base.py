@@ -87,7 +87,7 @@ def varying(kind: "ConditionKind | None", *, drop: float) -> VaryCondition | Non
 
 def register(kind: type[C]) -> type[C]:
     """Lets torch.export look into a Condition's dataclass: a decorator."""
-    torch.utils._pytree.register_dataclass(kind)
+    torch.export.register_dataclass(kind)
     return kind
 
 

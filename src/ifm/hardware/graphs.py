@@ -77,6 +77,8 @@ class Graphed:
                 wrong = self._wrong(recorded, tensors, args, kwargs)
                 torch.cuda.set_rng_state(random)
             except Exception as error:  # whatever cannot be recorded
+                _free_generator()
+                torch.cuda.set_rng_state(random)
                 wrong = error
             if wrong:
                 _tell(wrong)
@@ -171,6 +173,7 @@ class Replayed:
             try:
                 self._replay, self._result = _recorded(self._work)
             except Exception as error:  # whatever cannot be recorded; nothing of it was done
+                _free_generator()
                 self._works = False
                 _tell(error)
                 return self._work()
@@ -185,6 +188,13 @@ def _recorded(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     with torch.cuda.graph(graph):
         result = work()
     return graph.replay, result
+
+
+def _free_generator() -> None:
+    """After a recording that failed PyTorch's generator believes that one goes on, and the next dropout would raise."""
+    if torch.cuda.is_available():
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def _tell(wrong: str | Exception) -> None:
