@@ -203,6 +203,11 @@ def test_one_fault_is_one_exact_line(key: str, value: Any, said: str):
             "set condition.kind to none",
         ),
         (
+            {"condition.kind": "class", "guidance.kind": "cfg", "flow.objective": "interval", "flow.init": "scratch"},
+            "guidance.kind: cfg with flow.objective: interval leads away from a velocity without a class, and "
+            "anchor.policy: self would show it an estimate with one; set anchor.policy to noise or none",
+        ),
+        (
             {"guidance.scale": 2.0},
             "guidance.scale = 2.0 needs guidance, and guidance.kind is none; set it to cfg",
         ),

@@ -270,6 +270,11 @@ def check_guidance(config: Config) -> None:
                 f"guidance.kind: {kind} with flow.objective: {name} is led by a teacher, and teacher.kind is none; set "
                 "it to network or exact, or flow.objective to interval"
             )
+    if own and config.anchor.policy == "self":
+        raise ValueError(
+            f"guidance.kind: {kind} with flow.objective: {own[0]} leads away from a velocity without a class, and "
+            "anchor.policy: self would show it an estimate with one; set anchor.policy to noise or none"
+        )
     if kind == "cfg" and not config.condition.drop_probability and (teacher in ("network", "pretrained") or own):
         raise ValueError(
             "guidance.kind: cfg needs a network that knows no class too; set condition.drop_probability above 0"
