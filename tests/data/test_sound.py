@@ -1,5 +1,6 @@
 """Sounds: recordings in, spectrograms and back, WAV files out. Tones and noise made here are the oracles."""
 
+import base64
 import copy
 import io
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from ifm import pretrained
 from ifm.cli.main import main
+from ifm.conditions.classes import Classes
 from ifm.config import ConfigError, parse
 from ifm.data import recordings
 from ifm.data.fetching import fetch
@@ -30,6 +32,7 @@ from ifm.model import build_flow
 from ifm.networks import build_network
 from ifm.report.contents import Heard
 from ifm.report.sounds import SOUND_BYTES, players
+from ifm.sampling import asked_of
 from pipeline.tools import preset
 from tests.support.stages import values_of
 
@@ -362,6 +365,36 @@ def test_a_model_writes_the_sounds_that_it_makes(processed, tmp_path, capsys):
     assert len(read_wav((tmp_path / "x.wav").read_bytes())[0]) == 3 * 6400 + 2 * 2000
 
 
+def test_without_a_class_asked_for_files_are_named_by_the_class_drawn(processed, tmp_path):
+    train = open_split(processed / "processed", "train")
+    size = {"channels": [8, 8], "layers_per_block": 1, "attention": [False, False], "dropout": 0.0, "norm_groups": 4}
+    kind = Classes(classes=["low", "high"], shares=[0.5, 0.5])
+    network = build_network(
+        kind="unet", shape=train.shape, modality="sound", takes_anchor=False, condition=kind, **size
+    )
+    flow = build_flow(network, RectifiedFlow(), scheme="edm", takes_anchor=False)
+    pretrained.save_model(flow, tmp_path / "flow", record={"image_shape": list(train.shape), **train.recorded})
+    main(
+        [
+            "sample",
+            "--model",
+            f"{tmp_path}/flow",
+            "--n",
+            "9",
+            "--seed",
+            "2",
+            "--device",
+            "cpu",
+            "--out",
+            f"{tmp_path}/x/",
+        ]
+    )
+    drawn = asked_of(kind, range(9), seed=2).labels.tolist()
+    expected = [f"{i:06d}-{kind.classes[label]}.wav" for i, label in enumerate(drawn)]
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == expected
+    assert set(drawn) == {0, 1}
+
+
 def test_files_are_named_by_their_class(tmp_path):
     form = Normalised(MEL, np.zeros((1, 32)), 1.0)
     write = files.writers("sound", {"modality": "sound", "sound": form.describe()})["/"]
@@ -384,3 +417,15 @@ def test_the_players_of_a_page_are_bounded():
     assert table["models"] == ["flow", "teacher"]
     assert 10 < len(table["rows"]) == SOUND_BYTES // (2 * len(sound))
     assert all(cell["uri"].startswith("data:audio/wav;base64,") for cell in table["rows"][0]["cells"])
+
+
+def test_of_long_sounds_the_page_has_the_starts():
+    sound = wav_bytes(tone(440, seconds=100), RATE)
+    png = b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + (8).to_bytes(4, "big") * 2
+    (table,) = players({"rf": Heard(["seven"], [("flow", [sound], png), ("teacher", [sound], png)])})
+    (row,) = table["rows"]
+    found, rate = read_wav(base64.b64decode(row["cells"][0]["uri"].partition(",")[2]))
+    whole, _ = read_wav(sound)
+    assert 2 * (2 * len(found) + 44) == pytest.approx(SOUND_BYTES, abs=4)
+    assert row["title"] == f"seven, the first {len(found) / rate:.1f} s"
+    np.testing.assert_array_equal(found, whole[: len(found)])

@@ -291,7 +291,8 @@ def test_the_graph_with_classes(objective, kind, store, velocity, guidance, tmp_
     monkeypatch.chdir(tmp_path)
     values = points(
         condition__kind="class", flow__objective=objective, flow__init="scratch", teacher__kind=kind,
-        trajectories__store=store, anchor__policy="noise" if objective == "interval" else "self", dynamics=["trig"] if objective == "data" else ["ve"],
+        trajectories__store=store, dynamics=["trig"] if objective == "data" else ["ve"],
+        anchor__policy="noise" if objective == "interval" else "self",
         flow__velocity=velocity, **{f"guidance__{key}": value for key, value in guidance.items()},
         evaluate__guidance_scales=SCALES if "interval" in guidance else [],
     )  # fmt: skip

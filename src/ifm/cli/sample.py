@@ -66,6 +66,8 @@ def run(given: argparse.Namespace) -> None:
 
     out, kind = _output(given.out)
     from ifm.conditions.asking import in_words
+    from ifm.conditions.classes import Classes
+    from ifm.sampling import asked_of
     from ifm.use import drawing, loading
     from ifm.use.asked import check_guidance, class_numbers, condition_of
 
@@ -91,8 +93,9 @@ def run(given: argparse.Namespace) -> None:
             write = partial(
                 files.write_class_grid, labels=condition.labels.tolist(), classes=names, pictures=modality.pictures
             )
-        if kind == "/" and modality.audible:
-            write = partial(write, names=[names[label] for label in condition.labels.tolist()])
+    if kind == "/" and modality.audible and isinstance(model.condition_kind, Classes):
+        told = asked_of(model.condition_kind, range(n), seed=given.seed) if condition is None else condition
+        write = partial(write, names=[model.condition_kind.classes[label] for label in told.labels.tolist()])
     device, accelerator = hardware(given.device)
     drawn = drawing.batches(
         model.to(device),
