@@ -51,21 +51,28 @@ def speed(root: Path) -> Iterator[Finding]:
     steps = config.flow.steps / (rate / batch)
     title = torch.cuda.get_device_name()
     yield Finding(
-        "speed", OK, f"about {rate:,.0f} images/s in training on one {title}, flow.steps in {steps / 60:,.1f} min"
+        "speed",
+        OK,
+        f"at least {rate:,.0f} images/s in training on one {title}, flow.steps in {steps / 60:,.1f} min at most",
     )
 
 
 def training_rate(config: Any, device: str, *, seconds: float = 3.0) -> float:
-    """Samples a second, forward and backward, of the configured network in flow.precision, not compiled."""
+    """Samples a second, forward and backward, of the configured network in flow.precision, with our kernels on a GPU.
+
+    Training is faster than this: there it records its steps.
+    """
     import torch
 
     from ifm.hardware.devices import memory_format
     from ifm.networks import build_network
+    from ifm.networks.fused import fuse
 
     at, shape, batch = torch.device(device), _state_shape(config), config.flow.batch_size
     of_data = {"shape": shape, "modality": config.data.modality.name}
     network = build_network(**of_data, takes_anchor=False, **config.network.model_dump())
     network.to(at, memory_format=memory_format(at))
+    fuse(network, at)
     x, c_noise = torch.randn(batch, *shape, device=at), torch.zeros(batch, device=at)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.flow.precision)
 
@@ -74,16 +81,18 @@ def training_rate(config: Any, device: str, *, seconds: float = 3.0) -> float:
             loss = network(x, c_noise).float().square().mean()
         loss.backward()
         network.zero_grad()
+
+    def taken(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            step()
         if at.type == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - began
 
-    for _ in range(2):
-        step()
-    count, began = 0, time.perf_counter()
-    while not count or time.perf_counter() - began < seconds:
-        step()
-        count += 1
-    return count * batch / (time.perf_counter() - began)
+    taken(2)
+    count = max(1, round(seconds / taken(1)))
+    return count * batch / taken(count)
 
 
 def disk(root: Path) -> Iterator[Finding]:
