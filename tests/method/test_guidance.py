@@ -365,7 +365,7 @@ def test_the_earlier_teacher_is_the_average_of_its_step(tmp_path):
 
 VALUES = read_params(ROOT / "params.yaml")
 LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 2.0}
-BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch"}
+BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch", "anchor.policy": "noise"}
 
 
 @pytest.mark.parametrize(
