@@ -34,12 +34,12 @@ def test_a_runs_rows_give_peak_and_shares():
 
 
 def test_stages_are_the_presets_budgets(monkeypatch):
-    """ImageNet at 64 pixels: 500,000 steps of 1024, a million paths of 35 evaluations, 3 x 50,000 samples."""
+    """ImageNet at 64 pixels: 500,000 steps of 1024, a million paths of 35 guided evaluations."""
     monkeypatch.setattr(scale, "forward_flops", lambda name, shape=None: 1e9)
     work = Work("w", "imagenet64", 1_000_000, (3, 64, 64), encoded_bytes=1e5)
     found = {stage.name: stage for stage in scale.stages(work, RATES)}
     assert found["teacher"].flops == 500_000 * 1024 * 3 * 1e9
-    assert found["trajectories"].flops == 1e6 * 35 * 1e9
+    assert found["trajectories"].flops == 1e6 * 2 * 35 * 1e9  # D_c and D_0
     assert found["flow"].flops == 300_000 * 1024 * 3.25 * 1e9
     assert found["trajectories"].terabytes == pytest.approx(2 * 2e6 * 3 * 12288 / 1e12)
     assert found["fetch"].core_hours == pytest.approx(1.0)
