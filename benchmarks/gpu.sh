@@ -6,9 +6,11 @@
 # that every part runs.
 set -u
 mode=${1:?measure or leg}
-out=${2:?a folder for the results}
+out=$(realpath -m "${2:?a folder for the results}")
+data=${3:+$(realpath -m "$3")}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
+: >"$out/parts.txt"
 export PYTHONPATH="$PWD:$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 IFM_TRACKING=off
 unset PYTHONDONTWRITEBYTECODE # many processes start: each would compile the packages anew
 python=${PYTHON:-python3}
@@ -35,7 +37,8 @@ measure)
     fi
     ;;
 leg)
-    data=${3:?a folder with train*.parquet} minutes=${4:-9.0}
+    : "${data:?a folder with train*.parquet}"
+    minutes=${4:-9.0}
     part "$("$python" -c "print(int(60 * $minutes) + 20)")" leg "$python" -m benchmarks.leg --data "$data" --minutes "$minutes" --out "$out"
     ;;
 *)

@@ -22,7 +22,7 @@ def players(sounds: Mapping[str, Heard]) -> list[dict[str, Any]]:
     shown = max((len(heard.names) for heard in sounds.values()), default=0)
     while shown > 1 and sum(_size(heard, shown) for heard in sounds.values()) > SOUND_BYTES:
         shown -= 1
-    each = SOUND_BYTES // max(1, shown * sum(len(heard.models) for heard in sounds.values()))
+    each = SOUND_BYTES // max(1, sum(len(heard.models) for heard in sounds.values()))  # of one row
     return [_table(key, sounds[key], shown, most=each) for key in names.ordered(sounds)]
 
 
@@ -47,16 +47,12 @@ def _table(key: str, heard: Heard, shown: int, *, most: int) -> dict[str, Any]:
     name = names.DYNAMICS.get(key, key)
     rows = []
     for i, title in enumerate(heard.names[:shown]):
-        heads = [started(wavs[i], most) for _, wavs, _ in heard.models] if shown == 1 else None
-        told = title
-        if heads and (seconds := max((s for _, s in heads if s is not None), default=None)):
-            told = f"{title}, the first {seconds:.1f} s"
+        played = [(caption, *started(wavs[i], most)) for caption, wavs, _ in heard.models]
+        cut = [seconds for _, _, seconds in played if seconds is not None]
+        told = f"{title}, the first {max(cut):.1f} s" if cut else title
         cells = [
-            {
-                "label": f"{name}, {caption}: {told}",
-                "uri": "data:audio/wav;base64," + _base64(heads[k][0] if heads else wavs[i]),
-            }
-            for k, (caption, wavs, _) in enumerate(heard.models)
+            {"label": f"{name}, {caption}: {told}", "uri": "data:audio/wav;base64," + _base64(sound)}
+            for caption, sound, _ in played
         ]
         rows.append({"title": told, "cells": cells})
     return {
