@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ifm import pretrained
+from ifm import modalities, pretrained
 from ifm.cli.main import main
 from ifm.conditions.classes import Classes
 from ifm.config import ConfigError, parse
@@ -363,6 +363,29 @@ def test_a_model_writes_the_sounds_that_it_makes(processed, tmp_path, capsys):
         assert (len(found), rate) == (6400, RATE)
         np.testing.assert_allclose(found, sound / max(1, np.abs(sound).max()), atol=1e-4)
     assert len(read_wav((tmp_path / "x.wav").read_bytes())[0]) == 3 * 6400 + 2 * 2000
+
+
+def test_a_folder_of_recordings_is_read_as_the_data_were(folder, processed):
+    train, test = (open_split(processed / "processed", split) for split in ("train", "test"))
+    found = files.read(folder, modalities.of(train.recorded | {"shape": train.shape}), train.recorded)
+    assert (found.dtype, found.shape) == (np.float16, (12, *train.shape))
+    rows = sorted(x.tobytes() for split in (train, test) for x in split[np.arange(len(split))])
+    assert sorted(x.tobytes() for x in found) == rows
+
+
+def test_recordings_that_cannot_be_judged_are_named_all_at_once(folder, processed, tmp_path):
+    recorded, sounds = open_split(processed / "processed", "train").recorded, modalities.MODALITIES["sound"]
+    with pytest.raises(ValueError, match=r"^it has no \.wav, "):
+        files.read(tmp_path, sounds, recorded)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/empty.wav").write_bytes(b"")
+    (tmp_path / "good.wav").write_bytes((folder / "low/0.wav").read_bytes())
+    (tmp_path / "silent.wav").write_bytes(encoded(np.zeros(4000), 8000))
+    with pytest.raises(ValueError, match=r"^2 of 3 recordings .*: a/empty.wav an empty file, silent.wav is silent"):
+        files.read(tmp_path, sounds, recorded)
+    older = recorded | {"sound": {k: v for k, v in recorded["sound"].items() if k != "prepared"}}
+    with pytest.raises(UserError, match="is not recorded; run `dvc repro`"):
+        files.read(tmp_path, sounds, older)
 
 
 def test_without_a_class_asked_for_files_are_named_by_the_class_drawn(processed, tmp_path):

@@ -1,6 +1,7 @@
 """The whole graph on a handful of synthesised recordings, from a folder of WAV files to a page that plays them."""
 
 import io
+import json
 import shutil
 import wave
 
@@ -62,4 +63,9 @@ def test_from_a_folder_of_recordings_to_a_page_that_plays_samples(tmp_path, repr
     out = tmp_path / "out"
     project.run("python", "-m", "ifm", "sample", "--model", "models/flow/rf", "--class", "all", "--out", f"{out}/")
     assert len(list(out.glob("*.wav"))) == 64
+    judged = ["--samples", str(out), "--reference", "data/reference", "--out", f"{tmp_path}/figures.json"]
+    project.run("python", "-m", "ifm", "evaluate", *judged)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["protocol"]["samples"]["count"] == 64
+    assert figures["figures"]["fid"] > 0
     assert "sample-rf" in logged

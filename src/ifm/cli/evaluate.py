@@ -86,7 +86,8 @@ def _measures(given: argparse.Namespace) -> dict[str, int]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     images = (
-        "a folder of PNG, JPEG or WebP files, an .npy or an .npz; points: an .npy or a .csv; texts: an .npy or a .jsonl"
+        "a folder of PNG, JPEG or WebP files, an .npy or an .npz; points: an .npy or a .csv; texts: an .npy or a "
+        ".jsonl; sounds: an .npy or a folder of recordings"
     )
     add = parser.add_argument
     real = f"real ones: {images}; or data/reference; or an .npz of their statistics, mu and sigma"

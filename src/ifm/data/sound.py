@@ -25,6 +25,8 @@ from ifm.progress import progress
 SHARD_BYTES = 2**30
 BLOCK_ROWS = 256
 DIGITS = 6  # significant, of the recorded statistics
+PREPARED = "prepared"  # under "sound": the keys of data.audio by which recordings of any form became sounds of one
+PREPARES = ("sample_rate", "seconds", "longer", "shorter", "shortest", "trim_db", "normalise")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def preprocess_sound(
             name=source["name"],
             shape=list(form.shape),
             classes=source["classes"],
-            sound=normalised.describe(),
+            sound=normalised.describe() | {PREPARED: {name: getattr(config.audio, name) for name in PREPARES}},
             splits=splits,
             test_in_train=int(np.isin(digests["test"], train, kind="sort").sum()),
         )

@@ -180,12 +180,17 @@ READERS: dict[str, dict[str, Callable[[Path], np.ndarray]]] = {
 def read(path: Path, modality: Modality, of_data: Mapping[str, Any] | None = None) -> np.ndarray:
     """Samples at rest [n, ...] from a file that `writers` names. Raises OSError, or ValueError for anything else.
 
-    of_data: what is recorded beside their shape, by which samples in the data's own form (tables, texts, .npy of
-    another type than at rest) are brought to rest.
+    of_data: what is recorded beside their shape, by which samples in the data's own form (tables, texts, recordings,
+    .npy of another type than at rest) are brought to rest.
     """
+    if modality.audible and path.is_dir():
+        from ifm.data.sound_folder import read_folder
+
+        return read_folder(path, (of_data or {}).get(modality.name))
     reader, dtype = READERS.get(modality.name, {}).get(path.suffix.lower()), np.dtype(modality.dtype)
     if reader is None and path.suffix.lower() != ".npy":
-        raise ValueError(f"it must be {in_words(['.npy', *READERS.get(modality.name, {})])}")
+        folder = ["/"] if modality.audible else []
+        raise ValueError(f"it must be {in_words(['.npy', *READERS.get(modality.name, {}), *folder])}")
     if reader is read_table:
         reader = partial(read_table, columns=((of_data or {}).get("points") or {}).get("columns"))
     found = np.load(path, allow_pickle=False) if reader is None else reader(path)
