@@ -1,6 +1,7 @@
 """teacher@d: the denoiser whose ODE is to be integrated."""
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from ifm import conditions, dynamics, pretrained
 from ifm.adapters import inputs, places
 from ifm.adapters.folder import read
 from ifm.conditions.base import varying
-from ifm.config import Config
+from ifm.config import Config, NetworkConfig, weaker_teacher
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_states
 from ifm.exact import ExactTeacher
@@ -23,12 +24,13 @@ from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import TrainSettings, write_curve
 from ifm.training.teacher import train_teacher
 from pipeline.runner import paths
-from pipeline.runner.stage import Stage, main
+from pipeline.runner.stage import Stage, from_main_process, main
 
 
 def params(stage: Stage) -> dict:
     ode = ("ode.sigma_data", f"ode.{stage.dynamics}")
-    return stage.sections("seed", "condition", "guidance.weaker", *ode, "network", "teacher")
+    weaker = ("guidance.weaker", "guidance.weaker_network")
+    return stage.sections("seed", "condition", *weaker, *ode, "network", "teacher")
 
 
 def work(stage: Stage) -> None:
@@ -52,38 +54,58 @@ def work(stage: Stage) -> None:
     kind, drop = conditions.of_data(config.condition.kind, images), config.condition.drop_probability
     if kind is not None:
         kind = kind.told_to(drops=drop > 0, scale=None)
-    of_data = {"shape": images.shape, "modality": images.modality.name}
-    network = build_network(**of_data, takes_anchor=False, condition=kind, **config.network.model_dump())
-    teacher = Teacher(network, dynamics.of_params(d, config.ode, data=images))
-    trained_on = _inputs(images)
-    checkpoints = Checkpoints(stage.work_folder(params=params(stage), inputs=trained_on))
-    result = train_teacher(
+    smaller = weaker_teacher(config)
+
+    def untrained(network: NetworkConfig) -> Teacher:
+        of_data = {"shape": images.shape, "modality": images.modality.name}
+        built = build_network(**of_data, takes_anchor=False, condition=kind, **network.model_dump())
+        return Teacher(built, dynamics.of_params(d, config.ode, data=images))
+
+    train = partial(
+        train_teacher,
         accelerator,
-        teacher,
-        images,
-        settings=TrainSettings.from_config(config.teacher),
+        images=images,
         random_flip=images.random_flip,
         seed=config.seed,
-        checkpoints=checkpoints,
-        on_log=stage.run.log_row,
         read_condition=None if kind is None else partial(kind.read, images),
         vary=varying(kind, drop=drop),
-        keep_after=_weaker_after(config),
         modality=images.modality.name,
+    )
+    settings, weaker_steps = TrainSettings.from_config(config.teacher), _weaker_steps(config)
+    teacher = untrained(config.network)  # first: its initial weights are the same with and without a smaller one
+    trained_on = _inputs(images)
+    work_folder = stage.work_folder(params=params(stage), inputs=trained_on)
+    record = {**images.facts, "trained_on": trained_on}
+    if smaller is not None:
+        weaker, of_it = untrained(smaller.network), replace(settings, steps=weaker_steps)
+        made = work_folder / pretrained.WEAKER
+        if not from_main_process(made.is_dir()):
+            train(
+                weaker, settings=of_it, checkpoints=Checkpoints(work_folder / "of-the-weaker"), label="weaker teacher"
+            )
+            if accelerator.is_main_process:
+                shown = record | {"train_images": of_it.steps * of_it.batch_size}
+                pretrained.save_model(weaker, made, record=shown, decoder=images.decoder)
+    result = train(
+        teacher,
+        settings=settings,
+        checkpoints=Checkpoints(work_folder),
+        on_log=stage.run.log_row,
+        keep_after=weaker_steps if smaller is None else None,
     )
     if not accelerator.is_main_process:
         return
-    train_images = config.teacher.steps * config.teacher.batch_size
-    record = {**images.facts, "train_images": train_images, "trained_on": trained_on}
-    pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=result.kept, decoder=images.decoder)
+    record |= {"train_images": settings.steps * settings.batch_size}
+    weaker = result.kept if smaller is None else work_folder / pretrained.WEAKER
+    pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=weaker, decoder=images.decoder)
     write_curve(paths.curve(stage.name), result.history)
     stage.run.timings["train_seconds"] = result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
     stage.run.log_model(stage.name, folder=paths.teacher(d), description=pretrained.describe(paths.teacher(d)))
 
 
-def _weaker_after(config: Config) -> int | None:
-    """The steps after which the weaker teacher of autoguidance is kept; None: there is none."""
+def _weaker_steps(config: Config) -> int | None:
+    """How many steps the weaker teacher of autoguidance is trained; None: there is none."""
     share, steps = config.guidance.weaker, config.teacher.steps
     return None if share is None else max(1, round(share * steps))
 

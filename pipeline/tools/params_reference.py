@@ -34,6 +34,7 @@ def allowed(known: dict[str, Any]) -> str:
     if "const" in known:
         return f"`{known['const']}`"
     kind = {"null": "`null`", "boolean": "`true`, `false`", "string": "text", "number": "number", "integer": "integer"}
+    kind["object"] = "mapping"
     if known.get("type") == "array":
         return f"list of: {allowed(known['items'])}"
     word = kind[known["type"]]

@@ -28,7 +28,7 @@ from ifm.networks import load_network
 DESCRIPTION = "ifm.json"
 AVERAGE = "average-"  # begins the name of a further average's folder
 STATE = "step-"  # begins that of the average after so many steps
-WEAKER = "weaker"  # a teacher's folder of an earlier state of it, for autoguidance
+WEAKER = "weaker"  # a folder in a teacher's: an earlier or smaller one, for autoguidance
 EXACT_DATA = "data.safetensors"  # an exact teacher's whole content
 MEND = "copy or download the folder again, or make it with `dvc repro --force`"
 
@@ -47,7 +47,7 @@ def save_model(
     *,
     record: dict[str, Any],
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
-    weaker: Mapping[str, Tensor] | None = None,
+    weaker: Mapping[str, Tensor] | Path | None = None,
     states: Mapping[int, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any]]] | None = None,
     decoder: Path | None = None,
 ) -> None:
@@ -55,15 +55,16 @@ def save_model(
 
     decoder: the autoencoder's folder, for a model of latents; it is copied, so that the model stands alone.
 
-    averages: other weights of it by their decay; weaker: weights of an earlier state. Each is a model of its own in a
-    folder below (`averages_of`, `guided`). states: likewise, parameters after so many steps and what ifm.json says of
-    them; they are asked for one by one, because many do not fit into memory (`states_of`).
+    averages: other weights of it by their decay; weaker: weights of an earlier state, or the folder of another model.
+    Each is a model of its own in a folder below (`averages_of`, `guided`). states: likewise, parameters after so many
+    steps and what ifm.json says of them; they are asked for one by one, because many do not fit into memory
+    (`states_of`).
     """
     below = {
         f"{AVERAGE}{decay!r}": (partial(dict, weights), {"ema_decay": decay})
         for decay, weights in (averages or {}).items()
     }
-    below |= {} if weaker is None else {WEAKER: (partial(dict, weaker), {})}
+    below |= {WEAKER: (partial(dict, weaker), {})} if isinstance(weaker, Mapping) else {}
     below |= {f"{STATE}{step:09d}": given for step, given in (states or {}).items()}
     with fresh_folder(folder) as temporary:
         _write_model(model, temporary, record)
@@ -74,6 +75,8 @@ def save_model(
             _write_model(model, temporary / name, record | facts)
         if own:
             model.load_state_dict(own)
+        if isinstance(weaker, Path):
+            shutil.copytree(weaker, temporary / WEAKER)
         copy_decoder(decoder, temporary)
 
 
@@ -191,7 +194,7 @@ def guided(teacher: Teacher | ExactTeacher, folder: Path, guidance: Guidance | N
     weaker = None
     if guidance.kind == "autoguidance":
         if not (folder / WEAKER).is_dir():
-            raise NoModelError(f"{folder / WEAKER}: no earlier teacher there; set guidance.weaker and train it again")
+            raise NoModelError(f"{folder / WEAKER}: no weaker teacher there; set guidance.weaker and train it again")
         weaker = load_teacher(folder / WEAKER).to(next(teacher.parameters()).device)
     return guidance.around(teacher, teacher.condition_kind, weaker=weaker)
 

@@ -3,7 +3,9 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,6 +33,8 @@ from ifm.training.checkpoint import Checkpoints
 from ifm.training.teacher import train_teacher
 from ifm.trajectories import conditions_of
 from pipeline.runner import paths
+from pipeline.stages import fetch, preprocess
+from pipeline.stages import teacher as teacher_stage
 from tests.support import stages
 from tests.support.small_models import NETWORK, loud
 from tests.support.stages import ROOT, changed, points, run_stage
@@ -365,6 +369,11 @@ def test_the_earlier_teacher_is_the_average_of_its_step(tmp_path):
 
 VALUES = read_params(ROOT / "params.yaml")
 LED = {"condition.kind": "class", "guidance.kind": "cfg", "guidance.scale": 2.0}
+SMALLER = {
+    "guidance.kind": "autoguidance",
+    "guidance.weaker": 1.0,
+    "guidance.weaker_network": {"channels": [16, 16, 32]},
+}
 BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch", "anchor.policy": "noise"}
 
 
@@ -384,6 +393,27 @@ BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch", "anchor.polic
             "guidance.kind: cfg with flow.objective: consistency is led by a teacher, and teacher.kind is none; set it "
             "to network or exact, or flow.objective to interval",
         ),
+        ({"guidance.kind": "autoguidance", "guidance.weaker": 1.0}, "guidance.weaker: 1 is the teacher itself; set"),
+        (
+            {"guidance.kind": "autoguidance", "guidance.weaker_network": {"channels": [16, 16, 32]}},
+            "guidance.weaker to a share of its training",
+        ),
+        (
+            SMALLER | {"guidance.weaker_network": {"channels": [16, "x", 32]}},
+            "params.yaml: guidance.weaker_network: network.channels.1 = 'x'",
+        ),
+        (
+            SMALLER | {"guidance.weaker_network": {"channel": [16]}},
+            "guidance.weaker_network: network.channel is not a known key",
+        ),
+        (
+            SMALLER | {"guidance.weaker_network": {"kind": "mlp"}},
+            "guidance.weaker_network: network.kind: mlp does not fit data.source: digits",
+        ),
+        (
+            {"guidance.kind": "none", "guidance.scale": 1.0, "guidance.weaker_network": {"channels": [8]}},
+            "guidance.weaker_network = {'channels': [8]} needs guidance, and guidance.kind is none",
+        ),
         ({"guidance.scale": [2.0, 1.0]}, "guidance.scale"),
         ({"guidance.scale": -1.0}, "guidance.scale"),
         ({"guidance.scale": [1.0, 2.0, 3.0]}, "must be a range"),
@@ -392,12 +422,62 @@ BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch", "anchor.polic
     ],
 )
 def test_guidance_that_cannot_be_is_told_in_one_line(changes, named):
-    for fine in ({}, BY_ITSELF | {"teacher.kind": "none"}, {"guidance.kind": "autoguidance", "guidance.weaker": 0.3}):
+    earlier = {"guidance.kind": "autoguidance", "guidance.weaker": 0.3}
+    for fine in ({}, BY_ITSELF | {"teacher.kind": "none"}, earlier, SMALLER):
         parse(changed(VALUES, LED | fine))
     with pytest.raises(ConfigError) as told:
         parse(changed(VALUES, LED | changes))
     assert named in str(told.value)
     assert "\n" not in str(told.value)
+
+
+class Stopped(Exception):
+    pass
+
+
+def saved_and_stopped(folder, step):
+    """In place of `Checkpoints.save`: the process ends after one of them."""
+    whole = Checkpoints.save
+
+    def save(self, at, snapshot):
+        whole(self, at, snapshot)
+        if (self.folder.name, at) == (folder, step):
+            raise Stopped
+
+    return save
+
+
+def test_a_smaller_teacher_is_trained_beside_the_teacher_and_leads_it(tmp_path, monkeypatch):
+    """It has a network and steps of its own; the teacher is the same to the byte, and so is all after a stop."""
+    smaller = {"kind": "autoguidance", "scale": 2.0, "weaker": 0.5, "weaker_network": {"mlp": {"width": 8}}}
+    common = {"condition__kind": "class", "dynamics": ["ve"], "teacher__checkpoint_every": 5, "teacher__log_every": 5}
+    with_it = points(**common, **{f"guidance__{key}": value for key, value in smaller.items()})
+    without = points(**common, guidance__kind="cfg", guidance__scale=2.0)
+    files = {}
+    for name, values in (("with", with_it), ("without", without), ("stopped", with_it)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for module in (fetch, preprocess):
+            run_stage(module, values)
+        if name == "stopped":
+            for of, step in (("of-the-weaker", 5), ("teacher-ve", 10)):
+                with mock.patch.object(Checkpoints, "save", saved_and_stopped(of, step)), pytest.raises(Stopped):
+                    run_stage(teacher_stage, values, "ve")
+            assert (Path("work/teacher-ve") / pretrained.WEAKER).is_dir()
+        run_stage(teacher_stage, values, "ve")
+        folder = paths.teacher("ve")
+        files[name] = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    assert files["stopped"] == files["with"]
+    own = {name: data for name, data in files["with"].items() if not name.startswith(pretrained.WEAKER)}
+    assert own == files["without"]
+    monkeypatch.chdir(tmp_path / "with")
+    guided = pretrained.guided(
+        pretrained.load_teacher(paths.teacher("ve")), paths.teacher("ve"), Guidance("autoguidance", 2.0)
+    )
+    size, smaller_size = (sum(p.numel() for p in model.parameters()) for model in (guided.teacher, guided.weaker))
+    assert smaller_size < size
+    described = json.loads((paths.teacher("ve") / "weaker/ifm.json").read_text())
+    assert described["train_images"] == 10 * with_it["teacher"]["batch_size"]
 
 
 def test_guidance_of_params():

@@ -32,6 +32,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "EvaluateConfig",
+    "NetworkConfig",
     "TrainConfig",
     "load",
     "params_text",
@@ -40,6 +41,7 @@ __all__ = [
     "read_params",
     "read_yaml",
     "schema",
+    "weaker_teacher",
     "yaml_node",
 ]
 
@@ -73,6 +75,21 @@ def load(path: Path = Path("params.yaml")) -> Config:
 
 def parse(values: dict[str, Any], *, source: str = "params.yaml") -> Config:
     """Checks plain values. Raises ConfigError."""
+    config = _checked(values, source)
+    weaker_teacher(config, source=source)
+    return config
+
+
+def weaker_teacher(config: Config, *, source: str = "params.yaml") -> Config | None:
+    """What autoguidance's weaker teacher is trained by, where it has a network of its own; else None.
+
+    Raises ConfigError where that network is none.
+    """
+    values = config.of_the_weaker()
+    return None if values is None else _checked(values, f"{source}: guidance.weaker_network")
+
+
+def _checked(values: dict[str, Any], source: str) -> Config:
     try:
         return schema().model_validate(values)
     except ValidationError as error:

@@ -49,6 +49,14 @@ class Config(Section):
     evaluate: EvaluateConfig
     diagnose: DiagnoseConfig
 
+    def of_the_weaker(self) -> dict[str, Any] | None:
+        """The values with the network of autoguidance's weaker teacher, where that has one of its own."""
+        changes = self.guidance.weaker_network
+        if not changes:
+            return None
+        values = self.model_dump()
+        return values | {"network": _with_changes(values["network"], changes)}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Classes made of tables have no name that pickle finds: values are written, and checked when they are read."""
         from ifm.config import parse
@@ -282,14 +290,27 @@ def check_guidance(config: Config) -> None:
     if kind == "autoguidance":
         if teacher != "network" or config.guidance.weaker is None:
             raise ValueError(
-                "guidance.kind: autoguidance needs an earlier state of a trained teacher; set teacher.kind to network "
-                "and guidance.weaker to a share of its training, e.g. 0.25"
+                "guidance.kind: autoguidance needs an earlier state of a trained teacher, or a smaller one; set "
+                "teacher.kind to network and guidance.weaker to a share of its training, e.g. 0.25"
+            )
+        if config.guidance.weaker == 1 and not config.guidance.weaker_network:
+            raise ValueError(
+                "guidance.weaker: 1 is the teacher itself; set it below 1, or guidance.weaker_network to what a "
+                "smaller network has, e.g. {channels: [16, 24, 32]}"
             )
         for name in own:
             raise ValueError(
                 f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity to "
                 "teacher"
             )
+
+
+def _with_changes(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values with some of them replaced, at any depth."""
+    return values | {
+        key: _with_changes(values[key], new) if isinstance(new, dict) and isinstance(values.get(key), dict) else new
+        for key, new in changes.items()
+    }
 
 
 def check_scales(config: Config) -> None:
@@ -303,6 +324,7 @@ def check_scales(config: Config) -> None:
             ("guidance.scale", None if scale == 1.0 else scale),
             ("guidance.interval", own.interval),
             ("guidance.weaker", own.weaker),
+            ("guidance.weaker_network", own.weaker_network),
         ):
             if value is not None:
                 raise ValueError(f"{key} = {value} needs guidance, and guidance.kind is none; set it to cfg")

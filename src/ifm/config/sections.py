@@ -229,7 +229,8 @@ class GuidanceConfig(Section):
     kind: Literal["none", "cfg", "autoguidance"]
     scale: Scale
     interval: Annotated[list[NotNegative], AfterValidator(_rising)] | None
-    weaker: Annotated[float, Field(gt=0, lt=1)] | None
+    weaker: Annotated[float, Field(gt=0, le=1)] | None
+    weaker_network: dict[str, Any] | None = None
 
 
 class TrainConfig(Section):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from ifm.config import Config
+from ifm.config import Config, weaker_teacher
 from ifm.config.rules import check_size
 from ifm.errors import UserError, either
 
@@ -28,7 +28,8 @@ def check(config: Config, counts: Counts, *, where: Path, latents: tuple[int, ..
     """
     if latents is not None:
         try:
-            check_size(config.network, latents[-1], of="the latents' side")
+            for whose in filter(None, (config, weaker_teacher(config))):
+                check_size(whose.network, latents[-1], of="the latents' side")
         except ValueError as error:
             raise UserError(str(error)) from error
     _check_teacher(config, counts.classes, latents or config.data.shape)

@@ -33,11 +33,12 @@ def train_teacher(
     vary: VaryCondition | None = None,
     keep_after: int | None = None,
     modality: str | None = None,
+    label: str = "teacher",
 ) -> FitResult:
     """Fits the teacher to images (uint8 [n, C, H, W]) or points (float32 [n, d]) in place.
 
     read_condition: the condition of some of the images by their numbers; None: the teacher takes none. vary: leaves
-    some of them out. keep_after: see `fit`. modality: of the data, where it is recorded.
+    some of them out. keep_after: see `fit`. modality: of the data, where it is recorded. label: what progress calls it.
 
     It ends with its averaged weights. The global batch of a step, its times, its noise and the conditions that are left
     out depend on (seed, step) alone, and so do the latents that are drawn from their posteriors.
@@ -73,6 +74,6 @@ def train_teacher(
         checkpoints=checkpoints,
         on_log=on_log,
         keep_after=keep_after,
-        label=f"teacher {dynamics.name}",
+        label=f"{label} {dynamics.name}",
         seed=seed,
     )
