@@ -68,7 +68,7 @@ lint: setup ## ruff alone, mending what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-preset: setup ## edit params.yaml: NAME=digits, digits-classes, points, cifar10, imagenet64, ddpm-cifar10; with DATA=folder cifar10-jpeg, imagefolder, spoken-digits, tiny-shakespeare, ddpm-celebahq, dit-imagenet256; OBJECTIVE=..., CONDITION=class
+preset: setup ## edit params.yaml: NAME=digits, digits-long, digits-classes, points, cifar10, imagenet64, ddpm-cifar10, dit-imagenet256; with DATA=folder cifar10-jpeg, imagefolder, spoken-digits, tiny-shakespeare, ddpm-celebahq; OBJECTIVE=..., CONDITION=class
 	$(BIN)/python -m pipeline.tools.preset "$(NAME)" --objective "$(OBJECTIVE)" --condition "$(CONDITION)" --data "$(DATA)"
 
 sweep: setup ## a grid or a search over params.yaml, ranked: ARGS="-S flow.lr=1e-4,3e-4 --seeds 0,1,2", docs/sweeps.md

@@ -189,8 +189,16 @@ def added(old: pd.DataFrame, new: pd.DataFrame, results: Results) -> pd.DataFram
 def markdown(found: pd.DataFrame, results: Results) -> str:
     """A table for each data set, with a line for each of `results.by`: means over seeds, ± a standard deviation."""
     parts = [_one_table(mine, results) for _, mine in found.fillna(NAMELESS).groupby("data", sort=False)]
-    seeds = found["seed"].nunique()
-    return "\n\n".join([*parts, f"Means ± standard deviations over {seeds} training seed{'s' * (seeds > 1)}."])
+    return "\n\n".join([*parts, _spread(found, results)])
+
+
+def _spread(found: pd.DataFrame, results: Results) -> str:
+    """What the values are means over. Lines may have several numbers of training seeds."""
+    counts = sorted(set(found.groupby(list(results.by), sort=False)["seed"].nunique()))
+    if counts == [1]:
+        return "One training seed. Values are means over the sets of samples."
+    several = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return f"Means ± standard deviations over {several} training seeds."
 
 
 def _one_table(found: pd.DataFrame, results: Results) -> str:

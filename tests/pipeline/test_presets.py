@@ -34,20 +34,9 @@ def leaves(values, at=""):
             yield f"{at}{key}"
 
 
-def test_there_are_the_documented_presets():
-    others = {
-        "digits",
-        "cifar10",
-        "cifar10-jpeg",
-        "imagenet64",
-        "imagefolder",
-        "points",
-        "digits-classes",
-        "digits-long",
-        "tiny-shakespeare",
-        "spoken-digits",
-    }
-    assert set(preset.names()) == others | PUBLIC
+def test_the_page_of_presets_has_a_row_for_each():
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/presets.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(preset.names())
 
 
 @pytest.mark.parametrize(("asked", "left"), [(["ve", "pfgmpp", "rf"], ["ve", "rf"]), (["pfgmpp"], ["ve"])])

@@ -73,6 +73,10 @@ def _add_track(parser: argparse.ArgumentParser) -> None:
 
 def promote(given: argparse.Namespace) -> None:
     """Move the alias `best` of each flow in the registry to the version with the best figure."""
+    from ifm.dynamics import DYNAMICS
+
+    if given.dynamics not in (None, *DYNAMICS):
+        raise UserError(f"--dynamics {given.dynamics}: is none of {', '.join(DYNAMICS)}")
     _check_store("promote")
     from ifm.tracking.promotion import ALIAS
     from ifm.tracking.promotion import promote as promoted
@@ -93,7 +97,7 @@ def promote(given: argparse.Namespace) -> None:
 def _add_promote(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--metric", required=True, metavar="NAME", help="fid, recall, ... in one evaluation; or fid/4nfe-renoise")
-    add("--dynamics", choices=("ve", "rf", "pfgmpp"), help="default: every registered flow")
+    add("--dynamics", metavar="NAME", help="default: every registered flow")
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--lower", action="store_true", help="less is better (known for the usual figures)")
     direction.add_argument("--higher", action="store_true", help="more is better")
