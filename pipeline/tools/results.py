@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ifm.dynamics import DYNAMICS
 from ifm.errors import UserError, in_a_line
 from ifm.files import write_text
 from ifm.metrics import catalogue, teachers
@@ -27,6 +28,7 @@ from pipeline.tools.marks import write_between
 
 COLUMNS = ("data", "dynamics", "objective", "model", "nfe", "seed", "metric", "value")
 WITHOUT = "-unconditional"  # ends the model's name in runs without classes
+IN_SHORT = "<!-- in short -->"
 NAMELESS = {"objective": "", "dynamics": ""}  # of real data, as read from a file
 Record = dict[str, Any]  # a line of a run's summary
 
@@ -37,7 +39,7 @@ class Results:
     the record has rows. by: columns whose values have a line each in the docs. renamed: metrics that have another name
     in the file. ending: (params.yaml) -> what the model's name ends in. run: columns that name one training; kind:
     (model's name) -> what of it does too. autoencoder: whether the figure of encoder and decoder alone has a row.
-    shown_on: the docs page, where it has another name.
+    shown_on: the docs page, where it has another name. short: tables of the main figures, between the page's IN_SHORT.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Results:
     kind: Callable[[str], str] = lambda model: ""
     autoencoder: bool = False
     shown_on: str = ""
+    short: Callable[[pd.DataFrame], str] | None = None
 
     @property
     def csv(self) -> Path:
@@ -98,6 +101,39 @@ def _of_networks(params: Mapping[str, Any]) -> str:
     return "".join(f"-{name}" for name in named)
 
 
+def _classes_in_short(found: pd.DataFrame) -> str:
+    """One step by dynamics, and flow and teacher against the guidance scale: means over training seeds."""
+    dynamics = [name for name in DYNAMICS if (found["dynamics"] == name).any()]
+
+    def values(d: str, model: str, metric: str) -> pd.Series:
+        return found[(found["dynamics"] == d) & (found["model"] == model) & (found["metric"] == metric)]["value"]
+
+    def spread(d: str, model: str, metric: str) -> str:
+        some, unit, digits = values(d, model, metric), *((100, 1) if metric == "asked_class_share" else (1, 2))
+        sd = f" ± {unit * some.std():.{digits}f}" if len(some) > 1 else ""
+        return f"{unit * some.mean():.{digits}f}{sd}" if len(some) else "–"
+
+    rows = [
+        ("in the class asked for (%)", "flow", "asked_class_share"),
+        ("FID", "flow", "fid"),
+        ("FID of `digits-long`, without classes", f"flow{WITHOUT}", "fid"),
+        ("over the conditional teacher at its best", "flow", "ratio"),
+        ("recall", "flow", "recall"),
+    ]
+    own = sorted({values(d, "flow", "fid").count() for d in dynamics})
+    lines = [f"| one step, {' or '.join(map(str, own))} training seeds | {' | '.join(f'`{d}`' for d in dynamics)} |"]
+    lines += ["|" + "---|" * (1 + len(dynamics))]
+    lines += [f"| {title} | {' | '.join(spread(d, *of) for d in dynamics)} |" for title, *of in rows]
+    scales = sorted({name.removeprefix("flow-w") for name in found["model"] if name.startswith("flow-w")}, key=float)
+    lines += ["", f"| FID, recall at w | {' | '.join(f'`{d}` flow | teacher' for d in dynamics)} |"]
+    lines += ["|" + "---|" * (1 + 2 * len(dynamics))]
+    for w in scales:
+        of = [(d, f"{model}-w{w}") for d in dynamics for model in ("flow", "teacher")]
+        cells = [", ".join(f"{values(*one, metric).mean():.2f}" for metric in ("fid", "recall")) for one in of]
+        lines += [f"| {w} | {' | '.join(cells)} |"]
+    return "\n".join(lines)
+
+
 CLASSES = Results(
     "classes",
     (
@@ -114,6 +150,7 @@ CLASSES = Results(
     by=COLUMNS[:4],  # a teacher is at its best at another NFE with each seed
     ending=_of_classes,
     kind=lambda model: WITHOUT if model.endswith(WITHOUT) else "",
+    short=_classes_in_short,
 )
 MODALITIES = Results(
     "modalities",
@@ -253,7 +290,9 @@ def _read(file: Path) -> pd.DataFrame:
 
 
 def write_docs(found: pd.DataFrame, results: Results) -> None:
-    """The text between the page's two marks."""
+    """The text between the page's marks."""
+    if results.short is not None:
+        write_between(results.page, IN_SHORT, results.short(found))
     write_between(results.page, results.mark, markdown(found, results))
 
 
