@@ -3,6 +3,8 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,19 @@ def _no_accelerator_of_another_module() -> None:
     """accelerate keeps the first accelerator's precision for the process: a module must not get another one's."""
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Any]:
+    """An accelerator on the GPU, whatever an earlier one of the module was on."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator()
+    assert accelerator.device.type == "cuda"
+    yield accelerator
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

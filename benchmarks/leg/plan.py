@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ifm import objectives
+from ifm.config import FlowConfig
+
 # When a stage has to be done, as a share of the time from when there are data. What one leaves over goes to the next.
 ENDS = {
     "teacher": 0.42,
@@ -72,8 +75,8 @@ IF_KNOWN: dict[str, Any] = {
 }
 # Set where a stage chooses an average and the samplers of several steps.
 IF_SELECTED: dict[str, Any] = {"flow.ema_decay": [0.995, 0.99, 0.998], "sample.flow_samplers": ["selected"]}
-# Network passes of a training sample besides forward and backward, which count three; an anchor of its own is one.
-FURTHER_PASSES = {"trajectory": 0, "data": 0, "consistency": 1}
+BACKWARD = 2  # forward passes that a backward pass costs
+AGAIN = 10.0  # seconds, at the most, of a start whose kernels were compiled by the first one
 # Evaluations that solving makes, at least, while training takes a sample's step, by precision: 1.8 to 7 were seen.
 FORWARD_A_STEP = {"no": 1.5, "bf16": 3.0, "fp16": 3.0}
 
@@ -98,18 +101,17 @@ def training_steps(rate: Rate, *, done: int, seconds: float, weight: float = 1.0
 
     weight: the mean cost of a step over that of those that were timed.
     """
-    left = max(0.0, seconds - 0.7 * rate.start) * rate.steps / weight
-    return max(LEAST_STEPS, done + int(0.97 * left))
+    left = 0.97 * max(0.0, seconds - min(0.7 * rate.start, AGAIN)) * rate.steps
+    return max(LEAST_STEPS, done + 1, int((done + left) / weight))
 
 
-def listed(objective: str | list[str]) -> list[str]:
-    """params.yaml's flow.objective as a list."""
-    return objective if isinstance(objective, list) else [objective]
+def step_weight(flow: FlowConfig, *, anchored: float, guided: bool) -> float:
+    """The mean cost of a step over a flow's phases, over that of the first, in the network's forward passes.
 
-
-def step_weight(phases: Sequence[str], *, anchored: float) -> float:
-    """The mean cost of a step over a flow's phases, over that of the first. anchored: share with an own anchor."""
-    costs = [3 + FURTHER_PASSES.get(phase, 0) + anchored for phase in phases]
+    anchored: share with an own anchor. guided: whether phases are led.
+    """
+    asked = objectives.of(flow).values()
+    costs = [BACKWARD + each.cost(flow) + guided * each.guided_cost(flow) + anchored for each in asked]
     return sum(costs) / len(costs) / costs[0]
 
 

@@ -14,6 +14,7 @@ from benchmarks.leg import plan, results
 from benchmarks.leg.params import ROOT, Params
 from benchmarks.leg.results import Results
 from benchmarks.leg.workers import Job, Workers, newest
+from ifm.config import parse
 from ifm.errors import UserError
 from ifm.files import read_json
 from pipeline.runner import paths
@@ -180,11 +181,11 @@ class Leg(Params):
 
     def weight(self, kind: str) -> float:
         """The mean cost of a step over that of the first ones."""
-        flow, anchor = self.values["flow"], self.values["anchor"]
         if kind == "teacher":
             return 1.0
-        anchored = anchor["self_probability"] if anchor["policy"] == "self" else 0.0
-        return plan.step_weight(plan.listed(flow["objective"]), anchored=anchored)
+        config = parse(self.values, source="the leg's params")
+        anchored = config.anchor.self_probability if config.anchor.policy == "self" else 0.0
+        return plan.step_weight(config.flow, anchored=anchored, guided=config.guidance.kind != "none")
 
     def train_on(self, kind: str, start: Path | None, *, end: float) -> bool:
         """The training proper. At its end in time it is stopped, and saved with the average of the step it came to."""
@@ -213,9 +214,19 @@ class Leg(Params):
 
     # --- paths, samples, figures --------------------------------------------------------------------------------------
 
+    def _path_cost(self) -> int:
+        """Network evaluations of one of the teacher's paths, those of guidance too."""
+        from ifm import dynamics
+        from ifm.guidance import Guidance, solver_evaluations
+
+        config = parse(self.values, source="the leg's params")
+        ode = dynamics.of_params(self.d, config.ode)
+        times = ode.solver_times(config.trajectories.solver_steps, rho=config.trajectories.rho)
+        return solver_evaluations(ode, times, Guidance.of(config.guidance))
+
     def paths(self) -> None:
         """As many of the teacher's paths as there is time for; those that were solved, where it was too short."""
-        name, nfe = f"trajectories-{self.d}", 2 * self.values["trajectories"]["solver_steps"] - 1
+        name, nfe = f"trajectories-{self.d}", self._path_cost()
         precision = self.values["trajectories"].get("precision", "no")
         rate = plan.FORWARD_A_STEP[precision] * getattr(self, "rate", 1000.0)
         end = self.end("trajectories")

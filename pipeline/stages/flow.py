@@ -17,6 +17,7 @@ from ifm.guidance import Guidance, Guided, GuidedMean
 from ifm.hardware.processes import ProcessExchange, make_accelerator
 from ifm.model import IntegrationFlow, Teacher, build_flow
 from ifm.networks import build_network
+from ifm.networks.asking import prepare
 from ifm.objectives.base import Mean, Phase, Trajectories
 from ifm.objectives.pairs import mean_over_reference
 from ifm.training.checkpoint import Checkpoints
@@ -78,7 +79,8 @@ class Ingredients:
         metadata = TrajectoryMetadata.read(folder)
         self.used |= {"trajectories": metadata.sha256, "teacher": metadata.teacher}
         ask = partial(_teacher_of, self._d, device, self.guidance)
-        return open_trajectories(folder, metadata, self.flow.dynamics, load_teacher=ask, device=device)
+        how = {"load_teacher": ask, "device": device, "recorded": self.accelerator.num_processes == 1}
+        return open_trajectories(folder, metadata, self.flow.dynamics, **how)
 
     def images(self) -> SampleSet:
         """The training data."""
@@ -116,8 +118,9 @@ class Ingredients:
         return lambda step: GuidedMean(mean(step), guide)
 
     def _teacher(self, guidance: Guidance | None) -> Any:
-        self.used["teacher"] = pretrained.describe(paths.teacher(self._d))["sha256"]
-        return _teacher_of(self._d, self.accelerator.device, guidance)
+        self.used |= pretrained.weights_of(paths.teacher(self._d), guidance)
+        teacher = _teacher_of(self._d, self.accelerator.device, guidance)
+        return prepare(teacher, "no", recorded=self.accelerator.num_processes == 1)
 
     @cached_property
     def _batches(self) -> dict[str, Any]:

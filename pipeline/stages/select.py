@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ifm import modalities, pretrained, recorded, selection
+from ifm.hardware.devices import compiles
 from ifm.hardware.processes import make_accelerator
 from ifm.metrics import catalogue
 from ifm.metrics.comparison import Comparison, Measures
@@ -17,6 +18,7 @@ from ifm.metrics.extraction import extract
 from ifm.metrics.metric import Better, Metric
 from ifm.metrics.reference import BATCH, load_reference
 from ifm.model import IntegrationFlow
+from ifm.networks.asking import prepare
 from ifm.progress import progress
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, main
@@ -77,6 +79,8 @@ class Judge:
     def load(self, folder: Path, *, count: int) -> tuple[IntegrationFlow, dict[str, Any]]:
         """A flow, and its draws."""
         flow = pretrained.load_flow(folder).to(self.draws["device"], memory_format=torch.channels_last)
+        if not compiles():  # a minute for each candidate
+            prepare(flow, "no", recorded=self.draws["accelerator"].num_processes == 1)
         return flow, self.draws | {"count": count, "condition": flow.condition_kind}
 
     def one_step(self, folder: Path, *, count: int) -> float:

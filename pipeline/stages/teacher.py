@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ifm.config import Config, NetworkConfig, weaker_teacher
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_states
 from ifm.exact import ExactTeacher
+from ifm.files import read_json, write_json
 from ifm.hardware.processes import make_accelerator
 from ifm.modalities import at_work, mirrored
 from ifm.model import Teacher
@@ -25,6 +27,8 @@ from ifm.training.loop import TrainSettings, write_curve
 from ifm.training.teacher import train_teacher
 from pipeline.runner import paths
 from pipeline.runner.stage import Stage, from_main_process, main
+
+SMALLER = "smaller"  # the folder of its checkpoints, in the stage's
 
 
 def params(stage: Stage) -> dict:
@@ -76,16 +80,24 @@ def work(stage: Stage) -> None:
     trained_on = _inputs(images)
     work_folder = stage.work_folder(params=params(stage), inputs=trained_on)
     record = {**images.facts, "trained_on": trained_on}
+
+    def smaller_one(network: NetworkConfig, made: Path) -> None:
+        """Trains it, unless an attempt that was stopped later has."""
+        weaker, of_it = untrained(network), replace(settings, steps=weaker_steps)
+        if from_main_process(made.is_dir()):
+            return
+        scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        found = train(weaker, settings=of_it, checkpoints=Checkpoints(work_folder / SMALLER), label="weaker teacher")
+        if scaler is not None:
+            accelerator.scaler.load_state_dict(scaler)  # the teacher starts as if it were alone
+        if accelerator.is_main_process:
+            write_json(took, found.seconds)
+            train_images = of_it.steps * of_it.batch_size
+            pretrained.save_model(weaker, made, record=record | {"train_images": train_images})
+
+    made, took = work_folder / pretrained.WEAKER, work_folder / f"{SMALLER}.json"
     if smaller is not None:
-        weaker, of_it = untrained(smaller.network), replace(settings, steps=weaker_steps)
-        made = work_folder / pretrained.WEAKER
-        if not from_main_process(made.is_dir()):
-            train(
-                weaker, settings=of_it, checkpoints=Checkpoints(work_folder / "of-the-weaker"), label="weaker teacher"
-            )
-            if accelerator.is_main_process:
-                shown = record | {"train_images": of_it.steps * of_it.batch_size}
-                pretrained.save_model(weaker, made, record=shown, decoder=images.decoder)
+        smaller_one(smaller.network, made)
     result = train(
         teacher,
         settings=settings,
@@ -96,10 +108,11 @@ def work(stage: Stage) -> None:
     if not accelerator.is_main_process:
         return
     record |= {"train_images": settings.steps * settings.batch_size}
-    weaker = result.kept if smaller is None else work_folder / pretrained.WEAKER
+    weaker = result.kept if smaller is None else made
     pretrained.save_model(teacher, paths.teacher(d), record=record, weaker=weaker, decoder=images.decoder)
     write_curve(paths.curve(stage.name), result.history)
-    stage.run.timings["train_seconds"] = result.seconds
+    of_the_smaller = 0.0 if smaller is None else read_json(took)
+    stage.run.timings["train_seconds"] = of_the_smaller + result.seconds
     stage.run.log_metrics({"final_loss": result.history[-1]["loss"], "resumed_from": result.resumed_from})
     stage.run.log_model(stage.name, folder=paths.teacher(d), description=pretrained.describe(paths.teacher(d)))
 

@@ -40,7 +40,7 @@ def work(stage: Stage) -> None:
     teacher = pretrained.guided(teacher, paths.teacher(d), guidance)
     teacher = teacher.to(accelerator.device, memory_format=torch.channels_last)
     prepare(teacher, config.trajectories.precision)
-    folder = stage.work_folder(params=params(stage), inputs={"teacher": description["sha256"]})
+    folder = stage.work_folder(params=params(stage), inputs=pretrained.weights_of(paths.teacher(d), guidance))
     settings = config.trajectories.model_dump()
     precision = settings.pop("precision")
     if (store := settings.pop("store")) == "disk":

@@ -53,8 +53,11 @@ def flow_evaluations(config: Config) -> float:
 
 
 def teacher_evaluations(config: Config) -> float:
-    """Network evaluations in training the teacher."""
-    return config.teacher.steps * config.teacher.batch_size if config.teacher.kind == "network" else 0
+    """Network evaluations in training the teacher, and a smaller one of autoguidance."""
+    if config.teacher.kind != "network":
+        return 0
+    share = config.guidance.weaker if config.guidance.weaker_network else 0
+    return round((1 + share) * config.teacher.steps) * config.teacher.batch_size
 
 
 def evaluations(config: Config) -> float:

@@ -108,20 +108,26 @@ class Guided(nn.Module):
         """The models that it asks."""
         return [self.teacher] if self.weaker is None else [self.teacher, self.weaker]
 
-    def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor:
-        """D_w: [B, ...]. t: [B] or [1]. Raises ValueError where w is neither given nor brought."""
+    def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition, counts: bool | None = None) -> Tensor:
+        """D_w: [B, ...]. t: [B] or [1]. counts: `counts_at` of all t, from those who know t on the host.
+
+        Raises ValueError where w is neither given nor brought.
+        """
         D_c = self.teacher(x_t, t, condition=condition)
-        w = self.scales(x_t, t, condition=condition)
+        w = self.scales(x_t, t, condition=condition, counts=counts)
         return D_c if w is None else combined(self.without(x_t, t, condition=condition), D_c, w)
 
-    def scales(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor | None:
-        """w of each sample, 1 where it does not count: [B]; None where it is 1 for all."""
-        if self.w == 1:
+    def counts_at(self, t: Tensor) -> bool:
+        """Whether w counts at any of the times t, which lie on the host."""
+        return self.w != 1 and bool(within(self.dynamics, t, self.interval).any())
+
+    def scales(self, x_t: Tensor, t: Tensor, *, condition: Condition, counts: bool | None = None) -> Tensor | None:
+        """w of each sample, 1 where it does not count: [B]; None where it is known, without asking a GPU, to be 1."""
+        if counts is None and t.device.type == "cpu":
+            counts = self.counts_at(t)
+        if self.w == 1 or counts is False:
             return None
-        inside = within(self.dynamics, t, self.interval)  # [B] or [1]
-        if self.interval is not None and not bool(inside.any()):
-            return None
-        return only(inside, scale_of(self.w, condition, x_t))
+        return only(within(self.dynamics, t, self.interval), scale_of(self.w, condition, x_t))
 
     def without(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor:
         """D_0: [B, ...]."""

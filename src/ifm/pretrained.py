@@ -20,6 +20,7 @@ from ifm.errors import UserError, in_a_line
 from ifm.exact import ExactTeacher
 from ifm.files import file_sha256, fresh_folder, joint_sha256, read_json, write_json
 from ifm.guidance import Guidance, Guided
+from ifm.hardware.devices import memory_format
 from ifm.latents import DECODER, find
 from ifm.latents.autoencoder import Autoencoder
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher, build_flow
@@ -184,6 +185,14 @@ def load_teacher(folder: Path) -> Teacher | ExactTeacher:
         return teacher.eval()
 
 
+def weights_of(folder: Path, guidance: Guidance | None) -> dict[str, str]:
+    """The digests of a teacher's weights, and of the weaker one's where autoguidance leads it."""
+    found = {"teacher": describe(folder)["sha256"]}
+    if guidance is not None and guidance.kind == "autoguidance" and (folder / WEAKER).is_dir():
+        found["weaker"] = describe(folder / WEAKER)["sha256"]
+    return found
+
+
 def guided(teacher: Teacher | ExactTeacher, folder: Path, guidance: Guidance | None) -> Teacher | ExactTeacher | Guided:
     """The teacher of `folder` led by `guidance`, itself for None; the weaker one of autoguidance lies there too.
 
@@ -195,7 +204,9 @@ def guided(teacher: Teacher | ExactTeacher, folder: Path, guidance: Guidance | N
     if guidance.kind == "autoguidance":
         if not (folder / WEAKER).is_dir():
             raise NoModelError(f"{folder / WEAKER}: no weaker teacher there; set guidance.weaker and train it again")
-        weaker = load_teacher(folder / WEAKER).to(next(teacher.parameters()).device)
+        weaker = load_teacher(folder / WEAKER)
+        device = next(teacher.parameters()).device
+        weaker = weaker.to(device, memory_format=memory_format(device))
     return guidance.around(teacher, teacher.condition_kind, weaker=weaker)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ifm.conditions.base import ConditionKind
+from ifm.hardware.devices import to_device
 from ifm.hardware.parallel import shared_batches
 from ifm.latents.autoencoder import decoded, outside
 from ifm.modalities import at_rest
@@ -157,7 +158,7 @@ class _Batch:
         while self._drawn < i:
             self._drawn += 1
             z = self._flow.dynamics.draw_noise(tuple(x_T.shape[1:]), generator=self.draws.renoise)
-            self._z[self._drawn] = z.to(x_T.device, x_T.dtype)
+            self._z[self._drawn] = to_device(z, x_T.device).to(x_T.dtype)
         return self._z[i]
 
     def forget(self, before: int) -> None:

@@ -43,22 +43,27 @@ def solve_states(
     velocity has no value there. On a straight path that is Euler's step.
     """
     asked = denoiser if condition is None else partial(denoiser, condition=condition)
+    counts = getattr(denoiser, "counts_at", None)  # of a guided one, which need not ask a GPU for what t is
     if method not in ("heun", "euler"):
         raise ValueError(f"unknown solver {method!r}; known: heun, euler")
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or float(times[-1]) < 0:
         raise ValueError(f"times must fall strictly and end at or above 0, got {times.tolist()}")
 
+    def evaluate(x: Tensor, t: float) -> Tensor:
+        known = {} if counts is None else {"counts": counts(torch.tensor([t], dtype=x.dtype))}
+        return asked(x, at_time(x, t), **known)
+
     x = x_T
     yield x
     for t, s in pairwise(times.tolist()):
-        x_0_hat = asked(x, at_time(x, t))
+        x_0_hat = evaluate(x, t)
         if s == 0:
             yield x_0_hat
             return
         slope = dynamics.slope(x, x_0=x_0_hat, t=at_time(x, t))
         x_s = dynamics.step(x, slope, t=t, s=s)
         if method == "heun":
-            then = dynamics.slope(x_s, x_0=asked(x_s, at_time(x_s, s)), t=at_time(x_s, s))
+            then = dynamics.slope(x_s, x_0=evaluate(x_s, s), t=at_time(x_s, s))
             x_s = dynamics.step(x, (slope + then) / 2, t=t, s=s)
         x = x_s
         yield x

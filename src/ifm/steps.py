@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ifm.conditions.base import Condition, told
 from ifm.dynamics.base import Dynamics, NoiseSource
+from ifm.hardware.devices import to_device
 from ifm.model import IntegrationFlow, IntervalFlow
 from ifm.recorded import Way
 from ifm.solver import at_time
@@ -60,7 +61,7 @@ def sample_renoised(
     dynamics = flow.dynamics
     x_0_hat = sample(flow, x_T, x_anchor=x_anchor, condition=condition)
     for t in (times or renoising_times(dynamics, steps))[1:]:
-        z = dynamics.draw_noise(tuple(x_T.shape[1:]), generator=generator).to(x_T.device, x_T.dtype)
+        z = to_device(dynamics.draw_noise(tuple(x_T.shape[1:]), generator=generator), x_T.device).to(x_T.dtype)
         x_0_hat = map_again(flow, x_0_hat, z=z, t=t, condition=condition)
     return x_0_hat
 

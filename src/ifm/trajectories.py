@@ -259,10 +259,11 @@ def open_trajectories(
     load_teacher: Callable[[], Denoiser],
     device: torch.device,
     conditions_in: Path | None = None,
+    recorded: bool = False,
 ) -> StoredTrajectories | SolvedTrajectories:
     """What metadata.json tells of: shards in `folder`, or, where there are none, the teacher's paths to be solved.
 
-    conditions_in: where the paths' conditions lie; None: in `folder` too.
+    conditions_in: where the paths' conditions lie; None: in `folder` too. recorded: see `prepare`, of the teacher.
     """
     common = {"shape": tuple(metadata.image_shape), "seed": metadata.seed, "device": device}
     kind = conditions.build(metadata.condition)
@@ -273,7 +274,12 @@ def open_trajectories(
         return StoredTrajectories(states, dynamics, times=times, conditions=stored, **common)
     grid = {"solver_steps": metadata.solver_steps, "stored_times": len(metadata.times), "rho": metadata.rho}
     return SolvedTrajectories(
-        prepare(load_teacher(), metadata.precision), dynamics, count=metadata.count, kind=kind, **grid, **common
+        prepare(load_teacher(), metadata.precision, recorded=recorded),
+        dynamics,
+        count=metadata.count,
+        kind=kind,
+        **grid,
+        **common,
     )
 
 

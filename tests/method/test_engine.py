@@ -27,6 +27,7 @@ from ifm.objectives.interval import interval_phase
 from ifm.objectives.trajectory import trajectory_phase
 from ifm.random import Streams
 from ifm.solver import solve_trajectory
+from ifm.training import averages
 from ifm.training.checkpoint import Checkpoints, Snapshot
 from ifm.training.flow import train_flow
 from ifm.training.loop import TrainSettings, fit
@@ -404,17 +405,18 @@ def test_weights_lie_as_the_device_likes_them():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
-def test_a_step_does_not_wait_for_the_gpu():
-    """Between two lines of the log nothing synchronizes, in a plain step and in a recorded one: torch raises else."""
-    model = Teacher(unet(), dynamics.build("ve"))
-    accelerator = Accelerator()
+def test_a_step_does_not_wait_for_the_gpu(gpu, monkeypatch):
+    """From one step's update to the next one's nothing synchronizes, plain and recorded: torch raises else."""
+    model, whole = Teacher(unet(), dynamics.build("ve")), averages.ema_decay
 
-    def watch(row):
-        torch.cuda.set_sync_debug_mode("error" if row["step"] in (2, 6) else "default")
+    def watch(step, decay):
+        torch.cuda.set_sync_debug_mode("error" if step in (1, 5) else "default")
+        return whole(step, decay)
 
-    chosen = settings(steps=8, log_every=1, checkpoint_every=8)
+    monkeypatch.setattr(averages, "ema_decay", watch)
+    chosen = settings(steps=8, log_every=8, checkpoint_every=8)
     try:
-        train_teacher(accelerator, model, IMAGES, settings=chosen, random_flip=True, seed=1, on_log=watch)
+        train_teacher(gpu, model, IMAGES, settings=chosen, random_flip=True, seed=1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

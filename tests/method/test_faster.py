@@ -352,7 +352,7 @@ def test_a_network_with_kernels_computes_the_same(dtype: torch.dtype):
 
 @needs_gpu
 @pytest.mark.parametrize("switch", ["on", "off"])
-def test_a_recorded_run_learns_what_a_plain_one_learns(switch: str, monkeypatch):
+def test_a_recorded_run_learns_what_a_plain_one_learns(switch: str, monkeypatch, gpu, capsys):
     torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     start = Toy()
@@ -361,6 +361,7 @@ def test_a_recorded_run_learns_what_a_plain_one_learns(switch: str, monkeypatch)
         monkeypatch.setenv("IFM_GRAPHS", value)
         model = Toy()
         model.load_state_dict(start.state_dict())
-        result = fit(Accelerator(), model, loss=lambda m, step: iter([loss_of(m, step)]), settings=settings())
+        result = fit(gpu, model, loss=lambda m, step: iter([loss_of(m, step)]), settings=settings())
         histories.append([row["loss"] for row in result.history])
+    assert "CUDA graph failed" not in capsys.readouterr().out
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)

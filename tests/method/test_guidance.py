@@ -393,7 +393,23 @@ BY_ITSELF = {"flow.objective": "interval", "flow.init": "scratch", "anchor.polic
             "guidance.kind: cfg with flow.objective: consistency is led by a teacher, and teacher.kind is none; set it "
             "to network or exact, or flow.objective to interval",
         ),
-        ({"guidance.kind": "autoguidance", "guidance.weaker": 1.0}, "guidance.weaker: 1 is the teacher itself; set"),
+        ({"guidance.kind": "autoguidance", "guidance.weaker": 1.0}, "guidance.weaker: 1 of teacher.steps = "),
+        ({"guidance.kind": "autoguidance", "guidance.weaker": 0.9999}, "is the teacher itself; lower it, or set"),
+        (SMALLER | {"guidance.weaker_network": {"channels": VALUES["network"]["channels"]}}, "is the teacher itself"),
+        ({"guidance.weaker": 0.25}, "guidance.weaker = 0.25 is of autoguidance, and guidance.kind is cfg; set"),
+        ({"guidance.weaker_network": {"channels": [8, 8, 8]}}, "is of autoguidance, and guidance.kind is cfg; set"),
+        (
+            {"guidance.interval": [50.0, 100.0]},
+            "guidance.interval: [50, 100] holds no noise level of ve, which has 0.002 to 20;",
+        ),
+        (
+            {"guidance.interval": [50.0, 100.0], "dynamics": ["trig"]},
+            "holds no noise level of trig, which has 0.002 to 19.",
+        ),
+        (
+            BY_ITSELF | {"teacher.kind": "none", "evaluate.guidance_scales": [1.0, 2.0]},
+            "evaluate.guidance_scales = [1.0, 2.0] asks for nothing: the flow has one scale (guidance.scale: 2)",
+        ),
         (
             {"guidance.kind": "autoguidance", "guidance.weaker_network": {"channels": [16, 16, 32]}},
             "guidance.weaker to a share of its training",
@@ -460,7 +476,7 @@ def test_a_smaller_teacher_is_trained_beside_the_teacher_and_leads_it(tmp_path, 
         for module in (fetch, preprocess):
             run_stage(module, values)
         if name == "stopped":
-            for of, step in (("of-the-weaker", 5), ("teacher-ve", 10)):
+            for of, step in (("smaller", 5), ("teacher-ve", 10)):
                 with mock.patch.object(Checkpoints, "save", saved_and_stopped(of, step)), pytest.raises(Stopped):
                     run_stage(teacher_stage, values, "ve")
             assert (Path("work/teacher-ve") / pretrained.WEAKER).is_dir()

@@ -146,6 +146,33 @@ def test_the_target_of_consistency_is_the_flow_or_its_average(target):
         assert torch.equal(average, own)  # training leaves the averaged weights in the flow
 
 
+@pytest.mark.parametrize("target", ["online", "average"])
+def test_target_and_estimate_drop_out_the_same(target):
+    flow = IntegrationFlow(unet(2, dropout=0.3), dynamics.build("ve"), scheme="edm", takes_anchor=True)
+    options = {"intervals": (4, 4), "target": target, "random_flip": False, "seed": 1, "batch_size": 8}
+    phase = consistency_phase(Accelerator(cpu=True), flow, IMAGES, **options, **COMPARE)
+    drawn_from = []
+    for module in {flow, phase.average} - {None}:
+        module.register_forward_pre_hook(lambda *_: drawn_from.append(torch.get_rng_state().numpy().tobytes()))
+    train_flow(Accelerator(cpu=True), flow, [phase], policy=anchors.NoiseAnchor(), settings=settings(steps=3), seed=1)
+    assert drawn_from[::2] == drawn_from[1::2]
+    assert len(set(drawn_from)) == 3
+
+
+def test_the_average_goes_to_the_device_with_its_buffers():
+    """Its parameters become the averages' own, which are there; a network's table of frequencies does not."""
+
+    class Sent(torch.nn.Linear):
+        def to(self, *given, **more):
+            self.where = [*given, *more.values()]
+            return super().to(*given, **more)
+
+    accelerator, average = Accelerator(cpu=True), Sent(1, 1)
+    model = torch.nn.Linear(1, 1)
+    fit(accelerator, model, loss=lambda m, step: iter([m.weight.sum()]), settings=settings(steps=1), average=average)
+    assert average.where[0] == accelerator.device
+
+
 class Killed(Exception):
     pass
 

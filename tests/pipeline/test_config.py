@@ -309,6 +309,28 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: str):
 
 
 @pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"anchor.policy": "self", "anchor.self_probability": 0.01}, "anchor.self_probability: 0.01"),
+        (
+            {"anchor.policy": "bank", "anchor.reset_probability": 0.01, "flow.objective": "data"},
+            "anchor.reset_probability: 0.01",
+        ),
+        (
+            {"flow.objective": "interval", "flow.init": "scratch", "flow.interval.same_share": 0.005},
+            "flow.interval.same_share: 0.005",
+        ),
+    ],
+)
+def test_a_share_of_less_than_a_sample_of_a_batch_is_refused(changes, named):
+    """The share is taken by position, so it would be none in every step."""
+    with pytest.raises(ConfigError) as told:
+        parse(changed({"flow.batch_size": 64} | changes))
+    assert f"{named} of flow.batch_size = 64 is less than one sample" in str(told.value)
+    assert "raise it to 0.0157 or more" in str(told.value)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"trajectories.stored_times": 10},

@@ -24,6 +24,7 @@ from ifm.errors import UserError
 from ifm.model import Teacher
 from ifm.networks import build_network
 from ifm.training.checkpoint import Checkpoints
+from tests.support.stages import ROOT, changed
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
@@ -37,14 +38,28 @@ def test_a_rate_is_taken_after_the_first_row():
 def test_steps_fill_the_time():
     rate = Rate(steps=10.0, start=10.0)
     assert plan.training_steps(rate, done=50, seconds=107.0) == 50 + int(0.97 * 1000)
-    assert plan.training_steps(rate, done=50, seconds=107.0, weight=2.0) == 50 + int(0.97 * 500)
+    assert plan.training_steps(rate, done=50, seconds=107.0, weight=2.0) == int((50 + 0.97 * 1000) / 2)
+    compiling = plan.Rate(steps=rate.steps, start=35.0)  # the second start finds compiled kernels
+    assert plan.training_steps(compiling, done=50, seconds=110.0) == 50 + int(0.97 * 1000)
     assert plan.training_steps(rate, done=3, seconds=-5.0) == plan.LEAST_STEPS
 
 
 def test_a_consistency_step_has_one_pass_more():
     """Forward and backward count three, a target one: 3 and 4, so 7/6 of the first on average."""
-    assert plan.step_weight(["trajectory", "consistency"], anchored=0.0) == pytest.approx(7 / 6)
-    assert plan.step_weight(["trajectory"], anchored=0.25) == 1.0
+    values = read_params(ROOT / "params.yaml")
+
+    def weight(anchored, *, guided=False, **changes):
+        return plan.step_weight(
+            parse(changed(values, {f"flow.{key}": value for key, value in changes.items()})).flow,
+            anchored=anchored,
+            guided=guided,
+        )
+
+    both = ["trajectory", "consistency"]
+    assert weight(0.0, objective=both) == pytest.approx(7 / 6)
+    assert weight(0.25, objective="trajectory") == 1.0
+    assert weight(0.0, objective=both, velocity="teacher") == pytest.approx(9 / 6)  # the teacher at both times
+    assert weight(0.0, objective=both, velocity="teacher", guided=True) == pytest.approx(11 / 6)
 
 
 def test_paths_and_samples_fit_their_seconds():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ifm.dynamics.base import NoiseSource
+from ifm.hardware.devices import to_device
 
 Rows = slice | Tensor | np.ndarray
 C = TypeVar("C", bound="Condition")
@@ -46,8 +47,8 @@ class Condition:
         return self.map(lambda x: x[at.to(x.device) if isinstance(at, Tensor) else at])
 
     def to(self, device: torch.device) -> Self:
-        """The conditions on a device."""
-        return self.map(lambda x: x.to(device))
+        """The conditions on a device; from the host without waiting for it (`to_device`)."""
+        return self.map(lambda x: to_device(x, device) if x.device.type == "cpu" else x.to(device))
 
 
 def rows_of(condition: C | None, index: Rows) -> C | None:

@@ -1,6 +1,7 @@
 """The whole of params.yaml, and the rules between its sections."""
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -55,7 +56,11 @@ class Config(Section):
         if not changes:
             return None
         values = self.model_dump()
-        return values | {"network": _with_changes(values["network"], changes)}
+        return values | {
+            "network": _with_changes(values["network"], changes),
+            "anchor": values["anchor"] | {"input": "channels"},  # a teacher takes none
+            "guidance": values["guidance"] | {"weaker": 0.5, "weaker_network": None},  # it has no weaker one itself
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Classes made of tables have no name that pickle finds: values are written, and checked when they are read."""
@@ -189,6 +194,7 @@ class Config(Section):
                 "select.keep: best needs states to choose from; set flow.evaluate_every to a number of steps, or "
                 "select.keep to last"
             )
+        _check_shares(self, asked)
         if self.anchor.policy == "bank" and len(asked) > 1:
             raise ValueError(
                 "anchor.policy: bank keeps an anchor for each sample of one data set, and flow.objective names "
@@ -211,6 +217,20 @@ class Config(Section):
             check_guidance(self)
         check_scales(self)
         return self
+
+
+def _check_shares(config: "Config", asked: Collection[str]) -> None:
+    """Raises ValueError for a share of a batch that is less than one of its samples: it would be none in every step."""
+    batch, policy = config.flow.batch_size, config.anchor.policy
+    shares = {"anchor.self_probability": config.anchor.self_probability} if policy == "self" else {}
+    shares |= {"anchor.reset_probability": config.anchor.reset_probability} if policy == "bank" else {}
+    shares |= {"flow.interval.same_share": config.flow.interval.same_share} if "interval" in asked else {}
+    for key, share in shares.items():
+        if 0 < share * batch < 1:
+            raise ValueError(
+                f"{key}: {share:g} of flow.batch_size = {batch} is less than one sample, and so none in every step; "
+                f"raise it to {math.ceil(1e4 / batch) / 1e4:g} or more"
+            )
 
 
 def check_size(network: NetworkConfig, size: int, *, of: str) -> None:
@@ -287,21 +307,43 @@ def check_guidance(config: Config) -> None:
         raise ValueError(
             "guidance.kind: cfg needs a network that knows no class too; set condition.drop_probability above 0"
         )
+    for key in ("weaker", "weaker_network"):
+        if kind != "autoguidance" and (value := getattr(config.guidance, key)) is not None:
+            raise ValueError(
+                f"guidance.{key} = {value} is of autoguidance, and guidance.kind is {kind}; set guidance.{key} to null"
+            )
+    _check_interval(config)
     if kind == "autoguidance":
         if teacher != "network" or config.guidance.weaker is None:
             raise ValueError(
                 "guidance.kind: autoguidance needs an earlier state of a trained teacher, or a smaller one; set "
                 "teacher.kind to network and guidance.weaker to a share of its training, e.g. 0.25"
             )
-        if config.guidance.weaker == 1 and not config.guidance.weaker_network:
+        own_network = (config.of_the_weaker() or {}).get("network", config.network.model_dump())
+        steps = config.teacher.steps
+        if round(config.guidance.weaker * steps) >= steps and own_network == config.network.model_dump():
             raise ValueError(
-                "guidance.weaker: 1 is the teacher itself; set it below 1, or guidance.weaker_network to what a "
-                "smaller network has, e.g. {channels: [16, 24, 32]}"
+                f"guidance.weaker: {config.guidance.weaker:g} of teacher.steps = {steps} is the teacher itself; lower "
+                "it, or set guidance.weaker_network to what a smaller network has, e.g. {channels: [16, 24, 32]}"
             )
         for name in own:
             raise ValueError(
                 f"guidance.kind: autoguidance with flow.objective: {name} leads by the teacher; set flow.velocity to "
                 "teacher"
+            )
+
+
+def _check_interval(config: Config) -> None:
+    """Raises ValueError where the interval holds no noise level that a dynamics has."""
+    if config.guidance.interval is None:
+        return
+    low, high = config.guidance.interval
+    for name in config.dynamics:
+        levels = getattr(config.ode, name).levels
+        if levels is not None and (high < levels[0] or low > levels[1]):
+            raise ValueError(
+                f"guidance.interval: [{low:g}, {high:g}] holds no noise level of {name}, which has {levels[0]:.4g} to "
+                f"{levels[1]:.4g}; guidance would not count; set it to null, or to a part of these levels"
             )
 
 
@@ -328,6 +370,11 @@ def check_scales(config: Config) -> None:
         ):
             if value is not None:
                 raise ValueError(f"{key} = {value} needs guidance, and guidance.kind is none; set it to cfg")
+    elif scales and config.teacher.kind == "none" and not isinstance(scale, list):
+        raise ValueError(
+            f"evaluate.guidance_scales = {scales} asks for nothing: the flow has one scale (guidance.scale: {scale:g}) "
+            "and teacher.kind is none; set it to [], or guidance.scale to a range"
+        )
     elif asked is not None:
         low, high = scale if isinstance(scale, list) else (scale, scale)
         if not low <= asked <= high:

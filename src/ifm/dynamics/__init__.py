@@ -3,6 +3,7 @@
 The table names classes and does not import them, so that params.yaml can be checked without torch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,12 +30,22 @@ class NoiseLevelOptions(Section):
             raise ValueError(f"t_min must be below t_max, got {self.t_min} and {self.t_max}")
         return self
 
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """The noise levels b / a from t_min to t_max; None: not known without the dynamics."""
+        return self.t_min, self.t_max
+
 
 class RectifiedFlowOptions(Section):
     """The training law of t."""
 
     logit_time_mean: float
     logit_time_std: Positive
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """As `NoiseLevelOptions.levels`: all there are."""
+        return 0.0, math.inf
 
 
 class PFGMPlusPlusOptions(NoiseLevelOptions):
@@ -59,6 +70,11 @@ class VariancePreservingOptions(NoiseLevelOptions):
             raise ValueError(f"beta_min must be at most beta_max, got {self.beta_min} and {self.beta_max}")
         return self
 
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """As `NoiseLevelOptions.levels`: not known without the schedule's code."""
+        return None
+
 
 class TrigonometricOptions(NoiseLevelOptions):
     """What ve has, for t below pi/2."""
@@ -68,6 +84,11 @@ class TrigonometricOptions(NoiseLevelOptions):
         if self.t_max > 1.57:
             raise ValueError(f"t_max must be at most 1.57, below pi/2, got {self.t_max}")
         return self
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """As `NoiseLevelOptions.levels`: tan t."""
+        return math.tan(self.t_min), math.tan(self.t_max)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ifm.errors import UserError
 
-RESIDENT_BYTES = 2**30  # arrays up to this size are held on the device whole
+RESIDENT_BYTES = 2**30  # arrays up to this size are held on the device whole, and on a GPU up to a part of its memory
+RESIDENT_PART = 1 / 8  # of what is free there
 
 
 class Rows(Protocol):
@@ -40,7 +41,7 @@ class RowReader:
 
     def __init__(self, array: Rows, device: torch.device) -> None:
         self._array, self._device = array, device
-        self.resident = array.nbytes <= RESIDENT_BYTES
+        self.resident = array.nbytes <= _room(device)
         self._thread: ThreadPoolExecutor | None = None
         self._expected: tuple[np.ndarray, Future[Tensor]] | None = None
 
@@ -64,6 +65,13 @@ class RowReader:
 
     def _read(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self._array[rows])
+
+
+def _room(device: torch.device) -> float:
+    """Bytes of an array that the device may hold whole."""
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    return max(RESIDENT_BYTES, RESIDENT_PART * torch.cuda.mem_get_info(device)[0])
 
 
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}  # of mallopt(3), and what sets them from outside

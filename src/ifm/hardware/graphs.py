@@ -5,6 +5,7 @@ needs on the device, and as long as a large one's. `Graphed` replays a model's f
 `Replayed` any work on tensors that stay where they are. Both compute what they replace, from the same random numbers.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,7 +22,7 @@ WARM_UPS = 3  # plain calls of a kind before it is recorded: cuDNN chooses its a
 MOST_KINDS = 8  # of calls that are recorded; each keeps its activations
 CLOSE, CLOSE_WITH_DROPOUT = 0.05, 0.3  # relative, of a replay to a plain call, in bf16 too
 DEVICE = "cuda"
-ASKED_NUMBERS = 2**20  # of inputs: larger calls without gradient keep the device busy as they are
+ASKED_NUMBERS = 2**23  # of inputs: larger calls without gradient keep the device busy as they are
 
 
 def graphs() -> bool:
@@ -53,8 +54,9 @@ class Graphed:
     call's activations. The result is a copy: the next replay writes over the recording's own.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[..., Tensor]) -> None:
-        self._model, self._plain = model, forward
+    def __init__(self, model: nn.Module, forward: Callable[..., Tensor], *, most: float = ASKED_NUMBERS) -> None:
+        """most: numbers in the inputs of a call without gradient that is still recorded."""
+        self._model, self._plain, self._most = model, forward, most
         self._seen: dict[Any, int] = {}  # calls of each kind
         self._recorded: dict[Any, Callable[..., Tensor]] = {}
         self._open: set[Any] = set()  # kinds whose last call still waits for its backward pass
@@ -103,7 +105,7 @@ class Graphed:
         kept = [p.detach().clone() for p in weights]
         try:
             with torch.no_grad():
-                torch._foreach_mul_(weights, 2.0)
+                torch._foreach_mul_(weights, 0.5)  # doubled, fp16 might overflow
             for call in (partial(self._plain, *args, **kwargs), partial(recorded, *tensors)):
                 torch.cuda.set_rng_state(random)
                 with _autocast_without_cache():
@@ -112,6 +114,7 @@ class Graphed:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(weights, kept)
+            torch.cuda.empty_cache()  # of the plain call's activations
         (want, slope), (got, its_slope) = found
         errors = float((got - want).norm() / want.norm()), abs(float(its_slope) - float(slope))
         if not errors[0] < self._close or not errors[1] <= self._close * float(slope):
@@ -129,7 +132,7 @@ class Graphed:
             return False
         if any(x.device.type != DEVICE or x.requires_grad for x in tensors):
             return False
-        return torch.is_grad_enabled() or sum(x.numel() for x in tensors) <= ASKED_NUMBERS
+        return torch.is_grad_enabled() or sum(x.numel() for x in tensors) <= self._most
 
     def _record(self, leaves: list[Any], spec: Any, tensors: list[Tensor]) -> Callable[..., Tensor]:
         own = [x.clone() for x in tensors]
@@ -237,7 +240,8 @@ def replaying(*models: nn.Module | None) -> Iterator[None]:
     """
     stood = [(model, vars(model).get("forward")) for model in models if model is not None]
     for model, _ in stood:
-        model.forward = Graphed(model, type(model).forward.__get__(model))
+        # In training every call comes again, and the one with a gradient is larger than the others.
+        model.forward = Graphed(model, type(model).forward.__get__(model), most=math.inf)
     try:
         yield
     finally:

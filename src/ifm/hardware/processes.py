@@ -36,9 +36,7 @@ def make_accelerator(precision: str, *, seed: int, patience: timedelta | None = 
     # DDP: gradients lie in the buffers that are exchanged, which saves a copy of them in memory and one a step.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     handlers = [ddp] if patience is None else [ddp, InitProcessGroupKwargs(timeout=patience)]
-    accelerator = Accelerator(
-        mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers
-    )
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
     check_splitting(accelerator)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step

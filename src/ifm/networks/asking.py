@@ -40,7 +40,7 @@ def prepare(model: nn.Module, precision: str, *, recorded: bool = False) -> nn.M
     if compiles():
         model.forward = Compiled(model.forward, cuda_graphs=recorded)
         return model
-    fuse(network, next(network.parameters()).device)
+    fuse(network, next(network.parameters()).device, trained=False)
     if recorded and graphs():
         model.forward = Graphed(model, model.forward)
     return model

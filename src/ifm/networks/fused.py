@@ -12,13 +12,16 @@ from ifm.hardware.devices import switched_on
 CLOSE = 2e-2  # of bf16 results of a kernel and of torch's own operations, relative
 
 
-def fuse(network: nn.Module, device: torch.device) -> bool:
+def fuse(network: nn.Module, device: torch.device, *, trained: bool = True) -> bool:
     """Has a network's blocks use the kernels, in place; whether they do. It then computes the same, on this device.
 
-    On GPUs alone, unless IFM_KERNELS=off. Networks of two times stay: they are differentiated forward, which the
-    kernels cannot. Neither where the kernels do not work or are not right here, with a notice.
+    On GPUs alone, unless IFM_KERNELS=off. trained: networks of two times then stay as they are, because they are
+    differentiated forward, which the kernels cannot. So does every network where the kernels do not work or are not
+    right here, with a notice.
     """
-    if device.type != "cuda" or not switched_on("IFM_KERNELS", default=True) or getattr(network, "two_times", False):
+    if device.type != "cuda" or not switched_on("IFM_KERNELS", default=True):
+        return False
+    if trained and getattr(network, "two_times", False):
         return False
     blocks = [module for module in network.modules() if _is_plain_block(module)]
     if not blocks:

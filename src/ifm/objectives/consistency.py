@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,17 @@ def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> in
     return min(first * 2 ** min(stages - 1, step * stages // steps), last)
 
 
+@contextmanager
+def same_dropout(flow: nn.Module, device: torch.device) -> Iterator[None]:
+    """What is drawn within is drawn again afterwards: target and estimate drop out the same, as in iCT's code.
+
+    A mask of its own would be an error of the target, and one that is passed on from interval to interval.
+    """
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in flow.modules())
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=drops):
+        yield
+
+
 def consistency_phase(
     accelerator: Accelerator,
     flow: IntegrationFlow,
@@ -78,8 +91,9 @@ def consistency_phase(
         theta = dynamics.angle(at.t)
         r = dynamics.time_at((theta - longest).clamp_min(0))
         teaching = asked(model, flow) if average is None else average
-        with torch.no_grad():
-            target_hat = teaching(earlier(dynamics, at, r), r, **given)
+        x_r = earlier(dynamics, at, r)
+        with torch.no_grad(), same_dropout(flow, at.x_t.device):
+            target_hat = teaching(x_r, r, **given)
         x_0_hat = model(at.x_t, at.t, **given)
         interval = ((theta - dynamics.angle(r)) / longest).clamp_min(LEAST_INTERVAL)
         scale = expand(dynamics.error_scale(at.t), target_hat)

@@ -131,12 +131,16 @@ def mean_over_reference(
     """
     read, order = RowReader(images, accelerator.device), EndlessShuffle(len(images), batch_size, seed=seed)
 
+    def rows_of(step: int) -> np.ndarray:
+        if size >= len(images):
+            return np.arange(len(images))
+        return np.unique(np.concatenate([order.batch(step + i) for i in range(math.ceil(size / batch_size))]))
+
     def denoiser(step: int) -> ExactTeacher:
-        rows = np.arange(len(images))
-        if size < len(images):
-            ahead = [order.batch(step + i) for i in range(math.ceil(size / batch_size))]
-            rows = np.unique(np.concatenate(ahead))
+        rows = rows_of(step)
         at_rest, seen = read(rows), rows
+        if not read.resident:
+            read.expect(rows_of(step + 1))
         have = None if read_condition is None else read_condition(rows).to(at_rest.device)
         if random_flip:
             at_rest, seen = torch.cat([at_rest, mirrored(at_rest)]), np.concatenate([rows, rows])

@@ -144,7 +144,7 @@ def fit(
         if splits:
             ema = sharded.share_average(accelerator, average, own, ema)
         else:
-            _share(average, own, ema)
+            _share(average.to(device), own, ema)
     further = averages.FurtherAverages(settings.further_decays, ema)
     earlier = averages.EarlierAverage(keep_after, ema)
     called = Compiled(trained) if compiles() and not splits else trained
@@ -152,6 +152,9 @@ def fit(
     replays = records and not (compiles() or settings.gradient_checkpointing or settings.gradient_accumulation > 1)
     named = {"parameters": parameters, "average": ema, "clip": settings.clip_grad_norm}
     update = (RecordedUpdate if records else Update)(accelerator, optimizer, prepared, **named)
+    casts = accelerator.mixed_precision != "no" and not (splits or replays or compiles())
+    # Before torch 2.11 autocast goes on with casts that a call without gradient made, and they have none.
+    fresh = own.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache()) if casts else None
 
     result, first, seen = FitResult(), 0, _Window(settings.log_every, device)
     saved = checkpoints.load() if checkpoints else None
@@ -215,6 +218,8 @@ def fit(
                 raise KeyboardInterrupt
 
     result.seconds = clock.seconds()
+    if fresh is not None:
+        fresh.remove()
 
     def take(means: list[Tensor]) -> None:
         """Gives the model the weights of an average."""

@@ -96,7 +96,9 @@ class RecordedUpdate(Update):
             self._gradients = found
             return
         if [x is None for x in found] != [x is None for x in self._gradients]:  # of other weights than before
-            self._gradients, self._recorded = found, Replayed(self._move, warm_ups=0)
+            started = all(self._optimizer.state.get(p) for p in self._parameters if p.grad is not None)
+            # Moments that are made within a recording would be made anew by every replay.
+            self._gradients, self._recorded = found, Replayed(self._move, warm_ups=int(not started))
             return
         pairs = [(own, new) for own, new in zip(self._gradients, found, strict=True) if own is not None]
         moved = [(own, new) for own, new in pairs if own.data_ptr() != new.data_ptr()]
