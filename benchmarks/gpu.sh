@@ -31,8 +31,8 @@ measure)
         part 400 rates "$python" -m benchmarks --device cpu --quick --only step trajectories --out "$out/rates.json"
     else
         groups="small jpeg sampling paths cifar10" # without those that compile the whole network
-        part 240 step "$python" -m benchmarks.gpu_step --limit 230 --patience 1.4 --only $groups --out "$out/step.jsonl"
         part 80 tests "$python" -m pytest -q -rfs tests/method/test_engine.py tests/method/test_faster.py -k "$gpu_tests"
+        part 240 step "$python" -m benchmarks.gpu_step --limit 230 --patience 1.4 --only $groups --out "$out/step.jsonl"
         part 190 rates "$python" -m benchmarks --device cuda --minutes 2.8 --only short --out "$out/rates.json"
     fi
     ;;

@@ -89,7 +89,7 @@ class IntegrationFlow(nn.Module):
 class IntervalFlow(IntegrationFlow):
     """The path from t to any earlier s: g(x_anchor, x_t, t, s) = x_s_hat, and with s = t_min the integration flow.
 
-    In the angle theta (`Dynamics.angle`) and y = x_t / lambda(t), of unit variance, the integral over [s, t] is
+    In the angle theta (`Dynamics.angle`) and y = x_t / lambda(t), about of unit variance, the integral over [s, t] is
     (theta_t - theta_s) times the mean velocity
 
         u(y, theta_s, theta_t) = (y_t - y_s) / (theta_t - theta_s).

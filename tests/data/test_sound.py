@@ -241,7 +241,9 @@ def folder(tmp_path_factory) -> Path:
 def processed(folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made")
     data = config(path=folder).data
-    assert "12 sounds; 2 classes: high, low" in fetch(data, out / "raw").in_a_line()
+    told = fetch(data, out / "raw").in_a_line()
+    assert "12 sounds; 2 classes: high, low; 0.3 to 1.3 s long" in told
+    assert "(median 0.8), 6 longer than data.audio.seconds = 0.8; at 8000 Hz, 11025 Hz, 44100 Hz" in told
     preprocess(data, out / "raw", out / "processed")
     return out
 

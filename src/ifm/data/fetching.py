@@ -54,6 +54,7 @@ class FetchResult:
     passed_over: Counter[str] = field(default_factory=Counter)
     unused: list[str] = field(default_factory=list)
     several_frames: int = 0
+    lengths: str | None = None  # of recordings, in words
     commit: str | None = None
     revision: str | None = None
     noun: str = "images"
@@ -74,6 +75,8 @@ class FetchResult:
             parts.append(f"{self.skipped} unreadable, left out")
         if self.several_frames:
             parts.append(f"{self.several_frames} with several frames, of which the first is taken")
+        if self.lengths is not None:
+            parts.append(self.lengths)
         if self.passed_over:
             kinds = [f"{count} {readable(kind)}" for kind, count in self.passed_over.most_common()]
             parts.append(f"passed over: {few(kinds, 8)}")
@@ -82,6 +85,19 @@ class FetchResult:
         if self.commit:
             parts.append(f"commit {self.commit}, which data.revision: {self.revision or 'null'} stands for")
         return "; ".join(parts)
+
+
+def _lengths(seconds: list[float], rates: Counter[int], config: DataConfig) -> str | None:
+    """How long recordings are, how many are cropped, and their rates; None where there are none."""
+    if not seconds:
+        return None
+    cropped = sum(one > config.audio.seconds for one in seconds)
+    cut = " without their silent ends" if config.audio.trim_db is not None else ""
+    middle = float(np.median(seconds))
+    return (
+        f"{min(seconds):.2g} to {max(seconds):.2g} s long{cut} (median {middle:.2g}), {cropped} longer than "
+        f"data.audio.seconds = {config.audio.seconds:g}; at {few([f'{rate} Hz' for rate, _ in rates.most_common()], 3)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +170,7 @@ def fetch_encoded(config: DataConfig, out: Path, *, look: Callable[[Encoded], Ch
             passed_over=source.passed_over,
             unused=source.unused,
             several_frames=writer.several_frames,
+            lengths=_lengths(writer.seconds, writer.rates, config),
             commit=source.commit,
             revision=config.revision,
             noun=noun,

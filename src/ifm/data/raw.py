@@ -6,6 +6,7 @@ A folder holds:
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,11 +33,16 @@ RAW_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # a cell of 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a look at an image found. fault: why it cannot be used. deepest: the highest value of 16-bit grey."""
+    """What a look at an image or a recording found. fault: why it cannot be used.
+
+    deepest: the highest value of 16-bit grey. seconds, rate: of a recording, its silent ends cut where that is asked.
+    """
 
     fault: str | None = None
     several_frames: bool = False
     deepest: int | None = None
+    seconds: float | None = None
+    rate: int | None = None
 
 
 def checked(image: Encoded) -> Checked:
@@ -59,6 +65,8 @@ class Writer:
         self.faults: list[str] = []
         self.several_frames = 0
         self.deep: list[int] = []  # the highest value of each 16-bit image
+        self.seconds: list[float] = []  # of each recording
+        self.rates: Counter[int] = Counter()
         self.digest = hashlib.sha256()
         self._folder = folder
         self._files: dict[str, int] = {}
@@ -81,6 +89,8 @@ class Writer:
                 self.faults.append(f"{image.path or f'{split} row {row}'} ({one.fault})")
         self.several_frames += sum(one.several_frames for one in checked)
         self.deep += [one.deepest for one in checked if one.deepest is not None]
+        self.seconds += [one.seconds for one in checked if one.seconds is not None]
+        self.rates.update(one.rate for one in checked if one.rate is not None)
         if not good:
             return
         for i in good:

@@ -98,10 +98,10 @@ def checked(recording: Encoded, *, audio: Any) -> Checked:
     if recording.data is None:
         return Checked("no bytes")
     try:
-        heard(recording.data, audio)
+        sound, rate = heard(recording.data, audio)
     except ValueError as error:
         return Checked(str(error))
-    return Checked()
+    return Checked(seconds=len(sound) / rate, rate=rate)
 
 
 def trimmed(sound: np.ndarray, rate: int, *, decibels: float) -> np.ndarray:

@@ -156,16 +156,19 @@ class Dynamics(ABC):
     # --- the angle: every dynamics as a rotation from data to noise --------------------------------------------
 
     def scale(self, t: Tensor) -> Tensor:
-        """lambda(t) = sqrt(a^2 s_d^2 + b^2), the standard deviation of x_t: [B]."""
+        """lambda(t) = sqrt(a^2 s_d^2 + b^2), the standard deviation of x_t for Gaussian z: [B].
+
+        PFGM++'s z has the variance D / (D - 2): 1.6 % above 1 at D = 128.
+        """
         at = self.coefficients(t)
         return (at.a**2 * self.sigma_data**2 + at.b**2).sqrt()
 
     def angle(self, t: Tensor) -> Tensor:
         """theta = arctan(b / (a s_d)), from 0 at the data to at most pi/2 at the noise: [B].
 
-        y = x_t / lambda(t) = cos(theta) x_0 / s_d + sin(theta) z has unit variance, and along a pair's path
-        dy/dtheta = cos(theta) z - sin(theta) x_0 / s_d has it too, for every dynamics (TrigFlow, Lu & Song 2024,
-        has s_d z for z). See docs/interval.md.
+        y = x_t / lambda(t) = cos(theta) x_0 / s_d + sin(theta) z has unit variance where z has it, and along a pair's
+        path dy/dtheta = cos(theta) z - sin(theta) x_0 / s_d has it too (TrigFlow, Lu & Song 2024, has s_d z for z).
+        PFGM++'s is a little larger, see `scale`. See docs/interval.md.
         """
         at = self.coefficients(t)
         return torch.atan2(at.b, at.a * self.sigma_data)

@@ -38,8 +38,8 @@ def forward_derivative(u: MeanVelocity, y: Tensor, *, velocity: Tensor, theta: T
 def central_difference(u: MeanVelocity, y: Tensor, *, velocity: Tensor, theta: Tensor, step: float = STEP) -> Tensor:
     """du/dtheta along (velocity, 1) from u a step before and after, an angle of `step` each: [B, ...].
 
-    Two plain forward passes. y and velocity have unit variance, so one step fits all data and dynamics. A step may lead
-    out of [0, theta of t_max]: the formulas of u and the network go on there.
+    Two plain forward passes. y and velocity have about unit variance, so one step fits all data and dynamics. A step
+    may lead out of [0, theta of t_max]: the formulas of u and the network go on there.
     """
     after = u(y + step * velocity, theta + step)
     return (after - u(y - step * velocity, theta - step)) / (2 * step)

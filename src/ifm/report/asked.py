@@ -23,6 +23,7 @@ def asked(report: Report) -> dict[str, Any] | None:
     if not report.asked or report.classes is None:
         return None
     of, titles = report.asked, [str(title) for title in report.classes]
+    quality = names.quality(report.summary)
     figures = {}
     shares = {d: one.shares for d, one in of.items() if one.shares}
     if shares:
@@ -31,11 +32,12 @@ def asked(report: Report) -> dict[str, Any] | None:
         figures[f"Share of each class’s samples in one step that are of it, {sees}."] = svg
     fids = {d: one.fids for d, one in of.items() if one.fids}
     if fids:
-        svg = plots.by_class(fids, classes=titles, name="asked-fids", title="FID within the class")
-        figures["FID of each class’s samples in one step against its real images."] = svg
+        svg = plots.by_class(fids, classes=titles, name="asked-fids", title=f"{quality} within the class")
+        figures[f"{quality} of each class’s samples in one step against its real {names.unit(report.summary)}s."] = svg
     return {
         "figures": [(caption, Markup(svg)) for caption, svg in figures.items()],
         "rows": [_row(report.summary, d) for d in names.ordered(of)],
+        "quality": quality,
         "grids": [
             {"name": names.DYNAMICS.get(d, d), "colour": names.css_colour(d)}
             | {"picture": picture_of("a row for each class", of[d].grid, names.DYNAMICS.get(d, d))}

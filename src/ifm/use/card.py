@@ -13,6 +13,7 @@ from ifm.errors import UserError
 from ifm.files import read_json
 from ifm.metrics import catalogue, cautions, teachers
 from ifm.metrics.metric import SPREAD
+from ifm.modalities import Modality
 from ifm.use.front_matter import front_matter
 
 PROTOCOL = ("extractor", "checksum", "resize", "rounding", "split", "n_train")
@@ -104,7 +105,7 @@ def model_card(
         named = ", ".join(f"{i} {escape(name)}" for i, name in enumerate(classes[:CLASSES]))
         parts.append(f"## Classes\n\n{named}{', ...' if len(classes) > CLASSES else ''} ({len(classes)} in all).")
     if evaluation:
-        parts.append(f"## Figures\n\n{_figures(evaluation)}")
+        parts.append(f"## Figures\n\n{_figures(evaluation, modality)}")
     parts.append(f"## Model\n\n{_facts(description)}")
     return "\n\n".join(parts) + "\n"
 
@@ -115,9 +116,11 @@ def escape(text: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", plain).replace("://", "&#58;//")
 
 
-def _figures(evaluation: Evaluation) -> str:
+def _figures(evaluation: Evaluation, modality: Modality) -> str:
     rows, protocol = evaluation.rows, evaluation.protocol
     shown = {m.key: m.name for m in catalogue.merits() if any(_number(row.get(m.key)) for row in rows.values())}
+    if modality.audible and "fid" in shown:
+        shown["fid"] = "Fréchet distance"  # of spectrograms' features: no FID, and not FAD either
     table = [["", "evaluations", *shown.values()]]
     for name, row in rows.items():
         nfe = row.get("nfe")
@@ -125,18 +128,23 @@ def _figures(evaluation: Evaluation) -> str:
     counts = sorted({(row.get("n_samples"), row.get("seeds")) for row in rows.values() if row.get("nfe")}, key=str)
     text = [_table(table)]
     text += [f"Sets of {escape(n)} samples, {escape(seeds)} of them; mean ± standard deviation." for n, seeds in counts]
-    text += _against_the_teacher(rows)
+    text += _against_the_teacher(rows, modality, shown)
     facts = {key: protocol[key] for key in PROTOCOL if protocol.get(key) is not None}
     if facts:
         text.append("Protocol: " + "; ".join(f"{escape(k)} {escape(v)}" for k, v in facts.items()) + ".")
     if evaluation.warnings:
         text.append("Read the figures with care:\n\n" + "\n".join(f"- {escape(each)}" for each in evaluation.warnings))
     if "fid" in shown and str(facts.get("extractor")) not in PUBLISHED:
-        text.append("The FID is not on Inception's features: it does not compare with published ones.")
+        told = "The FID is not on Inception's features"
+        if modality.audible:
+            told = "The Fréchet distance is of the features of spectrograms, and not FAD"
+        text.append(f"{told}: it does not compare with published ones.")
     return "\n\n".join(text)
 
 
-def _against_the_teacher(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _against_the_teacher(
+    rows: Mapping[str, Mapping[str, Any]], modality: Modality, shown: Mapping[str, str]
+) -> list[str]:
     """The flow's one step over the teacher at its best evaluations, and whether it repeats training data: sentences."""
     judge = catalogue.judge_of(key for row in rows.values() for key in row)
     flow = next((row for row in rows.values() if row.get("sampler") == "one_step"), {})
@@ -147,14 +155,15 @@ def _against_the_teacher(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found.append(f"The teacher is best at {best['nfe']} evaluations.")
     if best is not None and _number(ratio):
         found[0] = (
-            f"In one evaluation the flow has {_figure(flow, 'ratio')} times the {judge.name} of its teacher at "
-            f"{best['nfe']} evaluations, where the teacher is best: the mean of the two figures' ratio over sets from "
-            "the same prior draws."
+            f"In one evaluation the flow has {_figure(flow, 'ratio')} times the {shown.get(judge.key, judge.name)} of "
+            f"its teacher at {best['nfe']} evaluations, where the teacher is best: the mean of the two figures' ratio "
+            "over sets from the same prior draws."
         )
     if _number(flow.get("train_distance")) and _number(flow.get("unseen_distance")):
         found.append(
-            f"Median distance to the nearest training image, in feature space: {_figure(flow, 'train_distance')} of "
-            f"the flow's samples in one evaluation, {flow['unseen_distance']:.4g} of images that training has not seen."
+            f"Median distance to the nearest training {modality.one}, in feature space: "
+            f"{_figure(flow, 'train_distance')} of the flow's samples in one evaluation, "
+            f"{flow['unseen_distance']:.4g} of {modality.noun} that training has not seen."
         )
     return found
 

@@ -348,7 +348,7 @@ class IntegrationFlowPipeline(DiffusionPipeline):
         return level
 
     def _scale(self, t: float) -> float:
-        """The standard deviation of x_t."""
+        """The standard deviation of x_t for Gaussian noise."""
         a, b = self._coefficients(t)
         return math.hypot(a * self.config.sigma_data, b)
 
