@@ -231,28 +231,43 @@ def overhead(options: Options) -> Iterator[Result]:
 
 
 def against_peers(options: Options) -> Iterator[Result]:
-    """The teacher's step against other projects' on a copy of its network and the same batch size."""
+    """The teacher's step against other projects' on a copy of its network and the same batch size.
+
+    On a GPU against the fastest of them, compiled, too.
+    """
+    on_gpu = options.device.type == "cuda"
+    target = Target("ratio", ">=", 1.2) if on_gpu else NOT_SLOWER
+    losses = dict(peers.TRAINING)
+    if options.edm:
+        losses["EDM"] = partial(peers.edm_loss, folder=options.edm)
     for subject in subjects(options):
-        for peer, make_loss in peers.TRAINING.items():
-            yield _against(peer, make_loss, subject, options)
-        if options.edm:
-            yield _against("EDM", partial(peers.edm_loss, folder=options.edm), subject, options)
+        ratios = {}
+        for peer, make_loss in losses.items():
+            row = _against(peer, make_loss, subject, options, target=target)
+            if row.ratio is not None:
+                ratios[peer] = row.ratio
+            yield row
+        if on_gpu and ratios:
+            fastest = min(ratios, key=ratios.get)
+            yield _against(fastest, losses[fastest], subject, options, target=NOT_SLOWER, compiled=True)
     if not options.edm:
-        yield Result.skipped("training step against EDM", "no --edm PATH was given", peer="EDM", target=NOT_SLOWER)
+        yield Result.skipped("training step against EDM", "no --edm PATH was given", peer="EDM", target=target)
 
 
 NOT_SLOWER = Target("ratio", ">=", 1.0)
 
 
-def _against(peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Result:
-    name = f"training step against {peer}: {subject.name}"
+def _against(
+    peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Options, *, target: Target, compiled: bool = False
+) -> Result:
+    name = f"training step against {peer}{', compiled' * compiled}: {subject.name}"
     teacher, train = teacher_training(subject, options)
     ours = clocked(teacher, train, steps=subject.steps, device=options.device)
     try:
-        with Apart(partial(_peer, make_loss, subject, options)) as theirs:
+        with Apart(partial(_peer, make_loss, subject, options, compiled=compiled)) as theirs:
             seconds = interleave({"ours": ours, "peer": theirs}, rounds=CLOSE * options.rounds)
     except Skipped as reason:
-        return Result.skipped(name, reason, peer=peer, target=NOT_SLOWER)
+        return Result.skipped(name, reason, peer=peer, target=target)
     return Result.rate(
         name,
         "images/s",
@@ -260,14 +275,16 @@ def _against(peer: str, make_loss: peers.MakeLoss, subject: Subject, options: Op
         seconds=seconds["ours"],
         peer=peer,
         peers=seconds["peer"],
-        target=NOT_SLOWER,
+        target=target,
     )
 
 
-def _peer(make_loss: peers.MakeLoss, subject: Subject, options: Options) -> Contestant:
+def _peer(make_loss: peers.MakeLoss, subject: Subject, options: Options, *, compiled: bool = False) -> Contestant:
     torch.backends.cudnn.benchmark = True  # as `make_accelerator` has it for us
     loss = make_loss(peers.Batches(subject.images(), subject.batch_size, options.device))
     network = subject.teacher().network.train().to(options.device)
+    if compiled:
+        network.forward = torch.compile(network.forward, dynamic=False)  # in the round that does not count
 
     def train(steps: int) -> None:
         peers.plain_loop(network, loss, settings=settings_for(subject, steps), device=options.device)

@@ -10,11 +10,12 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:  # torch takes a second to import, and stages that draw by `stream` alone need none
+    import torch
     from torch import Tensor
 
 # The numbers are part of every result: add, never renumber.
@@ -36,6 +37,8 @@ PURPOSES = {
 _KEY_RANGE = 2**63
 THREADS = min(8, os.cpu_count() or 1)  # that share the draws of a large batch
 NUMBERS_A_THREAD = 2**17  # a millisecond's work
+AHEAD = "cuda"  # the kind of device that leaves the host time to draw ahead
+_Call = tuple[str, tuple[Any, ...]]  # a draw: the method of Streams, its arguments
 
 
 def stream(seed: int, purpose: str, *, step: int = 0, index: int = 0) -> np.random.Generator:
@@ -91,6 +94,75 @@ class Streams:
         import torch
 
         return torch.tensor([s.chisquare(degrees) for s in self._streams], dtype=torch.float32)
+
+
+class StepStreams:
+    """`Streams` of the same samples in every step of a training; on a GPU a thread draws the next step's meanwhile.
+
+    It draws what the last step asked for. The numbers are the same in any case: where a step asks for something else,
+    its streams begin anew.
+    """
+
+    def __init__(self, seed: int, purpose: str, indices: Iterable[int], *, device: "torch.device") -> None:
+        members = list(indices)
+        self._make, self._count = functools.partial(Streams, seed, purpose, members), len(members)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead") if device.type == AHEAD else None
+        self._step, self._next, self._calls = -1, None, []
+
+    def at(self, step: int) -> "Streams | _Drawn":
+        """The streams of a step."""
+        if self._thread is None:
+            return self._make(step=step)
+        drawn = self._next.result() if self._next is not None and self._step == step else []
+        calls, self._calls = self._calls, []
+        self._step, self._next = step + 1, self._thread.submit(self._draw, step + 1, calls)
+        return _Drawn(functools.partial(self._make, step=step), self._count, drawn, self._calls)
+
+    def _draw(self, step: int, calls: list["_Call"]) -> list[tuple["_Call", "Tensor"]]:
+        streams = self._make(step=step)
+        return [((name, given), getattr(streams, name)(*given)) for name, given in calls]
+
+
+class _Drawn:
+    """Streams whose first draws have been made. made: the draws in order; calls: gets what is asked for."""
+
+    def __init__(
+        self, streams: Callable[[], Streams], count: int, made: list[tuple["_Call", "Tensor"]], calls: list["_Call"]
+    ) -> None:
+        self._fresh, self._count, self._made, self._calls = streams, count, made, calls
+        self._streams: Streams | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _own(self) -> Streams:
+        """The streams, as far as they have been drawn from."""
+        if self._streams is None:
+            self._streams = self._fresh()
+            for name, given in self._calls:
+                getattr(self._streams, name)(*given)
+        return self._streams
+
+    def _drawn(self, name: str, *given: Any) -> "Tensor":
+        i, call = len(self._calls), (name, given)
+        if self._streams is None and i < len(self._made) and self._made[i][0] == call:
+            result = self._made[i][1]
+        else:
+            result = getattr(self._own(), name)(*given)
+        self._calls.append(call)
+        return result
+
+    def normal(self, shape: tuple[int, ...]) -> "Tensor":
+        """As `Streams.normal`."""
+        return self._drawn("normal", tuple(shape))
+
+    def uniform(self) -> "Tensor":
+        """As `Streams.uniform`."""
+        return self._drawn("uniform")
+
+    def chi_square(self, degrees: float) -> "Tensor":
+        """As `Streams.chi_square`."""
+        return self._drawn("chi_square", degrees)
 
 
 _idle: list[np.random.Generator] = []  # generators of streams that are gone: setting one takes a tenth of making it

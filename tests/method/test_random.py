@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ifm.random import EndlessShuffle, Streams, stream
+from ifm.random import EndlessShuffle, StepStreams, Streams, stream
 
 
 def test_rows_do_not_depend_on_the_batch():
@@ -28,6 +28,18 @@ def test_streams_are_those_of_their_key_whatever_was_drawn_before():
         odd = one.uniform()  # leaves half of a block behind
         fresh = [stream(7, "noise", step=step, index=i).random() for i in range(5)]
         assert odd.tolist() == torch.tensor(fresh, dtype=torch.float32).tolist()
+
+
+def test_what_is_drawn_ahead_is_what_would_be_drawn():
+    """Steps that ask as the last one did, for more, for less, for something else, and one that is asked twice."""
+    whole = [("normal", (2, 3)), ("uniform",), ("chi_square", 5)]
+    asked = [whole, whole, [*whole, ("normal", ())], whole[:1], whole, [("uniform",), *whole], whole[::-1], []]
+    ahead = StepStreams(7, "noise", [3, 1], device=torch.device("cuda"))
+    for step, calls in [*enumerate(asked), (4, whole), (20, whole)]:
+        found, fresh = ahead.at(step), Streams(7, "noise", [3, 1], step=step)
+        assert len(found) == 2
+        for name, *given in calls:
+            assert torch.equal(getattr(found, name)(*given), getattr(fresh, name)(*given))
 
 
 def test_streams_differ_by_every_part_of_their_key():

@@ -173,6 +173,15 @@ def test_the_average_goes_to_the_device_with_its_buffers():
     assert average.where[0] == accelerator.device
 
 
+@pytest.mark.parametrize("run", [run_teacher, run_phases, run_interval, run_bank])
+def test_training_with_draws_ahead_is_the_same(run, monkeypatch):
+    """As on a GPU: a thread draws for the next step."""
+    plain, _ = run()
+    monkeypatch.setattr("ifm.random.AHEAD", "cpu")
+    ahead, _ = run()
+    assert all(torch.equal(plain[name], ahead[name]) for name in plain)
+
+
 class Killed(Exception):
     pass
 

@@ -262,6 +262,23 @@ def test_what_cannot_be_run_is_a_row_with_its_reason(tmp_path, monkeypatch):
     assert notes[3].startswith("skipped: edm holds no EDM that can be imported (No module named 'training")
 
 
+def test_on_a_gpu_the_fastest_peer_comes_once_more_compiled(monkeypatch):
+    """And the goal against plain ones is higher there."""
+    asked, ratios = [], {"slow": 3.0, "fast": 1.5, "missing": None}
+
+    def against(peer, make_loss, subject, options, *, target, compiled=False):
+        asked.append((peer, str(target), compiled))
+        return Result(f"{peer} {compiled}", None, "images/s", ratio=ratios[peer])
+
+    monkeypatch.setattr(peers, "TRAINING", dict.fromkeys(ratios))
+    monkeypatch.setattr(training, "subjects", lambda options: [None])
+    monkeypatch.setattr(training, "_against", against)
+    rows = [*training.against_peers(Options(torch.device("cuda"), 1, True))]
+    assert len(rows) == 5
+    plain = [(peer, "ratio >= 1.2", False) for peer in ratios]
+    assert asked == [*plain, ("fast", "ratio >= 1", True)]
+
+
 def test_a_missing_solver_is_a_row_with_its_reason(monkeypatch):
     def missing(network, x_T, nfe):
         raise Skipped("gone")

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ifm import losses
 from ifm.conditions.base import Condition
-from ifm.dynamics.base import Dynamics
+from ifm.dynamics.base import Dynamics, NoiseSource
 from ifm.guidance import Guidance
 from ifm.hardware.devices import Rows
 from ifm.model import IntegrationFlow
-from ifm.random import Streams
 
 Denoiser = Callable[..., Tensor]  # (x_t [b, C, H, W], t [b]) -> E[x_0 | x_t]; condition=... where there is one
 
@@ -61,7 +60,7 @@ def _rows_of(holder: Any, rows: slice) -> dict[str, Any]:
 
 
 # (rows [b], the step, its anchor streams) -> examples
-Draw = Callable[[np.ndarray, int, Streams], Examples]
+Draw = Callable[[np.ndarray, int, NoiseSource], Examples]
 # (model, batch) -> x_0_hat [b, C, H, W] for the anchor policy (None where the loss makes none), loss (scalar)
 FlowLoss = Callable[[nn.Module, Batch], tuple[Tensor | None, Tensor]]
 Mean = Callable[[int], Denoiser]  # of a step

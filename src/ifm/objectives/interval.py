@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ifm import losses
 from ifm.anchors import evenly_chosen
 from ifm.conditions.base import Condition, rows_of, told
-from ifm.dynamics.base import expand
+from ifm.dynamics.base import NoiseSource, expand
 from ifm.guidance import Guidance, combined, only, scale_of, within
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import LaunchError, local_positions
@@ -23,7 +23,6 @@ from ifm.hardware.sharded import method_of, shards
 from ifm.model import IntervalFlow
 from ifm.objectives.base import Batch, Examples, Ingredients, Mean, Phase
 from ifm.objectives.pairs import EVEN_SHARE, averaged, draw_pairs, draw_time
-from ifm.random import Streams
 
 MeanVelocity = Callable[[Tensor, Tensor], Tensor]  # (y [B, ...], theta_t [B]) -> u(y, theta_s, theta_t) [B, ...]
 STEP = 0.003  # of `central_difference`, in the angle; docs/interval.md has the errors of others
@@ -115,7 +114,7 @@ def interval_phase(
     apart, whole = apart.to(accelerator.device), whole.to(accelerator.device)
     draw_pair = draw_pairs(accelerator, dynamics, read, batch_size=batch_size, even_share=EVEN_SHARE, **pairs)
 
-    def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
+    def draw(rows: np.ndarray, step: int, streams: NoiseSource) -> Examples:
         at = draw_pair(rows, step, streams)
         other = to_device(draw_time(dynamics, streams, streams, even_share=EVEN_SHARE), at.t.device)  # [b]
         other = torch.where(whole, torch.full_like(other, dynamics.t_min), other)

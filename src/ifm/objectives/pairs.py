@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ifm.conditions.base import ConditionKind, ReadCondition, VaryCondition, as_shown, told
-from ifm.dynamics.base import Dynamics, expand
+from ifm.dynamics.base import Dynamics, NoiseSource, expand
 from ifm.exact import ExactTeacher
 from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions
 from ifm.modalities import mirrored, shown, state_shape
 from ifm.objectives.base import Draw, Examples, Mean
-from ifm.random import EndlessShuffle, Streams, posterior
+from ifm.random import EndlessShuffle, StepStreams, Streams, posterior
 
 # Of the times of `consistency` and `interval`, this share is even in the angle. The rest is by the teacher's law, which
 # hardly ever comes near t_max: ve's is above a quarter of t_max = 20 once in a hundred times.
@@ -24,7 +24,7 @@ EVEN_SHARE = 0.5
 
 
 def draw_time(
-    dynamics: Dynamics, law: Streams, choice: Streams, *, t_max_share: float = 0.0, even_share: float = 0.0
+    dynamics: Dynamics, law: NoiseSource, choice: NoiseSource, *, t_max_share: float = 0.0, even_share: float = 0.0
 ) -> Tensor:
     """t_max with probability t_max_share; of the others a share even in the angle, the rest by the training law: [b].
 
@@ -58,10 +58,11 @@ def draw_pairs(
     shows them (left out, with a guidance scale). modality: of the data, where it is recorded.
     """
     positions, device = local_positions(accelerator, batch_size), accelerator.device
+    own = StepStreams(seed, "noise", positions, device=device)
 
-    def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
+    def draw(rows: np.ndarray, step: int, streams: NoiseSource) -> Examples:
         at_rest = read(rows)
-        noise = Streams(seed, "noise", positions, step=step)
+        noise = own.at(step)
         t = draw_time(dynamics, noise, streams, t_max_share=t_max_share, even_share=even_share)  # [b]
         t, z = to_device(t, device), dynamics.draw_noise(state_shape(at_rest), generator=noise)
         z, flips = to_device(z, device), None  # [b, C, H, W]
@@ -85,7 +86,7 @@ def averaged(draw: Draw, dynamics: Dynamics, mean: Mean | None) -> Draw:
     if mean is None:
         return draw
 
-    def draw_averaged(rows: np.ndarray, step: int, streams: Streams) -> Examples:
+    def draw_averaged(rows: np.ndarray, step: int, streams: NoiseSource) -> Examples:
         at = draw(rows, step, streams)
         denoiser = mean(step)
         with torch.no_grad():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ifm import losses
 from ifm.conditions.base import told
+from ifm.dynamics.base import NoiseSource
 from ifm.hardware.devices import to_device
 from ifm.model import IntegrationFlow
 from ifm.objectives.base import (
@@ -19,7 +20,6 @@ from ifm.objectives.base import (
     comparing,
     time_weight,
 )
-from ifm.random import Streams
 
 
 def loss(
@@ -68,7 +68,7 @@ def trajectory_phase(
     stored_times = trajectories.times.float()
     comparison = Comparison(accelerator, distance, huber_c)
 
-    def draw(rows: np.ndarray, step: int, streams: Streams) -> Examples:
+    def draw(rows: np.ndarray, step: int, streams: NoiseSource) -> Examples:
         k = draw_stored_index(streams.uniform(), stored=len(stored_times), t_max_share=t_max_share)  # [b]
         x_t, x_0 = trajectories.points(rows, k)
         t = to_device(stored_times[k], accelerator.device)

@@ -12,7 +12,7 @@ from ifm.hardware.processes import local_positions, parts_of
 from ifm.hardware.sharded import asked
 from ifm.model import IntegrationFlow
 from ifm.objectives.base import Batch, Phase
-from ifm.random import EndlessShuffle, Streams
+from ifm.random import EndlessShuffle, StepStreams
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import FitResult, OnLog, OnState, TrainSettings, fit
 
@@ -40,13 +40,14 @@ def train_flow(
         raise ValueError("anchor policy bank keeps an anchor for each sample of one phase; use self or noise")
     positions = local_positions(accelerator, settings.batch_size)
     in_batch = torch.from_numpy(positions)
+    draws = StepStreams(seed, "anchor", positions, device=accelerator.device)
     orders = [EndlessShuffle(phase.size, settings.batch_size, seed=seed) for phase in phases]
     starts = [settings.steps * i // len(phases) for i in range(len(phases) + 1)]
 
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         i = bisect_right(starts, step) - 1
         rows = orders[i].batch(step)  # [B]
-        streams = Streams(seed, "anchor", positions, step=step)
+        streams = draws.at(step)
         at = phases[i].draw(rows[positions], step, streams)
         phases[i].expect(orders[i].batch(step + 1)[positions])
         visit = Visit(rows, orders[i].visits(step), at.mirrored)

@@ -14,7 +14,7 @@ from ifm.hardware.devices import RowReader, Rows, to_device
 from ifm.hardware.processes import local_positions, parts_of
 from ifm.modalities import mirrored, shown, state_shape
 from ifm.model import Teacher
-from ifm.random import EndlessShuffle, Streams, posterior
+from ifm.random import EndlessShuffle, StepStreams, Streams, posterior
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import FitResult, OnLog, TrainSettings, fit
 
@@ -47,6 +47,7 @@ def train_teacher(
     positions = local_positions(accelerator, settings.batch_size)
     order = EndlessShuffle(len(images), settings.batch_size, seed=seed)
     read, device = RowReader(images, accelerator.device), accelerator.device
+    noise = StepStreams(seed, "noise", positions, device=device)
 
     def loss(model: nn.Module, step: int) -> Iterator[Tensor]:
         rows = order.batch(step)[positions]
@@ -54,7 +55,7 @@ def train_teacher(
         drops = partial(Streams, seed, "drop", positions, step=step)
         condition = as_shown(rows, read=read_condition, vary=vary, generator=drops, device=device)
         read.expect(order.batch(step + 1)[positions])
-        draws = Streams(seed, "noise", positions, step=step)
+        draws = noise.at(step)
         t = to_device(dynamics.draw_time(generator=draws), device)  # [b]
         z = to_device(dynamics.draw_noise(state_shape(at_rest), generator=draws), device)  # [b, C, H, W]
         if random_flip:
