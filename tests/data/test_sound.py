@@ -198,6 +198,18 @@ def test_what_cannot_be_used_is_told(name):
         recordings.prepared(data, audio(trim_db=None))
 
 
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_recordings_are_read_in_pieces(kind, monkeypatch):
+    """Whatever their length, with the bits of one piece; an MP3's decoder rounds otherwise between pieces."""
+    sound = np.random.default_rng(0).normal(size=(5000, 2)) / 10
+    data = encoded(sound, 8000, kind)
+    whole, rate = recordings.decode(data)
+    assert (rate, len(whole) >= 5000) == (8000, True)
+    for piece in (len(whole), len(whole) - 1, 97):
+        monkeypatch.setattr(recordings, "PIECE", piece)
+        np.testing.assert_allclose(recordings.decode(data)[0], whole, rtol=0, atol=1e-7 if kind == "MP3" else 0)
+
+
 def test_silence_at_both_ends_is_cut():
     sound = np.concatenate([np.zeros(800), tone(440), np.full(1600, 1e-4)])
     assert len(recordings.trimmed(sound, RATE, decibels=40)) == 4000

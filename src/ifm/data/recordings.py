@@ -19,6 +19,7 @@ from ifm.errors import UserError, in_a_line
 HIGHEST = 1_000_000  # Hz
 LONGEST = 3600  # seconds of one recording
 PEAK, LOUDNESS = 0.95, 0.1  # what levels are brought to: -0.4 dB, -20 dB of full scale
+PIECE = 2**20  # frames
 FRAME = 0.01  # seconds over which silence is measured
 FILTER = ("kaiser", 9.0)  # about 90 dB of attenuation outside of the band
 TAPS = 64  # of the filter to each side, at the lower of both rates; and where it halves the amplitude, in units of
@@ -53,16 +54,19 @@ def decode(data: bytes) -> tuple[np.ndarray, int]:
                 said, there = map(int, cut.groups())
                 if said not in UNKNOWN and there < said:
                     raise ValueError(f"is cut off: {there} of {said} bytes of sound are there")
-            values = file.read(dtype="float64", always_2d=True)  # [n, channels]
+            parts = []  # mixed piece by piece: an hour of many channels would not fit into memory
+            while len(piece := file.read(PIECE, dtype="float64", always_2d=True)):  # [n, channels]
+                parts.append(piece.mean(axis=1))
     except library.LibsndfileError as error:
         raise ValueError(f"no known audio format, or damaged ({in_a_line(error)})") from error
     except (RuntimeError, TypeError, OSError, MemoryError) as error:
         raise ValueError(in_a_line(error)) from error
-    if not len(values):
+    if not parts:
         raise ValueError("holds no samples")
-    if not np.isfinite(values).all():
+    sound = np.concatenate(parts)
+    if not np.isfinite(sound).all():
         raise ValueError("holds NaN or infinity")
-    return values.mean(axis=1), rate
+    return sound, rate
 
 
 def heard(data: bytes, audio: Any) -> tuple[np.ndarray, int]:
