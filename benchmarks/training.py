@@ -26,6 +26,7 @@ from benchmarks.timing import (
     timed,
 )
 from ifm import anchors
+from ifm.errors import in_a_line
 from ifm.hardware.devices import Rows, memory_format
 from ifm.hardware.memory import peak_memory
 from ifm.model import IntegrationFlow, Teacher
@@ -268,6 +269,10 @@ def _against(
             seconds = interleave({"ours": ours, "peer": theirs}, rounds=CLOSE * options.rounds)
     except Skipped as reason:
         return Result.skipped(name, reason, peer=peer, target=target)
+    except Exception as error:
+        if not compiled:
+            raise
+        return Result.skipped(name, f"torch.compile failed ({in_a_line(error)[:200]})", peer=peer, target=target)
     return Result.rate(
         name,
         "images/s",

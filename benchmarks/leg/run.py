@@ -245,8 +245,10 @@ class Leg(Params):
             self.change(trajectories__count=count)
             self.need(self.one("trajectories", self.d, start=found.parent))
         count = self.values["trajectories"]["count"]
-        self.evaluations = count * nfe / max(self.stages[name]["seconds"], 1.0)
-        self.note(name, paths=count, evaluations_per_second=round(self.evaluations))
+        seconds = max(self.stages[name]["seconds"], 1.0)
+        whole = 2 * self.values["trajectories"]["solver_steps"] - 1  # a guided one, of two passes, is one of these
+        self.evaluations = count * whole / seconds
+        self.note(name, paths=count, evaluations_per_second=round(count * nfe / seconds))
 
     def select(self) -> None:
         """The best average and samplers; where there is no time for that, the flow as it was trained."""

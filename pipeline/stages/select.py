@@ -1,5 +1,6 @@
 """select@d: the finished flow, with the sampler that measured best for each number of evaluations."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,11 @@ class Judge:
 
     def one_step(self, folder: Path, *, count: int) -> float:
         flow, draws = self.load(folder, count=count)
-        return selection.one_step(flow, self.shape, self.measure, **draws)
+        found = selection.one_step(flow, self.shape, self.measure, **draws)
+        if self.draws["device"].type == "cuda":
+            del flow  # a prepared flow holds itself
+            gc.collect()
+        return found
 
     def best(self, values: dict[Any, float]) -> Any:
         """The key of the best value, the first of equals; values: not empty."""

@@ -113,6 +113,10 @@ def _classes_in_short(found: pd.DataFrame) -> str:
         sd = f" ± {unit * some.std():.{digits}f}" if len(some) > 1 else ""
         return f"{unit * some.mean():.{digits}f}{sd}" if len(some) else "–"
 
+    def mean(d: str, model: str, metric: str) -> str:
+        some = values(d, model, metric)
+        return f"{some.mean():.2f}" if len(some) else "–"
+
     rows = [
         ("in the class asked for (%)", "flow", "asked_class_share"),
         ("FID", "flow", "fid"),
@@ -120,8 +124,9 @@ def _classes_in_short(found: pd.DataFrame) -> str:
         ("over the conditional teacher at its best", "flow", "ratio"),
         ("recall", "flow", "recall"),
     ]
-    own = sorted({values(d, "flow", "fid").count() for d in dynamics})
-    lines = [f"| one step, {' or '.join(map(str, own))} training seeds | {' | '.join(f'`{d}`' for d in dynamics)} |"]
+    own = " or ".join(sorted({str(values(d, "flow", "fid").count()) for d in dynamics}))
+    seeds = f"{own} training seed{'' if own == '1' else 's'}"
+    lines = [f"| one step, {seeds} | {' | '.join(f'`{d}`' for d in dynamics)} |"]
     lines += ["|" + "---|" * (1 + len(dynamics))]
     lines += [f"| {title} | {' | '.join(spread(d, *of) for d in dynamics)} |" for title, *of in rows]
     scales = sorted({name.removeprefix("flow-w") for name in found["model"] if name.startswith("flow-w")}, key=float)
@@ -129,7 +134,7 @@ def _classes_in_short(found: pd.DataFrame) -> str:
     lines += ["|" + "---|" * (1 + 2 * len(dynamics))]
     for w in scales:
         of = [(d, f"{model}-w{w}") for d in dynamics for model in ("flow", "teacher")]
-        cells = [", ".join(f"{values(*one, metric).mean():.2f}" for metric in ("fid", "recall")) for one in of]
+        cells = [", ".join(mean(*one, metric) for metric in ("fid", "recall")) for one in of]
         lines += [f"| {w} | {' | '.join(cells)} |"]
     return "\n".join(lines)
 
@@ -231,7 +236,7 @@ def markdown(found: pd.DataFrame, results: Results) -> str:
 
 def _spread(found: pd.DataFrame, results: Results) -> str:
     """What the values are means over. Lines may have several numbers of training seeds."""
-    counts = sorted(set(found.groupby(list(results.by), sort=False)["seed"].nunique()))
+    counts = sorted(set(found.fillna(NAMELESS).groupby(list(results.by), sort=False)["seed"].nunique()))
     if counts == [1]:
         return "One training seed. Values are means over the sets of samples."
     several = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]}" if len(counts) > 1 else str(counts[0])

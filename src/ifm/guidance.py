@@ -68,7 +68,10 @@ class Guidance:
 
 
 class Guided(nn.Module):
-    """D_w of a teacher, called like one: (x_t, t, condition=...) -> D_w. Two evaluations where w counts, else one."""
+    """D_w of a teacher, called like one: (x_t, t, condition=...) -> D_w.
+
+    Two evaluations where w counts, else one; always two where t is on a GPU and the caller does not say (`counts`).
+    """
 
     def __init__(
         self,
@@ -150,7 +153,8 @@ class GuidedMean(nn.Module):
         self.mean, self.guide = mean, guide
 
     def forward(self, x_t: Tensor, t: Tensor, *, condition: Condition) -> Tensor:
-        """D_w: [B, ...]. t: [B] or [1]. The teacher is asked twice where w counts, and not at all elsewhere."""
+        """D_w: [B, ...]. t: [B] or [1]. The teacher is asked twice where w counts, and not at
+        all elsewhere, if the host knows t."""
         D_c, w = self.mean(x_t, t, condition=condition), self.guide.scales(x_t, t, condition=condition)
         if w is None:
             return D_c

@@ -398,7 +398,7 @@ def test_recordings_that_cannot_be_judged_are_named_all_at_once(folder, processe
     with pytest.raises(ValueError, match=r"^2 of 3 recordings .*: a/empty.wav an empty file, silent.wav is silent"):
         files.read(tmp_path, sounds, recorded)
     older = recorded | {"sound": {k: v for k, v in recorded["sound"].items() if k != "prepared"}}
-    with pytest.raises(UserError, match="is not recorded; run `dvc repro`"):
+    with pytest.raises(UserError, match="does not say how the data's recordings were prepared"):
         files.read(tmp_path, sounds, older)
 
 

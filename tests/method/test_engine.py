@@ -17,6 +17,7 @@ from ifm import anchors, dynamics
 from ifm.data.arrays import ShardedArray
 from ifm.errors import UserError
 from ifm.files import StorageError, atomic_path, free_bytes, in_words, warn_of_space
+from ifm.hardware import devices
 from ifm.hardware.devices import Compiled, RowReader, compiles, memory_format
 from ifm.hardware.processes import LaunchError, parts_of
 from ifm.model import IntegrationFlow, IntervalFlow, Teacher
@@ -402,6 +403,18 @@ def test_ifm_compile_is_on_or_off(monkeypatch):
 def test_weights_lie_as_the_device_likes_them():
     assert memory_format(CPU) is torch.contiguous_format
     assert memory_format(torch.device("cuda")) is torch.channels_last
+
+
+def test_an_array_that_a_gpu_holds_whole_goes_there_in_pieces(monkeypatch):
+    array = np.arange(30, dtype=np.int16).reshape(10, 3)
+    monkeypatch.setattr(devices, "RESIDENT_BYTES", 10)
+    assert not RowReader(array, CPU).resident
+    monkeypatch.setattr(devices, "_room", lambda device: 100)
+    monkeypatch.setattr(devices, "PIECE_BYTES", 25)
+    read = RowReader(array, CPU)
+    assert read.resident
+    assert np.array_equal(read(np.array([9, 0, 4])).numpy(), array[[9, 0, 4]])
+    assert np.array_equal(read._whole.numpy(), array)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

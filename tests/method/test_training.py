@@ -173,6 +173,24 @@ def test_the_average_goes_to_the_device_with_its_buffers():
     assert average.where[0] == accelerator.device
 
 
+def test_autocast_casts_weights_anew_in_every_call(monkeypatch):
+    """Before torch 2.11 a call without gradient left casts that have none, and the next taught the weights nothing."""
+    flow, cleared = IntegrationFlow(unet(2), dynamics.build("ve"), scheme="edm", takes_anchor=True), []
+    whole = torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (cleared.append(1), whole())[1])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        options = {"random_flip": False, "seed": 1, "batch_size": 8}
+        phase = data_phase(accelerator, flow, IMAGES, **options, **COMPARE)
+        policy = anchors.SelfAnchor(1.0)  # asks the flow without gradient
+        train_flow(accelerator, flow, [phase], policy=policy, settings=settings(steps=3), seed=1)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert len(cleared) >= 6
+    assert not flow._forward_pre_hooks
+
+
 @pytest.mark.parametrize("run", [run_teacher, run_phases, run_interval, run_bank])
 def test_training_with_draws_ahead_is_the_same(run, monkeypatch):
     """As on a GPU: a thread draws for the next step."""

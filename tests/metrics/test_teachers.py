@@ -150,9 +150,9 @@ def test_mlflow_has_the_ratio_with_its_nfe_and_the_teacher_from_its_best_on():
     assert "over the teacher at its best number of evaluations: ve 17, rf 9." in track.note(figures, "t", "p")
 
 
-def card(rows, **described):
+def card(rows, data=None, **described):
     described = {"dynamics": {"name": "ve"}, **described}
-    return model_card(described, title="t", usage="u", library=None, evaluation=Evaluation(rows, {}))
+    return model_card(described, title="t", usage="u", library=None, data=data, evaluation=Evaluation(rows, {}))
 
 
 def test_a_card_names_the_nfe_beside_the_ratio_and_how_near_training_images_are():
@@ -166,7 +166,8 @@ def test_a_card_names_the_nfe_beside_the_ratio_and_how_near_training_images_are(
 
 
 def test_a_card_of_sounds_has_a_frechet_distance_and_no_fid():
-    text = card(OF_VE, image_shape=[1, 32, 24], modality="sound").partition("\n---\n")[2]  # behind the front matter
+    text = card(OF_VE, data="my recordings", image_shape=[1, 32, 24], modality="sound")
+    assert "name: Fréchet distance, 1 evaluation (" in text
     assert "times the Fréchet distance of its teacher at 17 evaluations" in text
     assert "nearest training sound, in feature space: 0.27" in text
     assert "0.26 of sounds that training has not seen" in text

@@ -225,11 +225,15 @@ def _check_shares(config: "Config", asked: Collection[str]) -> None:
     shares = {"anchor.self_probability": config.anchor.self_probability} if policy == "self" else {}
     shares |= {"anchor.reset_probability": config.anchor.reset_probability} if policy == "bank" else {}
     shares |= {"flow.interval.same_share": config.flow.interval.same_share} if "interval" in asked else {}
+    counts = dict.fromkeys(shares, batch)
+    if "interval" in asked:  # of those with two times
+        shares["flow.interval.whole_share"] = config.flow.interval.whole_share
+        counts["flow.interval.whole_share"] = batch - math.floor(batch * config.flow.interval.same_share)
     for key, share in shares.items():
-        if 0 < share * batch < 1:
+        if 0 < share * counts[key] < 1:
             raise ValueError(
                 f"{key}: {share:g} of flow.batch_size = {batch} is less than one sample, and so none in every step; "
-                f"raise it to {math.ceil(1e4 / batch) / 1e4:g} or more"
+                f"raise it to {math.ceil(1e4 / counts[key]) / 1e4:g} or more"
             )
 
 
@@ -324,7 +328,7 @@ def check_guidance(config: Config) -> None:
         if round(config.guidance.weaker * steps) >= steps and own_network == config.network.model_dump():
             raise ValueError(
                 f"guidance.weaker: {config.guidance.weaker:g} of teacher.steps = {steps} is the teacher itself; lower "
-                "it, or set guidance.weaker_network to what a smaller network has, e.g. {channels: [16, 24, 32]}"
+                "it, or set guidance.weaker_network to what a smaller network has, e.g. {channels: [16, 16, 32]}"
             )
         for name in own:
             raise ValueError(

@@ -94,10 +94,16 @@ def _lengths(seconds: list[float], rates: Counter[int], config: DataConfig) -> s
     cropped = sum(one > config.audio.seconds for one in seconds)
     cut = " without their silent ends" if config.audio.trim_db is not None else ""
     middle = float(np.median(seconds))
+    ends = f"{_plain(min(seconds))} to {_plain(max(seconds))} s"
     return (
-        f"{min(seconds):.2g} to {max(seconds):.2g} s long{cut} (median {middle:.2g}), {cropped} longer than "
+        f"{ends} long{cut} (median {_plain(middle)}), {cropped} longer than "
         f"data.audio.seconds = {config.audio.seconds:g}; at {few([f'{rate} Hz' for rate, _ in rates.most_common()], 3)}"
     )
+
+
+def _plain(seconds: float) -> str:
+    """Two digits, or all of a whole number of seconds."""
+    return f"{seconds:.2g}" if seconds < 99.5 else f"{seconds:.0f}"
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ def check(config: Config, counts: Counts, *, where: Path, latents: tuple[int, ..
     """
     if latents is not None:
         try:
-            for whose in filter(None, (config, weaker_teacher(config))):
-                check_size(whose.network, latents[-1], of="the latents' side")
+            check_size(config.network, latents[-1], of="the latents' side")
+            if (weaker := weaker_teacher(config)) is not None:
+                check_size(weaker.network, latents[-1], of="guidance.weaker_network: the latents' side")
         except ValueError as error:
             raise UserError(str(error)) from error
     _check_teacher(config, counts.classes, latents or config.data.shape)

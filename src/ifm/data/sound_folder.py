@@ -31,7 +31,7 @@ def read_folder(folder: Path, described: Mapping[str, Any] | None) -> np.ndarray
     soundfile()  # said before any work
     form, prepares = Normalised.read(described), (described or {}).get(PREPARED)
     if not isinstance(prepares, Mapping) or not prepares.keys() >= set(PREPARES):
-        raise UserError(f"{folder}: how the data's recordings were prepared is not recorded; run `dvc repro`")
+        raise UserError("--reference: does not say how the data's recordings were prepared; make it again: `dvc repro`")
     paths = image_files(folder, SOUNDS).paths
     if not paths:
         raise ValueError(f"it has no {', '.join(SOUNDS)} files")
@@ -39,7 +39,7 @@ def read_folder(folder: Path, described: Mapping[str, Any] | None) -> np.ndarray
     one = partial(_one, folder=folder, audio=SimpleNamespace(**prepares))
     samples, faults, start = np.empty((len(paths), *form.form.shape), np.float16), [], 0
     with Workers(len(paths)) as workers, progress(total=len(paths), label="read", unit="sound") as bar:
-        for members, sounds in workers.each(one, groups, size=lambda group: 0):
+        for members, sounds in workers.each(one, groups, size=lambda group: len(group) * 8 * form.form.samples):
             faults += [f"{readable(str(p))} {s}" for p, s in zip(members, sounds, strict=True) if isinstance(s, str)]
             if not faults:
                 samples[start : start + len(sounds)] = form.at_rest(form.form.analyse(np.stack(sounds)))

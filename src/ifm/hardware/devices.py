@@ -13,7 +13,8 @@ from torch import Tensor
 from ifm.errors import UserError
 
 RESIDENT_BYTES = 2**30  # arrays up to this size are held on the device whole, and on a GPU up to a part of its memory
-RESIDENT_PART = 1 / 8  # of what is free there
+RESIDENT_PART = 1 / 8  # of what is free there, each array; processes of a host share it
+PIECE_BYTES = 2**28  # of a larger array that the host holds on its way there
 
 
 class Rows(Protocol):
@@ -47,7 +48,15 @@ class RowReader:
 
     @functools.cached_property
     def _whole(self) -> Tensor:
-        return torch.from_numpy(self._array[np.arange(len(self._array))]).to(self._device)
+        rows = np.arange(len(self._array))
+        if self._array.nbytes <= RESIDENT_BYTES:
+            return torch.from_numpy(self._array[rows]).to(self._device)
+        pieces = np.array_split(rows, -(-self._array.nbytes // PIECE_BYTES))
+        first = torch.from_numpy(self._array[pieces[0]])
+        whole = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype, device=self._device)
+        for piece in pieces:
+            whole[piece[0] : piece[-1] + 1] = torch.from_numpy(self._array[piece])
+        return whole
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         if self.resident:
@@ -71,7 +80,8 @@ def _room(device: torch.device) -> float:
     """Bytes of an array that the device may hold whole."""
     if device.type != "cuda":
         return RESIDENT_BYTES
-    return max(RESIDENT_BYTES, RESIDENT_PART * torch.cuda.mem_get_info(device)[0])
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on GPUs of their own, or on this one
+    return max(RESIDENT_BYTES, RESIDENT_PART * torch.cuda.mem_get_info(device)[0] / processes)
 
 
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}  # of mallopt(3), and what sets them from outside

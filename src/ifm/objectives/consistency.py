@@ -51,7 +51,8 @@ def consistency_intervals(step: int, *, steps: int, first: int, last: int) -> in
 def same_dropout(flow: nn.Module, device: torch.device) -> Iterator[None]:
     """What is drawn within is drawn again afterwards: target and estimate drop out the same, as in iCT's code.
 
-    A mask of its own would be an error of the target, and one that is passed on from interval to interval.
+    A mask of its own would be an error of the target, and one that is passed on from interval to interval. A compiled
+    estimate (IFM_COMPILE=on) has random numbers of its own.
     """
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in flow.modules())
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=drops):
@@ -91,9 +92,10 @@ def consistency_phase(
         theta = dynamics.angle(at.t)
         r = dynamics.time_at((theta - longest).clamp_min(0))
         teaching = asked(model, flow) if average is None else average
-        x_r = earlier(dynamics, at, r)
-        with torch.no_grad(), same_dropout(flow, at.x_t.device):
-            target_hat = teaching(x_r, r, **given)
+        with torch.no_grad():
+            x_r = earlier(dynamics, at, r)
+            with same_dropout(flow, at.x_t.device):
+                target_hat = teaching(x_r, r, **given)
         x_0_hat = model(at.x_t, at.t, **given)
         interval = ((theta - dynamics.angle(r)) / longest).clamp_min(LEAST_INTERVAL)
         scale = expand(dynamics.error_scale(at.t), target_hat)

@@ -152,7 +152,7 @@ def fit(
     replays = records and not (compiles() or settings.gradient_checkpointing or settings.gradient_accumulation > 1)
     named = {"parameters": parameters, "average": ema, "clip": settings.clip_grad_norm}
     update = (RecordedUpdate if records else Update)(accelerator, optimizer, prepared, **named)
-    casts = accelerator.mixed_precision != "no" and not (splits or replays or compiles())
+    casts = accelerator.mixed_precision != "no" and not (splits or compiles())
     # Before torch 2.11 autocast goes on with casts that a call without gradient made, and they have none.
     fresh = own.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache()) if casts else None
 

@@ -92,13 +92,13 @@ class RecordedUpdate(Update):
     def _place(self) -> None:
         """Brings the gradients to where the recording reads them. A recorded backward pass leaves them there."""
         found = [p.grad for p in self._parameters]
-        if not self._gradients:
-            self._gradients = found
-            return
-        if [x is None for x in found] != [x is None for x in self._gradients]:  # of other weights than before
+        others = [x is None for x in found] != [x is None for x in self._gradients]  # of other weights than before
+        if not self._gradients or others:
             started = all(self._optimizer.state.get(p) for p in self._parameters if p.grad is not None)
-            # Moments that are made within a recording would be made anew by every replay.
-            self._gradients, self._recorded = found, Replayed(self._move, warm_ups=int(not started))
+            if others or not started:
+                # Moments that are made within a recording would be made anew by every replay: a plain update first.
+                self._recorded = Replayed(self._move, warm_ups=int(not started))
+            self._gradients = found if started else []
             return
         pairs = [(own, new) for own, new in zip(self._gradients, found, strict=True) if own is not None]
         moved = [(own, new) for own, new in pairs if own.data_ptr() != new.data_ptr()]

@@ -21,6 +21,8 @@ PUBLISHED = ("inception", "dinov2")  # extractors whose figures are also publish
 CLASSES = 100  # named at most
 FACTS = ("objective", "anchor", "image_shape", "train_images", "parameters", "sha256")
 
+SOUNDS = {"fid": "Fréchet distance"}  # of spectrograms' features: no FID, and not FAD either
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -89,6 +91,7 @@ def model_card(
         license_id=license_id,
         rows=evaluation.rows if evaluation else {},
         protocol=evaluation.protocol if evaluation else {},
+        titles=SOUNDS if modality.audible else {},
     )
     parts = [f"---\n{front}\n---", f"# {escape(title)}"]
     made = f"{'an' if images else 'a'} {modality.one}{'' if classes is None else ' of a class'}"
@@ -119,8 +122,8 @@ def escape(text: Any) -> str:
 def _figures(evaluation: Evaluation, modality: Modality) -> str:
     rows, protocol = evaluation.rows, evaluation.protocol
     shown = {m.key: m.name for m in catalogue.merits() if any(_number(row.get(m.key)) for row in rows.values())}
-    if modality.audible and "fid" in shown:
-        shown["fid"] = "Fréchet distance"  # of spectrograms' features: no FID, and not FAD either
+    if modality.audible:
+        shown |= {key: title for key, title in SOUNDS.items() if key in shown}
     table = [["", "evaluations", *shown.values()]]
     for name, row in rows.items():
         nfe = row.get("nfe")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ifm.metrics import catalogue
-from ifm.metrics.metric import Metric
 
 TAGS = ["integration-flow", "one-step-generation", "arxiv:2504.20179"]
 IMAGES = "unconditional-image-generation"  # the Hub's task of images without a prompt
@@ -34,14 +33,15 @@ def front_matter(
     license_id: str | None,
     rows: Mapping[str, Mapping[str, Any]],
     protocol: Mapping[str, Any],
+    titles: Mapping[str, str] | None = None,
 ) -> str:
-    """YAML without its lines of dashes. kind: images, classes (images of a class) or points.
+    """YAML without its lines of dashes. kind: images, classes (images of a class) or points; titles: of some figures.
 
     The model's own figures become a model-index where the data set is named: the Hub wants one beside each figure.
     """
     from huggingface_hub import ModelCardData
 
-    results = [] if data is None else _results(kind, data, rows, protocol)
+    results = [] if data is None else _results(kind, data, rows, protocol, titles or {})
     return ModelCardData(
         library_name=library,
         pipeline_tag=IMAGES if kind == "images" else None,
@@ -66,7 +66,13 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
 
 
-def _results(kind: str, data: str, rows: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> Sequence[Any]:
+def _results(
+    kind: str,
+    data: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    protocol: Mapping[str, Any],
+    titles: Mapping[str, str],
+) -> Sequence[Any]:
     """The figures of the model itself: of its samples, not of its teacher's or of real data."""
     from huggingface_hub import EvalResult
 
@@ -84,7 +90,7 @@ def _results(kind: str, data: str, rows: Mapping[str, Mapping[str, Any]], protoc
                     dataset_name=" ".join(data.split()),
                     dataset_split=protocol.get("split"),
                     metric_type=metric.key,
-                    metric_name=_named(metric, name, row),
+                    metric_name=_named(titles.get(metric.key, metric.title), name, row),
                     metric_value=float(row[metric.key]),
                     metric_args={key: value for key, value in facts.items() if isinstance(value, str | int)},
                 )
@@ -92,9 +98,9 @@ def _results(kind: str, data: str, rows: Mapping[str, Mapping[str, Any]], protoc
     return found
 
 
-def _named(metric: Metric, name: str, row: Mapping[str, Any]) -> str:
+def _named(title: str, name: str, row: Mapping[str, Any]) -> str:
     nfe = row.get("nfe")
-    return f"{metric.title}, {nfe} evaluation{'s' if nfe != 1 else ''} ({name})" if nfe else metric.title
+    return f"{title}, {nfe} evaluation{'s' if nfe != 1 else ''} ({name})" if nfe else title
 
 
 def _finite(value: Any) -> bool:
