@@ -12,7 +12,7 @@ from ifm import conditions, dynamics, pretrained
 from ifm.adapters import inputs, places
 from ifm.adapters.folder import read
 from ifm.conditions.base import varying
-from ifm.config import Config, NetworkConfig, weaker_teacher
+from ifm.config import Config, NetworkConfig
 from ifm.data.arrays import SampleSet
 from ifm.data.splits import open_states
 from ifm.exact import ExactTeacher
@@ -21,6 +21,7 @@ from ifm.hardware.processes import make_accelerator
 from ifm.modalities import at_work, mirrored
 from ifm.model import Teacher
 from ifm.networks import build_network
+from ifm.networks.smaller import with_changes
 from ifm.tracking import project_root
 from ifm.training.checkpoint import Checkpoints
 from ifm.training.loop import TrainSettings, write_curve
@@ -58,7 +59,9 @@ def work(stage: Stage) -> None:
     kind, drop = conditions.of_data(config.condition.kind, images), config.condition.drop_probability
     if kind is not None:
         kind = kind.told_to(drops=drop > 0, scale=None)
-    smaller = weaker_teacher(config)
+    changes, smaller = config.guidance.weaker_network, None
+    if changes:
+        smaller = type(config.network).model_validate(with_changes(config.network.model_dump(), changes))
 
     def untrained(network: NetworkConfig) -> Teacher:
         of_data = {"shape": images.shape, "modality": images.modality.name}
@@ -97,7 +100,7 @@ def work(stage: Stage) -> None:
 
     made, took = work_folder / pretrained.WEAKER, work_folder / f"{SMALLER}.json"
     if smaller is not None:
-        smaller_one(smaller.network, made)
+        smaller_one(smaller, made)
     result = train(
         teacher,
         settings=settings,

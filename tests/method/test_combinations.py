@@ -66,7 +66,7 @@ def tiny(name: str, objective: str, precision: str) -> dict:
     values["data"]["text"]["length"] = 8
     values["data"]["audio"] |= {"seconds": 0.1, "hop": 100, "fft": 200, "mels": 8}
     if values["anchor"]["policy"] == "bank":
-        values["flow"]["batch_size"] = 4
+        values["flow"]["batch_size"], values["anchor"]["reset_probability"] = 4, 0.25
     return values
 
 

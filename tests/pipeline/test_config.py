@@ -431,7 +431,7 @@ def test_a_wrong_leaf_is_refused_by_name_or_accepted(wrong: Any):
         "None": nullable
         | paths
         | {"flow.huber_c", "flow.evaluate_every", "trajectories.rho", "evaluate.weights_sha256"}
-        | {"guidance.interval", "guidance.weaker", "sample.guidance"}
+        | {"guidance.interval", "guidance.weaker", "guidance.weaker_network", "sample.guidance"}
         | {"data.encoder_revision", "ode.sigma_data"},
     }
     if str(wrong) in expected:

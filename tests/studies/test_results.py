@@ -74,13 +74,17 @@ def test_docs_have_means_over_seeds_between_their_marks(tmp_path, monkeypatch):
     page = tmp_path / "docs" / "classes.md"
     mark = CLASSES.mark
     page.parent.mkdir()
-    page.write_text(f"before\n{mark}\nold\n{mark}\nafter\n")
+    short = results.IN_SHORT
+    page.write_text(f"{short}\nold\n{short}\nbefore\n{mark}\nold\n{mark}\nafter\n")
     monkeypatch.chdir(tmp_path)
     found = results.table(row for seed in (0, 1) for row in results.rows_of(side(seed=seed), CLASSES))
     found.to_csv(tmp_path / "classes.csv", index=False)
     results.write_docs(pd.read_csv(tmp_path / "classes.csv"), CLASSES)
     text = page.read_text()
-    assert text.startswith(f"before\n{mark}\n| data |")
+    assert f"\n{short}\nbefore\n{mark}\n| data |" in text
+    assert text.startswith(f"{short}\n| one step, 2 training seeds | `ve` |\n|---|---|\n")
+    assert "| FID | 1.50 ± 0.00 |\n| FID of `digits-long`, without classes | – |" in text
+    assert "| FID, recall at w | `ve` flow | teacher |\n|---|---|---|\n| 2 | 1.80, – | 1.90, – |" in text
     assert text.endswith(f"Means ± standard deviations over 2 training seeds.\n{mark}\nafter\n")
     assert "| digits | ve |  | teacher | 9, 17 |" in text  # seed 1's best is at 9
     assert "| 1.500 ± 0.000 |" in text

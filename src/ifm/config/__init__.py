@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, create_model
 
 from ifm.config.reading import ConfigError, params_text, read_mapping, read_params, read_yaml, yaml_node
-from ifm.config.rules import MOST_FEATURES, Config
+from ifm.config.rules import MOST_FEATURES, Config, of_the_weaker
 from ifm.config.sections import (
     ClassifierConfig,
     DataConfig,
@@ -81,11 +81,11 @@ def parse(values: dict[str, Any], *, source: str = "params.yaml") -> Config:
 
 
 def weaker_teacher(config: Config, *, source: str = "params.yaml") -> Config | None:
-    """What autoguidance's weaker teacher is trained by, where it has a network of its own; else None.
+    """The params with the network of autoguidance's weaker teacher, where that has one of its own; else None.
 
     Raises ConfigError where that network is none.
     """
-    values = config.of_the_weaker()
+    values = of_the_weaker(config)
     return None if values is None else _checked(values, f"{source}: guidance.weaker_network")
 
 

@@ -25,6 +25,7 @@ from ifm.config.sections import (
 from ifm.dynamics import DYNAMICS
 from ifm.errors import either
 from ifm.networks import NETWORKS
+from ifm.networks.smaller import with_changes
 from ifm.objectives import OBJECTIVES
 from ifm.schema import Distinct, NameOf, Section
 
@@ -49,18 +50,6 @@ class Config(Section):
     sample: SampleConfig
     evaluate: EvaluateConfig
     diagnose: DiagnoseConfig
-
-    def of_the_weaker(self) -> dict[str, Any] | None:
-        """The values with the network of autoguidance's weaker teacher, where that has one of its own."""
-        changes = self.guidance.weaker_network
-        if not changes:
-            return None
-        values = self.model_dump()
-        return values | {
-            "network": _with_changes(values["network"], changes),
-            "anchor": values["anchor"] | {"input": "channels"},  # a teacher takes none
-            "guidance": values["guidance"] | {"weaker": 0.5, "weaker_network": None},  # it has no weaker one itself
-        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Classes made of tables have no name that pickle finds: values are written, and checked when they are read."""
@@ -221,19 +210,18 @@ class Config(Section):
 
 def _check_shares(config: "Config", asked: Collection[str]) -> None:
     """Raises ValueError for a share of a batch that is less than one of its samples: it would be none in every step."""
-    batch, policy = config.flow.batch_size, config.anchor.policy
+    batch, policy, interval = config.flow.batch_size, config.anchor.policy, config.flow.interval
     shares = {"anchor.self_probability": config.anchor.self_probability} if policy == "self" else {}
     shares |= {"anchor.reset_probability": config.anchor.reset_probability} if policy == "bank" else {}
-    shares |= {"flow.interval.same_share": config.flow.interval.same_share} if "interval" in asked else {}
-    counts = dict.fromkeys(shares, batch)
-    if "interval" in asked:  # of those with two times
-        shares["flow.interval.whole_share"] = config.flow.interval.whole_share
-        counts["flow.interval.whole_share"] = batch - math.floor(batch * config.flow.interval.same_share)
+    of = dict.fromkeys(shares, 1.0)  # what it is a share of: the batch, or a part of it
+    if "interval" in asked:
+        shares |= {f"flow.interval.{key}": getattr(interval, key) for key in ("same_share", "whole_share")}
+        of |= {"flow.interval.same_share": 1.0, "flow.interval.whole_share": 1 - interval.same_share}
     for key, share in shares.items():
-        if 0 < share * counts[key] < 1:
+        if 0 < share * of[key] < 1 / batch:
             raise ValueError(
                 f"{key}: {share:g} of flow.batch_size = {batch} is less than one sample, and so none in every step; "
-                f"raise it to {math.ceil(1e4 / counts[key]) / 1e4:g} or more"
+                f"raise it to {math.ceil(1e4 / batch / of[key]) / 1e4:g} or more"
             )
 
 
@@ -323,7 +311,7 @@ def check_guidance(config: Config) -> None:
                 "guidance.kind: autoguidance needs an earlier state of a trained teacher, or a smaller one; set "
                 "teacher.kind to network and guidance.weaker to a share of its training, e.g. 0.25"
             )
-        own_network = (config.of_the_weaker() or {}).get("network", config.network.model_dump())
+        own_network = (of_the_weaker(config) or {}).get("network", config.network.model_dump())
         steps = config.teacher.steps
         if round(config.guidance.weaker * steps) >= steps and own_network == config.network.model_dump():
             raise ValueError(
@@ -351,11 +339,16 @@ def _check_interval(config: Config) -> None:
             )
 
 
-def _with_changes(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Values with some of them replaced, at any depth."""
+def of_the_weaker(config: Config) -> dict[str, Any] | None:
+    """The values with the network of autoguidance's weaker teacher, where that has one of its own."""
+    changes = config.guidance.weaker_network
+    if not changes:
+        return None
+    values = config.model_dump()
     return values | {
-        key: _with_changes(values[key], new) if isinstance(new, dict) and isinstance(values.get(key), dict) else new
-        for key, new in changes.items()
+        "network": with_changes(values["network"], changes),
+        "anchor": values["anchor"] | {"input": "channels"},  # a teacher takes none
+        "guidance": values["guidance"] | {"weaker": 0.5, "weaker_network": None},  # it has no weaker one itself
     }
 
 

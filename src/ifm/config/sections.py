@@ -230,7 +230,7 @@ class GuidanceConfig(Section):
     scale: Scale
     interval: Annotated[list[NotNegative], AfterValidator(_rising)] | None
     weaker: Annotated[float, Field(gt=0, le=1)] | None
-    weaker_network: dict[str, Any] | None = None
+    weaker_network: dict[str, Any] | None
 
 
 class TrainConfig(Section):
