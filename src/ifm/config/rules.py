@@ -331,7 +331,7 @@ def _check_interval(config: Config) -> None:
         return
     low, high = config.guidance.interval
     for name in config.dynamics:
-        levels = getattr(config.ode, name).levels
+        levels = getattr(getattr(config.ode, name), "levels", None)  # an added dynamics may not say
         if levels is not None and (high < levels[0] or low > levels[1]):
             raise ValueError(
                 f"guidance.interval: [{low:g}, {high:g}] holds no noise level of {name}, which has {levels[0]:.4g} to "
