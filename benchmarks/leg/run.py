@@ -214,19 +214,20 @@ class Leg(Params):
 
     # --- paths, samples, figures --------------------------------------------------------------------------------------
 
-    def _path_cost(self) -> int:
-        """Network evaluations of one of the teacher's paths, those of guidance too."""
+    def _path_costs(self) -> tuple[int, int]:
+        """Evaluations of the denoiser in one of the teacher's paths, and of networks: a guided denoiser asks two."""
         from ifm import dynamics
         from ifm.guidance import Guidance, solver_evaluations
+        from ifm.solver import solver_nfe
 
         config = parse(self.values, source="the leg's params")
         ode = dynamics.of_params(self.d, config.ode)
         times = ode.solver_times(config.trajectories.solver_steps, rho=config.trajectories.rho)
-        return solver_evaluations(ode, times, Guidance.of(config.guidance))
+        return solver_nfe(len(times) - 1), solver_evaluations(ode, times, Guidance.of(config.guidance))
 
     def paths(self) -> None:
         """As many of the teacher's paths as there is time for; those that were solved, where it was too short."""
-        name, nfe = f"trajectories-{self.d}", self._path_cost()
+        name, (whole, nfe) = f"trajectories-{self.d}", self._path_costs()
         precision = self.values["trajectories"].get("precision", "no")
         rate = plan.FORWARD_A_STEP[precision] * getattr(self, "rate", 1000.0)
         end = self.end("trajectories")
@@ -246,7 +247,6 @@ class Leg(Params):
             self.need(self.one("trajectories", self.d, start=found.parent))
         count = self.values["trajectories"]["count"]
         seconds = max(self.stages[name]["seconds"], 1.0)
-        whole = 2 * self.values["trajectories"]["solver_steps"] - 1  # a guided one, of two passes, is one of these
         self.evaluations = count * whole / seconds
         self.note(name, paths=count, evaluations_per_second=round(count * nfe / seconds))
 

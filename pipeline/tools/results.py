@@ -8,7 +8,7 @@ file that the runs do not have.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ifm.dynamics import DYNAMICS
-from ifm.errors import UserError, in_a_line
+from ifm.errors import UserError, either, in_a_line
 from ifm.files import write_text
 from ifm.metrics import catalogue, teachers
 from ifm.report import names
@@ -108,14 +108,10 @@ def _classes_in_short(found: pd.DataFrame) -> str:
     def values(d: str, model: str, metric: str) -> pd.Series:
         return found[(found["dynamics"] == d) & (found["model"] == model) & (found["metric"] == metric)]["value"]
 
-    def spread(d: str, model: str, metric: str) -> str:
+    def mean(d: str, model: str, metric: str, *, sd: bool = False) -> str:
         some, unit, digits = values(d, model, metric), *((100, 1) if metric == "asked_class_share" else (1, 2))
-        sd = f" ± {unit * some.std():.{digits}f}" if len(some) > 1 else ""
-        return f"{unit * some.mean():.{digits}f}{sd}" if len(some) else "–"
-
-    def mean(d: str, model: str, metric: str) -> str:
-        some = values(d, model, metric)
-        return f"{some.mean():.2f}" if len(some) else "–"
+        spread = f" ± {unit * some.std():.{digits}f}" if sd and len(some) > 1 else ""
+        return f"{unit * some.mean():.{digits}f}{spread}" if len(some) else "–"
 
     rows = [
         ("in the class asked for (%)", "flow", "asked_class_share"),
@@ -124,11 +120,10 @@ def _classes_in_short(found: pd.DataFrame) -> str:
         ("over the conditional teacher at its best", "flow", "ratio"),
         ("recall", "flow", "recall"),
     ]
-    own = " or ".join(sorted({str(values(d, "flow", "fid").count()) for d in dynamics}))
-    seeds = f"{own} training seed{'' if own == '1' else 's'}"
-    lines = [f"| one step, {seeds} | {' | '.join(f'`{d}`' for d in dynamics)} |"]
+    own = sorted({values(d, "flow", "fid").count() for d in dynamics})
+    lines = [f"| one step, {_of_seeds(own)} | {' | '.join(f'`{d}`' for d in dynamics)} |"]
     lines += ["|" + "---|" * (1 + len(dynamics))]
-    lines += [f"| {title} | {' | '.join(spread(d, *of) for d in dynamics)} |" for title, *of in rows]
+    lines += [f"| {title} | {' | '.join(mean(d, *of, sd=True) for d in dynamics)} |" for title, *of in rows]
     scales = sorted({name.removeprefix("flow-w") for name in found["model"] if name.startswith("flow-w")}, key=float)
     lines += ["", f"| FID, recall at w | {' | '.join(f'`{d}` flow | teacher' for d in dynamics)} |"]
     lines += ["|" + "---|" * (1 + 2 * len(dynamics))]
@@ -239,8 +234,12 @@ def _spread(found: pd.DataFrame, results: Results) -> str:
     counts = sorted(set(found.fillna(NAMELESS).groupby(list(results.by), sort=False)["seed"].nunique()))
     if counts == [1]:
         return "One training seed. Values are means over the sets of samples."
-    several = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return f"Means ± standard deviations over {several} training seeds."
+    return f"Means ± standard deviations over {_of_seeds(counts)}."
+
+
+def _of_seeds(counts: Sequence[int]) -> str:
+    """e.g. "2 or 3 training seeds"."""
+    return f"{either(list(map(str, counts)))} training seed{'' if list(counts) == [1] else 's'}"
 
 
 def _one_table(found: pd.DataFrame, results: Results) -> str:
